@@ -118,7 +118,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "seal",
             Choice("auto", "never"),
-            "Seal a complete kit, so that the kernel serves it: auto or never.",
+            "When to seal a complete kit, so that the kernel serves it: auto or never.",
             default="auto",
             metavar="WHEN",
         ),
@@ -129,11 +129,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
             default="touched",
             metavar="WHICH",
         ),
-        Option("only", word, f"Choose parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
+        Option("only", word, f"Select parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
         Option(
             "label",
             word,
-            "Choose the kit of an index that has this label: KEY=VALUE. Repeatable.",
+            "Select the kit of an index that has this label: KEY=VALUE. Repeatable.",
             metavar="LABEL",
             many=True,
             short="l",
@@ -148,7 +148,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "max-expansion",
             positive,
-            "Refuse a compressed layer that decodes to more than N times its size, if that is over 16 GiB.",
+            "Refuse a layer whose decompressed size exceeds 16 GiB and also N times its compressed size.",
             default="200",
             metavar="N",
         ),
@@ -185,7 +185,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "mirror",
             mirror,
-            "Ask URL before HOST itself. Repeatable; mirrors are tried in order.",
+            "Try the mirror URL before HOST. Repeatable; mirrors are tried in order.",
             metavar="HOST=URL",
             many=True,
         ),
@@ -214,7 +214,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "no-trunc", boolean, "On a terminal, print digests and table cells in full.", default="false", flag=True
         ),
-        Option("json", boolean, "Print JSON for programs.", default="false", flag=True),
+        Option("json", boolean, "Print JSON.", default="false", flag=True),
     )
 }
 
@@ -379,9 +379,9 @@ def _bytes_of(file_path: str, *, optional: bool) -> bytes:
     except (OSError, ValueError) as e:  # ValueError: the name contains a NUL
         if optional and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
             return b""
-        raise UsageError(f"settings: cannot read {file_path}: {getattr(e, 'strerror', None) or e}") from None
+        raise UsageError(f"cannot read the settings file {file_path}: {getattr(e, 'strerror', None) or e}") from None
     if len(data) > MAX_SETTINGS:
-        raise UsageError(f"settings: {file_path} has more than {MAX_SETTINGS} bytes")
+        raise UsageError(f"the settings file {file_path} has more than {MAX_SETTINGS} bytes")
     return data
 
 
@@ -445,4 +445,4 @@ def _fill_homes(values: dict[str, Value], env: Mapping[str, str]) -> None:
         elif runtime:
             values["run-dir"] = os.path.join(runtime, "kitfs")
         else:
-            values["run-dir"] = f"/tmp/kitfs-{os.geteuid()}"  # noqa: S108 - made 0700 and its owner is checked before use
+            values["run-dir"] = f"/tmp/kitfs-{os.geteuid()}"  # noqa: S108 - made 0700, and its owner is checked

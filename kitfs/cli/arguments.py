@@ -1,8 +1,8 @@
-"""Hide passwords and tokens in the arguments of this process: every user may read /proc/PID/cmdline.
+"""Hide passwords and tokens in the arguments of this process, because every user may read /proc/PID/cmdline.
 
-A mount's daemon keeps the arguments of the ``kitfs mount`` that it was forked from for as long as it lives. Linux
-shows the memory in which they were passed (proc(5), arg_start and arg_end), which a process may overwrite; Python has
-copies of its own.
+The daemon of a mount is forked from ``kitfs mount`` and shows the same arguments until it exits. Linux shows the memory
+in which the arguments were passed (proc(5), arg_start and arg_end), and a process may overwrite that memory. Python has
+its own copies of the arguments.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ ARG_END: Final = 48
 
 
 def hide() -> None:
-    """Overwrite the secrets in the arguments that ps(1) shows. If that is not possible, nothing happens."""
+    """Overwrite the secrets in the arguments that ps(1) shows. Errors are ignored."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()  # from the third on: the second may hold blanks
+            fields = f.read().rpartition(b")")[2].split()  # starts at field 3, because field 2 may contain blanks
         start, end = int(fields[ARG_START - 2]), int(fields[ARG_END - 2])
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             shown = os.pread(memory.fileno(), end - start, start)
@@ -32,7 +32,7 @@ def hide() -> None:
 
 
 def without_secrets(arguments: list[bytes]) -> list[bytes]:
-    """Return the arguments without their secrets, each as long as before."""
+    """Return the arguments with their secrets overwritten. Each argument keeps its length."""
     found = []
     secret = False
     for argument in arguments:

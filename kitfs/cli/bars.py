@@ -1,8 +1,8 @@
-"""Progress bars, drawn by rich on stderr: one line for each transfer, and the total below them.
+"""Draw progress bars on stderr with rich: one line for each transfer, and the total below them.
 
-A line fits its terminal: the name is cut from the left first, then speed and time are left out. Sizes and speeds are in
-binary units, as in ``ls -h``. Speeds are those of the last seconds, so a transfer that waits shows 0 B/s. Threading:
-``draw`` is called under the caller's lock; rich draws on a thread of its own, which only reads.
+On a narrow terminal the beginning of the name is cut off, then speed and time are omitted. Sizes and speeds have binary
+units, as in ``ls -h``. A speed is the average of the last few seconds, so a stalled transfer shows 0 B/s. Threading:
+the caller of ``draw`` must hold its own lock. rich draws on its own thread, which only reads.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from kitfs.escaping import shown
 if TYPE_CHECKING:
     from rich.progress import Progress, Task, TaskID
 
-ALL: Final = "total"  # the name of the bar of everything
-LABEL: Final = 40  # columns of a name, at most
-BAR: Final = (8, 40)  # columns of a bar, at least and at most
+ALL: Final = "total"  # the name of the bar for the sum of all transfers
+LABEL: Final = 40  # most columns of a name
+BAR: Final = (8, 40)  # fewest and most columns of a bar
 FIGURES: Final = 41  # columns of size, speed and time, with the gaps between all columns
-NARROW: Final = 60  # columns of a terminal on which there is only room for name, bar and size
-WINDOW: Final = 5.0  # seconds over which a speed is taken
+NARROW: Final = 60  # a terminal with fewer columns shows only name, bar and size
+WINDOW: Final = 5.0  # seconds over which a speed is averaged
 SAMPLE: Final = 0.1  # seconds between two samples
 UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -36,7 +36,7 @@ class Speed:
         self._samples = deque([(clock(), done)], maxlen=int(WINDOW / SAMPLE))
 
     def tell(self, done: int) -> None:
-        """Record how many bytes are done now."""
+        """Record the number of bytes that are done now."""
         now = self._clock()
         if len(self._samples) > 1 and now - self._samples[-2][0] < SAMPLE:
             self._samples.pop()
@@ -52,7 +52,7 @@ class Speed:
 
 
 class Bars:
-    """The bars of a verb until ``stop``. ``draw`` begins, moves and ends a bar."""
+    """The bars of a verb. ``draw`` creates, updates and removes a bar; ``stop`` removes all bars."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -103,7 +103,7 @@ class Bars:
     def draw(self, name: str, label: str, done: int, total: int, *, alone: bool) -> None:
         """Update a bar.
 
-        A transfer that has not begun has no bar unless it is ``alone``; the bar of a finished one is removed.
+        A transfer that has not begun has no bar, unless it is ``alone``. The bar of a finished transfer is removed.
         """
         if done >= total:
             if name in self._tasks:
@@ -120,22 +120,22 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total)
 
     def pause(self) -> None:
-        """Take the bars away, so that a line can be written in their place."""
+        """Erase the bars, so that a line can be written in their place."""
         self._progress.stop()
 
     def resume(self) -> Bars:
-        """Return new bars. The old ones, started again, would erase the line that was written in between."""
+        """Return new bars. The old bars would erase the line that was written since ``pause``."""
         again = Bars()
         again._speeds = self._speeds
         return again
 
     def stop(self) -> None:
-        """Take the bars away for good."""
+        """Erase the bars. They are not drawn again."""
         self._progress.stop()
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a name to ``width`` columns. The end of a path says more than its beginning, so the end stays."""
+    """Cut a name to ``width`` columns. The beginning is cut off, because the end of a path is more informative."""
     from rich.cells import cell_len
 
     if cell_len(text) <= width:
@@ -146,7 +146,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def sizes(done: int, total: int) -> str:
-    """Return ``399.0/900.0 MiB``: both rounded down, in the unit of the total."""
+    """Return two sizes as ``399.0/900.0 MiB``, both rounded down, in the unit of the total."""
     power = 0
     while total >> (10 * (power + 1)) and power < len(UNITS) - 1:
         power += 1

@@ -1,7 +1,7 @@
-"""Verbs as commands of click: their help with examples, the guess at what a misspelled verb means, and BOOL options.
+"""Verbs as click commands: help with examples, suggestions for misspelled verbs, and BOOL options.
 
-``Command`` is a verb and ``Verbs`` a group of verbs. Both write their help through ``output``, so that a stdout that
-cannot be written is reported like every other failure.
+``Command`` is a verb, and ``Verbs`` is a group of verbs. Both write their help through ``output``, so that a failure to
+write stdout is reported like every other failure.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class _Helpful(click.Command):
     """A command whose help has two sections of options, and examples at its end."""
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
-        """Return click's own option with another callback."""
+        """Return click's help option with a callback that writes through ``output``."""
         option = super().get_help_option(ctx)
         if option is not None:
             option.callback = _show_help
         return option
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of the verb first, then those that most verbs take."""
+        """Write the options of the verb first, and then the options that most verbs accept."""
         own: list[tuple[str, str]] = []
         shared: list[tuple[str, str]] = []
         for param in self.get_params(ctx):
@@ -42,7 +42,7 @@ class _Helpful(click.Command):
                 name = (param.name or "").replace("_", "-")
                 common = getattr(param, "option", None) is OPTIONS.get(
                     name
-                )  # --tls-cert of serve is an option of its own
+                )  # --tls-cert of serve is not the common option of that name
                 (shared if name in SHARED and common and ctx.parent is not None else own).append(record)
         for title, records in (("Options", own), ("Options of most verbs", shared)):
             if records:
@@ -68,20 +68,20 @@ def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 class Command(_Helpful):
-    """A verb. ``--plain-http`` and its like take a BOOL after "=" only: a bare one becomes ``=true`` for click."""
+    """A verb. An option such as ``--plain-http`` accepts a BOOL only after "=", and without a value it is true."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give bare boolean options their value, up to a ``--``."""
+        """Add ``=true`` to boolean options without a value, up to ``--``."""
         bare = {opt for p in self.params if isinstance(p, Flag) and p.option.boolean for opt in p.opts}
         end = args.index("--") if "--" in args else len(args)
         return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
 
 
 class Verbs(_Helpful, click.Group):
-    """A group of verbs. The options that every verb takes may stand before its name, as with kit."""
+    """A group of verbs. Options that every verb accepts may be written before the verb, as with kit."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move leading options behind the verb."""
+        """Move the options before the verb behind it."""
         at = 0
         while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
             at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2
@@ -90,10 +90,10 @@ class Verbs(_Helpful, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a verb. Raises click's UsageError with the verbs that a misspelled name may mean."""
+        """Find a verb. Raises click's UsageError, which suggests similar names, for an unknown verb."""
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
-            raise click.UsageError(f"there is no verb {name!r}{self._guess(name)}", ctx)
+            raise click.UsageError(f"unknown verb {name!r}{self._guess(name)}", ctx)
         return super().resolve_command(ctx, args)
 
     def _guess(self, name: str) -> str:
@@ -104,7 +104,7 @@ class Verbs(_Helpful, click.Group):
         return f" (did you mean {' or '.join(meant)}?)" if meant else ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the verbs; those of the program itself by task."""
+        """Write the verbs of this group. The verbs of kitfs itself are grouped by task."""
         if ctx.parent is not None:
             super().format_commands(ctx, formatter)
             return

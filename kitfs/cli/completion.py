@@ -1,6 +1,6 @@
-"""Completion of arguments by the shell: references of the store, mount points, and paths inside a kit.
+"""Complete arguments in a shell: references in the store, mount points, and paths in a kit.
 
-Nothing here asks the network, and nothing here fails: a shell that completes must get an answer quickly, or none.
+A completion must be quick, so these functions never use the network. They suppress all errors and then suggest nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def references(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a reference with those of the store."""
+    """Complete a reference to a kit in the store."""
     with suppress(KitfsError, OSError), closing(_store(ctx)) as store:
         return [CompletionItem(name) for name in sorted(_names(store)) if name.startswith(incomplete)]
     return []
 
 
 def mountpoints(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete the mount point of a mount; a directory if there is none."""
+    """Complete the mount point of a mount, or a directory if nothing is mounted."""
     from kitfs.daemon.run_dir import RunDir
 
     with suppress(KitfsError, OSError):
@@ -47,7 +47,7 @@ def directories(_: click.Context, __: click.Parameter, incomplete: str) -> list[
 
 
 def paths(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Complete a path inside the kit that the command line names, if the kit is in the store or in a layout."""
+    """Complete a path in the kit that the command line names, if the kit is in the store or in a layout."""
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.tree import tree_of
     from kitfs.kit.workspace import Workspace

@@ -1,6 +1,6 @@
-"""The verbs by task, and examples for every verb: data that ``kitfs --help`` and ``kitfs VERB --help`` show.
+"""The verbs grouped by task, and examples for every verb. ``kitfs --help`` and ``kitfs VERB --help`` show them.
 
-A test parses every example as the command line does, so that no example names a verb or an option that does not exist.
+A test parses every example as the command line does, so that no example contains an unknown verb or option.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-TASKS: Final = (  # in the order of --help: what people do most comes first
+TASKS: Final = (  # in the order of --help: the most frequent tasks come first
     ("Use a kit", ("mount", "umount", "mounts", "status", "seal", "warm", "logs", "ls", "cat", "unpack")),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
     ("Trust kits", ("sign", "verify", "generate-key-pair")),

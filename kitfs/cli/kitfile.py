@@ -19,9 +19,10 @@ YEAR_10000: Final = 253_402_300_800  # in seconds since 1970; RFC 3339 cannot wr
 
 
 def kitfile_of(file: str | None, directory: str) -> tuple[Kitfile, str]:
-    """Read the Kitfile ``file`` ("-" is stdin), or that of ``directory`` if ``file`` is None.
+    """Read the Kitfile ``file`` ("-" is stdin), or the Kitfile of ``directory`` if ``file`` is None.
 
-    Returns the Kitfile, and its name in messages. Raises UsageError if there is none, ContextError, KitfileError.
+    Returns the Kitfile, and the name by which messages call it. Raises UsageError if the Kitfile does not exist,
+    ContextError, KitfileError.
     """
     from kitfs.ops.pack.kitfiles import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
 
@@ -40,7 +41,7 @@ def kitfile_of(file: str | None, directory: str) -> tuple[Kitfile, str]:
 
 
 def source_date() -> int | None:
-    """Return SOURCE_DATE_EPOCH in seconds since 1970; None if it is not set. Raises UsageError if it is invalid."""
+    """Return SOURCE_DATE_EPOCH in seconds since 1970, or None if it is not set. Raises UsageError if it is invalid."""
     text = os.environ.get("SOURCE_DATE_EPOCH")
     if not text:
         return None
@@ -49,5 +50,5 @@ def source_date() -> int | None:
         if not 0 <= value < YEAR_10000:
             raise ValueError
     except ValueError:
-        raise UsageError(f"invalid SOURCE_DATE_EPOCH {text!r}: a number of seconds since 1970 was expected")
+        raise UsageError(f"invalid SOURCE_DATE_EPOCH {text!r} (set it to a number of seconds since 1970)")
     return value

@@ -1,10 +1,9 @@
-"""The command line: ``kitfs VERB``. Verbs are small functions in modules of their own; this module gathers them and
-ends the process.
+"""Run the command line ``kitfs VERB``. The verbs are functions in ``verbs``; this module collects and runs them.
 
-Every failure is one line on stderr and the exit code of its class (see ``errors``). With --json the line is a JSON
-object: ``error`` is the name of the class, ``message`` the text, ``exit_code`` the exit code. No traceback reaches a
-user unless KITFS_DEBUG is set. Modules of verbs import heavy modules inside their functions, so that
-``kitfs --help`` takes less than 0.2 s.
+Every failure is reported by one line on stderr and the exit code of its class (see ``errors``). With --json the line is
+a JSON object with the fields ``error`` (the name of the class), ``message`` and ``exit_code``. A user sees a traceback
+only if KITFS_DEBUG is set. Modules of verbs import heavy modules inside their functions, so that ``kitfs --help`` takes
+less than 0.2 s.
 """
 
 from __future__ import annotations
@@ -58,8 +57,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Mount KitOps ModelKits and CNCF ModelPacks lazily out of OCI registries.
 
-    "kitfs VERB --help" shows the options of a verb with examples, "kitfs help TOPIC" a page of the manual. Options can
-    also stand in the environment, as KITFS_<OPTION>, and in the YAML file of --settings.
+    "kitfs VERB --help" shows the options of a verb with examples, and "kitfs help TOPIC" a page of the manual. Options
+    can also be set by environment variables (KITFS_<OPTION>) and in the YAML file of --settings.
     """
 
 
@@ -84,14 +83,14 @@ for _module in (
 
 
 def main() -> NoReturn:
-    """Run a verb and exit with its code."""
+    """Run a verb, and exit with its exit code."""
     settle_streams()
     arguments.hide()
     sys.exit(run(cli))
 
 
 def run(command: click.Command, args: list[str] | None = None) -> int:
-    """Run a click command and return its exit code. A failure is reported in one line on stderr: text, or JSON."""
+    """Run a click command, and return its exit code. A failure is reported by one line on stderr, as text or JSON."""
     words = sys.argv[1:] if args is None else args
     invocation = Invocation(json="--json" in words[: words.index("--") if "--" in words else len(words)])
     name = "kitfs" if command is cli else command.name
@@ -112,7 +111,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         error = Interrupted("interrupted")
     except KitfsError as e:
         if isinstance(e, Unwritable) and e.exit_code == BROKEN_PIPE:
-            return e.exit_code  # the reader of stdout went away: it does not want a message either
+            return e.exit_code  # the reader of stdout has exited, as with "| head", so a message would only disturb
         error = e
     except Exception as e:
         if os.environ.get("KITFS_DEBUG"):
@@ -122,7 +121,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
 
 
 def usage_text(error: click.ClickException) -> str:
-    """Return the message of an error of click, with a hint where to read more."""
+    """Return the message of a click error, with a hint at the help of the verb."""
     text, context = error.format_message(), getattr(error, "ctx", None)
     if context is None:
         return text

@@ -1,11 +1,11 @@
-"""``mount.kitfs``: the program that mount(8) runs for file systems of type kitfs, so that an fstab line works.
+"""Run ``mount.kitfs``, the program that mount(8) runs for file systems of type kitfs, for example from fstab.
 
     mount.kitfs SPEC DIR [-sfnv] [-N namespace] [-o OPTIONS] [-t TYPE]          (mount(8), "External helpers")
 
-SPEC is a reference. Options are those of ``kitfs mount``, written with ``-`` or ``_``
-(``cache_dir=/var/cache/kits,plain_http,only=model``); a comma inside a value is written ``\\,``. Options that only mean
-something to mount(8) (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are ignored; unknown ones are refused.
-Exit codes are those of mount(8): 0 for success, 1 for wrong usage, 32 for a mount that failed.
+SPEC is a reference. The options are those of ``kitfs mount``, written with ``-`` or ``_``
+(``cache_dir=/var/cache/kits,plain_http,only=model``). A comma inside a value is written ``\\,``. Options that only
+mount(8) uses (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are ignored, and unknown options are refused.
+The exit codes are those of mount(8): 0 for success, 1 for wrong usage, 32 for a mount that failed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
 
 
 def flags_of(options: str) -> dict[str, object]:
-    """Return the texts of every option by its name, from the text after -o.
+    """Parse the argument of -o into the values of each option, keyed by the option's name.
 
-    Raises UsageError for an option that is neither one of ``kitfs mount`` nor one of mount(8).
+    Raises UsageError for an option that neither ``kitfs mount`` nor mount(8) has.
     """
     flags: dict[str, object] = dict.fromkeys(SUPPORTED)
     for part in re.split(r"(?<!\\),", options):
@@ -58,12 +58,12 @@ def flags_of(options: str) -> dict[str, object]:
             else:
                 flags[name] = text
         elif not IGNORED.fullmatch(part):
-            raise UsageError(f"there is no mount option {key}")
+            raise UsageError(f"unknown mount option {key} (kitfs mount --help lists the options)")
     return flags
 
 
 def announce(record: Record) -> None:
-    """Print the digest of a kit that was mounted, the process id of its daemon, and the path of its log."""
+    """Print the digest of a mounted kit, the process id of its daemon, and the path of its log."""
     put(line_of(record))
     flush()
 
@@ -81,14 +81,14 @@ def announce(record: Record) -> None:
 @click.option("-N", "namespace")
 @click.option("-t", "fs_type")
 def helper(spec: str, directory: str, options: tuple[str, ...], fake: bool, **_: object) -> None:
-    """Mount SPEC at DIRECTORY; called by mount(8)."""
+    """Mount SPEC at DIRECTORY. mount(8) calls this program."""
     request = mount_request(spec, directory, Settings.load(flags_of(",".join(options))))
     if not fake:
         mount_in_daemon(request, announce)
 
 
 def main() -> NoReturn:
-    """Run the helper with mount(8)'s exit codes."""
+    """Run the helper, and exit with an exit code of mount(8)."""
     settle_streams()
     try:
         helper.main(standalone_mode=False)

@@ -1,7 +1,7 @@
-"""Flags made from options: a verb names the options that it takes, and is called with their values as ``Settings``.
+"""Make command-line flags from options. A verb lists its options, and is called with their values as ``Settings``.
 
-A verb takes common options by name, from the table of ``config``, and its own ones as ``Option`` values. Every verb
-takes the options of ``EVERYWHERE``, before or after its name, as every verb of kit does.
+A verb lists common options by name, from the table in ``config``, and its own options as ``Option`` values. Every verb
+accepts the options in ``EVERYWHERE``, before or after its name, as every verb of kit does.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from kitfs.parsers import path
 
 Verb = Callable[..., None]
 EVERYWHERE: Final = ("config", "log-level", "progress")
-REMOTE: Final = OPTIONS["remote"]._replace(short="r", help="Ask the registry, not the store.")
+REMOTE: Final = OPTIONS["remote"]._replace(short="r", help="Read from the registry, not from the store.")
 UNUSED_CONCURRENCY: Final = OPTIONS["concurrency"]._replace(
-    default=None, help="Accepted because kit accepts it; this verb transfers one thing at a time."
+    default=None, help="Accepted for compatibility with kit, but without effect."
 )
 
 
 class Interrupted(KitfsError):  # noqa: N818 - as the classes of errors.py
-    """Ctrl-C while a verb ran."""
+    """Ctrl-C was pressed while a verb ran."""
 
     exit_code = 130
 
 
 @dataclass(slots=True)
 class Invocation:
-    """What the end of the process must know about the verb that ran: whether its output is JSON."""
+    """A record of the verb that runs. ``json``: whether failures are reported as JSON."""
 
     json: bool = False
 
 
 class Flag(click.Option):
-    """A flag of click that knows the ``Option`` that it was made from."""
+    """A click option that refers to the ``Option`` from which it was made."""
 
     option: Option
 
@@ -49,7 +49,7 @@ class Flag(click.Option):
         self.option = option
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Complete the values of an option: its few words, files, or directories."""
+        """Complete the value of an option: one of a few words, a file, or a directory."""
         if self.option.words:
             return [CompletionItem(one) for one in self.option.words if one.startswith(incomplete)]
         if self.option.parse is path:
@@ -58,9 +58,9 @@ class Flag(click.Option):
 
 
 def takes(*options: str | Option) -> Callable[[Verb], Verb]:
-    """Decorate a verb with options and those of ``EVERYWHERE``.
+    """Add these options and those in ``EVERYWHERE`` to a verb.
 
-    The verb is called with ``settings`` and its arguments.
+    The decorated verb is called with ``settings`` and its arguments.
     """
     table = {o.name: o for o in (OPTIONS[one] if isinstance(one, str) else one for one in options)}
     table |= {name: OPTIONS[name] for name in EVERYWHERE if name not in table}
@@ -78,9 +78,10 @@ def takes(*options: str | Option) -> Callable[[Verb], Verb]:
             try:
                 verb(settings, **kwargs)
             except KeyboardInterrupt:
-                raise Interrupted("interrupted")  # click would print an empty line of its own
+                raise Interrupted("interrupted")  # otherwise click prints an empty line
 
-        decorated: Verb = click.option("-v", "--verbose", count=True, help="Log more: as --log-level debug.")(settle)
+        help_text = "Log more; the same as --log-level debug."
+        decorated: Verb = click.option("-v", "--verbose", count=True, help=help_text)(settle)
         for option in reversed(table.values()):
             decorated = _flag(option)(decorated)
         return decorated

@@ -1,8 +1,8 @@
-"""What verbs print: tables, JSON, and messages on stderr.
+"""Print the output of verbs: lines, tables and JSON on stdout, and messages on stderr.
 
-All of stdout goes through here, so that a failure to write it is distinguished from every other failure, and so that no
-foreign text reaches a terminal unescaped (``escaping``). ``put`` and ``say`` write one line, ``put_lines`` a text of
-several lines.
+Only this module writes to stdout. It therefore distinguishes a failure to write stdout from every other failure, and
+escapes control characters that come from a kit or a registry (``escaping``). ``put`` and ``say`` write one line,
+``put_lines`` writes several lines.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from kitfs.errors import KitfsError
 from kitfs.escaping import shown, shown_json, shown_lines
 from kitfs.redaction import redacted
 
-GAP: Final = "   "  # between two columns of a table
+GAP: Final = "   "  # the space between two columns of a table
 DIGEST: Final = re.compile(r"(sha(?:256|512):[0-9a-f]{12})[0-9a-f]+")
-NARROWEST: Final = 8  # columns below which no cell is shortened
-BROKEN_PIPE: Final = 141  # exit code of a program whose reader went away, as shells have it (128 + SIGPIPE)
+NARROWEST: Final = 8  # a cell is never shortened to fewer columns
+BROKEN_PIPE: Final = 141  # the exit code in shells of a program that SIGPIPE ended (128 + 13)
 
 
 class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
-    """stdout cannot be written. If its reader went away the exit code is BROKEN_PIPE, and nothing is printed."""
+    """stdout cannot be written. If its reader has exited, the exit code is BROKEN_PIPE and no message is printed."""
 
 
 def settle_streams() -> None:
-    """Open /dev/null for those of the descriptors 0 to 2 that are closed, so that no file of ours gets their numbers.
+    """Open /dev/null for each closed descriptor from 0 to 2, so that no other file gets its number.
 
-    stdout writes characters that its encoding does not have as backslash escapes, as stderr does.
+    Characters that the encoding of stdout does not have are written as backslash escapes, as on stderr.
     """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # open(2) returns the lowest free number, which is this descriptor
     sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - to the end of the process
     sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -53,14 +53,14 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's own flush at exit is silent
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's flush at exit does not fail again
         error = Unwritable(f"stdout cannot be written: {e.strerror}")
         error.exit_code = BROKEN_PIPE if isinstance(e, BrokenPipeError) else 1
         raise error
 
 
 def say(text: str) -> None:
-    """Write one line for people to stderr, without the secrets of URLs and headers in it."""
+    """Write one line to stderr. Secrets in URLs and headers are removed."""
     sys.stderr.write(f"{shown(redacted(text))}\n")
 
 
@@ -70,12 +70,12 @@ def say_json(value: Any) -> None:
 
 
 def report_failure(error: BaseException, *, as_json: bool = False) -> int:
-    """Report a failure in one line on stderr, and return its exit code."""
+    """Write a failure as one line to stderr, and return its exit code."""
     kind, code, message = type(error).__name__, 1, str(error)
     if isinstance(error, KitfsError):
         code = error.exit_code
     else:
-        message = f"a bug in kitfs: {kind}: {error} (KITFS_DEBUG=1 shows where)"
+        message = f"a bug in kitfs: {kind}: {error} (set KITFS_DEBUG=1 to see the traceback)"
     if as_json:
         say_json({"error": kind, "message": " ".join(message.split()), "exit_code": code})
     else:
@@ -87,8 +87,8 @@ _before: Callable[[], None] | None = None
 
 
 def before_the_answer(do: Callable[[], None] | None) -> None:
-    """Call a function once, before the first part of the answer is written."""
-    global _before  # noqa: PLW0603 - one answer a process
+    """Call a function once, before the first output is written to stdout."""
+    global _before  # noqa: PLW0603 - a process runs one verb
     _before = do
 
 
@@ -100,17 +100,17 @@ def _begin() -> None:
 
 
 def put(text: str) -> None:
-    """Write one line of the answer to stdout."""
+    """Write one line to stdout."""
     _put_escaped(shown(text))
 
 
 def put_lines(text: str) -> None:
-    """Write a text of several lines to stdout: newlines and tabs stay."""
+    """Write several lines to stdout. Newlines and tabs are not escaped."""
     _put_escaped(shown_lines(text))
 
 
 def put_json_text(text: str) -> None:
-    """Write a text that is JSON already to stdout."""
+    """Write a string that already is JSON to stdout."""
     _put_escaped(shown_json(text))
 
 
@@ -121,28 +121,28 @@ def _put_escaped(text: str) -> None:
 
 
 def put_bytes(data: bytes | bytearray) -> None:
-    """Write bytes to stdout as they are."""
+    """Write bytes to stdout unchanged."""
     _begin()
     with _writing():
         sys.stdout.buffer.write(data)
 
 
 def flush() -> None:
-    """Flush stdout."""
+    """Flush stdout. Raises Unwritable."""
     with _writing():
         sys.stdout.flush()
 
 
 def put_json(value: Any) -> None:
-    """Write an answer for programs as indented JSON."""
+    """Write a value as indented JSON to stdout."""
     put_json_text(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() not in ("utf-8", "utf8")))
 
 
 def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool = True) -> None:
-    """Write columns as kit does: each as wide as its widest cell, with three blanks between.
+    """Write a table as kit does: each column is as wide as its widest cell, with three blanks between columns.
 
-    Unless ``full``, a table for a terminal is made to fit it: the middle of the widest cells becomes an ellipsis.
-    Digests stay whole, since part of a digest is of no use.
+    On a terminal, unless ``full``, the table is made to fit: the middle of the widest cells is replaced by an ellipsis.
+    Digests are not cut, because a part of a digest is useless.
     """
     rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -155,7 +155,7 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool 
 
 
 def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[int]:
-    """Return widths that fit a terminal. The widest columns are made narrower first, but none than its least width."""
+    """Return widths that fit a terminal. The widest columns are narrowed first, down to their ``least`` widths."""
     fitted = list(widths)
     excess = sum(fitted) + len(GAP) * (len(fitted) - 1) - columns
     while excess > 0:
@@ -168,7 +168,7 @@ def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[i
 
 
 def _cut(text: str, width: int) -> str:
-    """Shorten a text in its middle, because both ends of a path and of a reference say more than the middle."""
+    """Cut out the middle of a string. Both ends of a path or reference are more informative than its middle."""
     if len(text) <= width:
         return text
     end = (width - 1) // 2
@@ -176,14 +176,14 @@ def _cut(text: str, width: int) -> str:
 
 
 def is_terminal() -> bool:
-    """Return whether people read stdout."""
+    """Return whether stdout is a terminal."""
     return sys.stdout.isatty()
 
 
 def short(text: str, *, full: bool) -> str:
-    """Return a text in which people read digests: on a terminal, only the first 12 digits of each.
+    """Shorten the digests in a string to their first 12 digits if stdout is a terminal.
 
-    Elsewhere, and if ``full``, the text is returned unchanged.
+    If stdout is not a terminal, or if ``full``, the string is returned unchanged.
     """
     return text if full or not is_terminal() else DIGEST.sub(r"\1", text)
 
@@ -194,7 +194,7 @@ def counted(count: int, noun: str) -> str:
 
 
 def human_size(size: int) -> str:
-    """Return a size as kit's FormatBytes writes it: ``512 B``, ``7.0 KiB``, with one decimal that is rounded down."""
+    """Format a size as kit's FormatBytes does: ``512 B``, ``7.0 KiB``, with one decimal, rounded down."""
     if size < 1024:
         return f"{size} B"
     value = float(size)

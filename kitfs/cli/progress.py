@@ -1,8 +1,8 @@
-"""How verbs show their progress: lines in kit's words, bars on a terminal, a line every five seconds elsewhere, and
-JSON lines for programs.
+"""Show the progress of verbs: as lines in kit's words, with bars on a terminal, or as JSON lines.
 
-Short work is quiet: bars appear after one second, and lines after five. rich draws the bars on stderr; it is imported
-when the first bar is drawn. Threading: events come from any thread; one lock keeps lines and bars apart.
+Elsewhere than on a terminal, a line every five seconds replaces the bars. A short verb shows neither: bars appear after
+one second, and lines after five. rich draws the bars on stderr; it is imported when the first bar is drawn. Threading:
+events may come from any thread; a lock prevents that lines and bars mix.
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ if TYPE_CHECKING:
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
 WAITING_EVERY: Final = 0.5  # seconds between two updates of the line of a verb without bars
-WAYS: Final = {"exists": "already there", "existed": "already there"}  # how a blob got there, in words
+WAYS: Final = {"exists": "already there", "existed": "already there"}  # words for how a blob got to the registry
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
 
 class Reporter:
-    """Shows the progress of a verb. ``mode`` is none, plain, fancy, or auto: fancy on a terminal, and plain elsewhere.
+    """A display of a verb's progress.
 
-    With ``as_json`` every event is printed as JSON. With ``full`` digests are not shortened on a terminal. Bars are
-    drawn after ``delay`` seconds of work; in plain mode a line is written every ``interval`` seconds.
+    ``mode``: "none", "plain", "fancy", or "auto", which is fancy on a terminal and plain elsewhere. ``as_json``: print
+    every event as JSON. ``full``: do not shorten digests on a terminal. ``delay``: seconds until bars are drawn.
+    ``interval``: seconds between two lines in plain mode.
     """
 
     def __init__(
@@ -121,11 +122,11 @@ class Reporter:
                 self._line(lambda: put(self._saved(event)))
 
     def say(self, text: str, **fields: Any) -> None:
-        """Write a line to stdout; for programs, an event with ``fields`` instead."""
+        """Write a line to stdout, or with ``as_json`` an event with ``fields``."""
         self.say_lines(shown(text), **fields)
 
     def say_lines(self, text: str, **fields: Any) -> None:
-        """Write a text of several lines, as ``say`` writes one."""
+        """Write several lines to stdout, or with ``as_json`` an event with ``fields``."""
         with self._lock:
             if self._json:
                 put_json_text(json.dumps(fields))
@@ -134,14 +135,11 @@ class Reporter:
             flush()
 
     def short(self, digest: str) -> str:
-        """Return a digest as people read it: short on a terminal."""
+        """Return a digest, which is shortened if stdout is a terminal."""
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
-        """Write the last line of a verb, as ``say``.
-
-        On a terminal, a line follows that says what moved or was saved.
-        """
+        """Write the last line of a verb as ``say`` does. On a terminal, a summary of the transfer follows."""
         self.say(text, **fields)
         if is_terminal() and not self._json:
             for what, counts in (("blob", self._sent), ("layer", self._saved_layers)):
@@ -159,7 +157,7 @@ class Reporter:
         return f"{'Saved manifest to storage' if event.added else 'Manifest already exists in storage'}: {digest}"
 
     def _line(self, write: Any) -> None:
-        """Write a line, although bars may be drawn."""
+        """Write a line. If bars are drawn, they are erased first and drawn again."""
         if self._bars is None:
             write()
             return
@@ -169,7 +167,7 @@ class Reporter:
         self._begin()
 
     def _show(self) -> None:
-        """Run in the thread: begin the bars, or write a line of progress every few seconds."""
+        """Run in a thread: start the bars, or write a line every few seconds."""
         if self._mode == "fancy":
             if not self._ended.wait(self._delay):
                 with self._lock:
@@ -191,7 +189,7 @@ class Reporter:
             self._draw(name)
 
     def _draw(self, name: str) -> None:
-        """Draw the bar of one transfer, and that of the total."""
+        """Draw the bar of a transfer and the bar of the total."""
         if self._bars is None or name not in self._totals:
             return
         total, label = self._totals[name]
@@ -205,17 +203,17 @@ class Reporter:
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    """Return an event for programs: its kind in lower case as ``event``, and its fields."""
+    """Return an event as a JSON object: its fields, and its kind in lower case as ``event``."""
     fields = event._asdict()
     if isinstance(event, Saved):
-        del fields["path"], fields["size"]  # for people: programs know them from the events of the layer
+        del fields["path"], fields["size"]  # the other events of the layer have them
     return {"event": type(event).__name__.lower(), **fields}
 
 
 class Waiting:
-    """A line on a terminal which shows that a verb without bars still works. It disappears when the verb answers.
+    """A line on a terminal that shows that a verb without bars still works. It disappears when the verb prints output.
 
-    ``fetched`` returns the bytes that registries have sent so far. The line appears after ``delay`` seconds, and is
+    ``fetched`` returns how many bytes registries have sent so far. The line appears after ``delay`` seconds, and is
     updated every ``interval`` seconds.
     """
 

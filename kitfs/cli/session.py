@@ -1,6 +1,7 @@
-"""The parts that verbs share: the store and the registries of the settings, the report of progress, and references.
+"""Functions that verbs share: open the store and the registries, report progress, and parse references.
 
-A ``Workspace`` or a ``Store`` is open for the length of a ``with`` block. Threading: the main thread only.
+A ``Workspace`` or a ``Store`` is open for the duration of a ``with`` block. Threading: only the main thread may use
+this module.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspace]:
     """Open the store of --cache-dir and the registries of the network options.
 
-    Warnings of the log go to stderr; with --log-level or -v, everything from that level on. With ``waits``, for a verb
-    without progress bars, a terminal shows that the verb still works.
+    Log messages are written to stderr: warnings, or with --log-level or -v all messages of that level and above.
+    ``waits``: the verb has no progress bars, so a line on a terminal shows that it still works.
     """
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.workspace import Workspace
@@ -45,10 +46,7 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
 
 @contextmanager
 def store_of(settings: Settings, directory: str | None = None) -> Iterator[Store]:
-    """Open the store of --cache-dir, or that of ``directory``, alone.
-
-    The log goes to stderr as with ``workspace_of``.
-    """
+    """Open only the store of --cache-dir, or the store in ``directory``. Log messages are as with ``workspace_of``."""
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
@@ -65,7 +63,7 @@ def _log_to_stderr(settings: Settings) -> Iterator[logging.Logger]:
     log.setLevel(settings["log-level"].upper() if settings.given("log-level") else logging.WARNING)
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("kitfs: %(message)s"))
-    if not settings.given("log-level"):  # the failure that the verb reports says what an error in the log would say
+    if not settings.given("log-level"):  # an error in the log would only repeat the failure that the verb reports
         handler.addFilter(lambda record: record.levelno < logging.ERROR or record.exc_info is not None)
     log.addHandler(handler)
     try:
@@ -75,15 +73,15 @@ def _log_to_stderr(settings: Settings) -> Iterator[logging.Logger]:
 
 
 def reporter_of(settings: Settings) -> Reporter:
-    """Return the reporter of a verb, as --progress, --json and --no-trunc ask for it."""
+    """Make the reporter of a verb from --progress, --json and --no-trunc."""
     return Reporter(settings["progress"], as_json=settings["json"], full=settings["no-trunc"])
 
 
 @contextmanager
 def exit_on_interrupt(report: Reporter) -> Iterator[None]:
-    """Let Ctrl-C end the process without waiting for requests.
+    """Let Ctrl-C end the process at once, without waiting for requests in progress.
 
-    The files are then as after a kill, and the transfer resumes when the same command is run again.
+    The files are left as after SIGKILL, and the transfer resumes when the same command is run again.
     """
     try:
         yield
@@ -96,7 +94,7 @@ def exit_on_interrupt(report: Reporter) -> Iterator[None]:
 
 
 def with_tag(reference: Reference) -> Reference:
-    """Return a reference with a tag or digest. If it has neither, the tag is ``latest``, and a note is printed."""
+    """Add the tag ``latest``, and print a note, if a reference has neither a tag nor a digest."""
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference.display})")
@@ -104,8 +102,9 @@ def with_tag(reference: Reference) -> Reference:
 
 
 def named(text: str) -> Reference | LayoutReference:
-    """Parse a reference, and add ``latest`` as ``with_tag`` does. The path of a layout becomes absolute, because the
-    daemon works in /.
+    """Parse a reference, and add ``latest`` as ``with_tag`` does.
+
+    The path of a layout becomes absolute, because the working directory of the daemon is /.
     """
     from dataclasses import replace
 
@@ -117,20 +116,20 @@ def named(text: str) -> Reference | LayoutReference:
     try:
         return replace(reference, path=os.path.abspath(reference.path))
     except OSError:
-        raise UsageError(f"{text}: the current directory no longer exists")
+        raise UsageError(f"cannot resolve the relative path {text}: the current directory no longer exists")
 
 
 def display(reference: Reference | LayoutReference) -> str:
-    """Return a reference as people write it."""
+    """Return a reference as a user writes it."""
     from kitfs.oci.names import LayoutReference
 
     return str(reference) if isinstance(reference, LayoutReference) else reference.display
 
 
 def registry_target(text: str | None, source: Reference | None, *, task: str) -> Reference:
-    """Return the destination of a verb that writes to a registry: ``text``, or ``source`` if that is None.
+    """Return the destination of a verb that writes to a registry: ``text``, or ``source`` if ``text`` is None.
 
-    Raises UsageError if it names no registry.
+    Raises UsageError if the destination has no registry.
     """
     from kitfs.oci.names import LOCAL, Reference
 

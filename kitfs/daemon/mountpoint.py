@@ -84,9 +84,9 @@ def _check_free(path: str) -> None:
     if there is not None:
         # The mount is not asked for an answer, because a stalled mount would block. This process holds the lock, so a
         # mount of this run-time directory has no daemon any more.
-        unknown = f" whose daemon died, or has another --run-dir; clear it with: kitfs umount {path}"
-        hint = unknown if is_of_kitfs(there) else f", of {there.source}"
-        raise MountError(f"{path} is already a mount{hint}", errno=errno.EBUSY)
+        unknown = f"a kit, but its daemon died or has another --run-dir; unmount it with: kitfs umount {path}"
+        what = unknown if is_of_kitfs(there) else there.source
+        raise MountError(f"cannot mount at {path}: it is already a mount of {what}", errno=errno.EBUSY)
 
 
 def _locked(path: str) -> int:
@@ -107,7 +107,7 @@ def _locked(path: str) -> int:
             if time.monotonic() > deadline:
                 os.close(fd)
                 raise MountError(
-                    f"cannot mount at {path}: another process is mounting there; try again", errno=errno.EBUSY
+                    f"cannot mount at {path}: another process is mounting there (try again)", errno=errno.EBUSY
                 )
             time.sleep(0.02)
         except OSError:

@@ -81,5 +81,8 @@ class ClosedNote:
             if count
         ]
         self._log.warning(
-            "closed to other users by the modes in %s: %s; mount with %s to open them", where, closed, " ".join(options)
+            "the modes in %s close entries to other users: %s (mount with %s to open them)",
+            where,
+            closed,
+            " ".join(options),
         )

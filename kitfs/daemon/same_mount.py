@@ -23,33 +23,30 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
     Warnings are written to ``log``. Raises MountError (EBUSY) if the request differs from the mount, if the daemon does
     not answer, or if ``foreground`` is impossible.
     """
-    where, served = record.mountpoint, f"a mount of {record.reference}"
-    replace = f"to mount something else there, first run: kitfs umount {where}"
+    where = record.mountpoint
+    failed, first = f"cannot mount {request.reference} at {where}", f"first run: kitfs umount {where}"
     if not _same_place(parse_any(record.reference), parse_any(request.reference)):
-        raise _busy(f"{where} is already a mount, of {record.reference} (asked for: {request.reference}); {replace}")
+        raise _busy(f"{failed}: {record.reference} is already mounted there; {first}")
     different = differences(record.terms, terms_of(request, record.nonce))
     if different:
-        raise _busy(f"{where} is already {served} with other options: {', '.join(different)}; {replace}")
+        raise _busy(f"{failed}: it is already mounted there with other options: {', '.join(different)}; {first}")
     digest = _digest_of(request, record, log)
     if digest != record.digest:
-        named = " with these labels" if request.labels else ""
-        raise _busy(
-            f"{where} is already {served}, {record.digest}; {request.reference}{named} now means {digest}; {replace}"
-        )
+        named = f"{request.reference} with these labels" if request.labels else request.reference
+        raise _busy(f"{failed}: {record.digest} is already mounted there, but {named} is now {digest}; {first}")
     state = presence(run, record).state
     if state != "alive":
-        raise _busy(
-            f"{where} is already {served}, but its daemon (process {record.pid}) {state_text(state)}; "
-            f"clear it with: kitfs umount {where}"
-        )
+        daemon = f"the daemon of that mount (process {record.pid})"
+        raise _busy(f"{failed}: it is already mounted there, but {daemon} {state_text(state)}; {first}")
     if foreground:
         raise _busy(
-            f"{where} is already {served}, by process {record.pid}, which --foreground cannot replace; {replace}"
+            f"{failed}: it is already mounted there by process {record.pid}, and --foreground cannot take over a mount;"
+            f" {first}"
         )
 
 
 def state_text(state: str) -> str:
-    """Return the words that follow "its daemon" in a message, for a state other than "alive"."""
+    """Return the words that follow "the daemon" in a message, for a state other than "alive"."""
     return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
 
 
@@ -90,7 +87,7 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
             record.reference,
             record.labels,
         ):
-            log.warning("cannot check whether %s still means %s: %s", record.reference, record.digest, e)
+            log.warning("cannot check whether %s still names %s: %s", record.reference, record.digest, e)
             return record.digest
-        text = f"{record.mountpoint} is already a mount of {record.reference}; cannot resolve {request.reference}: {e}"
-        raise _busy(text)
+        failed = f"cannot mount {request.reference} at {record.mountpoint}"
+        raise _busy(f"{failed}: {record.reference} is already mounted there, and the new reference is unknown: {e}")

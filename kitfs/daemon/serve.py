@@ -50,7 +50,7 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
             return
         if time.monotonic() > deadline:
             raise MountError(
-                f"{request.mountpoint} is being mounted by another process, which is not ready yet; try again",
+                f"cannot mount at {request.mountpoint}: another process is mounting there (try again)",
                 errno=errno.EBUSY,
             )
         time.sleep(0.02)
@@ -71,8 +71,8 @@ def _of_another(run: RunDir, mountpoint: str) -> Record | None:
     if there and is_at(record, there[-1]):
         return record
     if any(is_at(record, mount) for mount in there):
-        text = f"{mountpoint} is already a mount of {record.reference}, covered by another one, of {there[-1].source}"
-        raise MountError(text, errno=errno.EBUSY)
+        text = f"{record.reference} is already mounted there, covered by a mount of {there[-1].source}"
+        raise MountError(f"cannot mount at {mountpoint}: {text}", errno=errno.EBUSY)
     run.displace(record)
     return None
 

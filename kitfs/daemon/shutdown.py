@@ -104,7 +104,7 @@ class Shutdown:
             raise self._gone()
 
     def _gone(self) -> MountError:
-        return MountError(f"{self._mountpoint} was unmounted, or something was mounted over it, before it answered")
+        return MountError(f"{self._mountpoint} was unmounted or mounted over before the mount was ready")
 
     def _is_there(self) -> bool:
         """Return whether this mount is the topmost mount at its mount point.
@@ -163,7 +163,7 @@ class Shutdown:
             try:
                 unmount(self._mountpoint, lazy=lazy)
                 if lazy:
-                    self._log.warning("%s is still in use: detached lazily", self._mountpoint)
+                    self._log.warning("detached %s lazily because it is still in use", self._mountpoint)
                 break
             except MountError as e:
                 if e.errno != errno.EBUSY:

@@ -43,7 +43,7 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
         raise
     if not answer:
         log = RunDir(request.run_dir).file(request.mountpoint, "log")
-        raise MountError(f"the daemon died before {request.mountpoint} answered; see {log}")
+        raise MountError(f"cannot mount at {request.mountpoint}: the daemon died (see its log {log})")
     answered = json.loads(answer)
     for warning in answered.get("warnings", ()):
         warn(warning)

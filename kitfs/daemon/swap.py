@@ -101,7 +101,7 @@ class Sealer:
                 return
             try:
                 if self._stopped.is_set():
-                    raise Refusal(Reason.COVERED, "the mount is ending")
+                    raise Refusal(Reason.COVERED, "the mount is being ended")
                 self._seal.check_complete()
                 sealed = self._seal.mount()
                 try:
@@ -143,7 +143,9 @@ class Sealer:
             try:
                 mounting.detach(sealed.fd)
             except OSError as again:
-                self._log.warning("a sealed mount stays beneath %s: %s", self._record.mountpoint, again.strerror)
+                self._log.warning(
+                    "cannot detach the sealed mount beneath %s: %s", self._record.mountpoint, again.strerror
+                )
             raise Refusal(Reason.FAILED, f"{Reason.FAILED.value}: {(e.strerror or str(e)).lower()} (umount2)")
 
 

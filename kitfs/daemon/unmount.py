@@ -36,7 +36,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
     if there is not None and not ours and _covers(record, mountpoint):
         cover = f"{there.source} ({there.fstype})"
         raise MountError(
-            f"the mount at {mountpoint} is covered by another one, of {cover}: unmount that one first",
+            f"cannot unmount {mountpoint}: it is covered by a mount of {cover} (unmount that mount first)",
             errno=errno.EBUSY,
         )
     if not ours and record is None:
@@ -46,7 +46,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
         mounting.unmount(mountpoint, lazy=lazy or dead)
         again = mount_at(mountpoint)
         if again is not None and again.number == there.number:
-            raise MountError(f"{mountpoint} is still mounted", errno=errno.EBUSY)
+            raise MountError(f"cannot unmount {mountpoint}: it is still mounted afterwards", errno=errno.EBUSY)
         if not known:
             return  # the mount belongs to another run-time directory
         # A daemon that was sealing the mount has attached another mount beneath it.
@@ -77,13 +77,11 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
         if time.monotonic() > deadline and lazy:
             return  # the daemon still serves the files that are open
         if time.monotonic() > asked and not lazy and (users := _users(record)):
-            text = (
-                f"{record.mountpoint} is detached, but its files are still {users}: its daemon {record.pid} serves them"
-            )
-            raise MountError(text, errno=errno.EBUSY)
+            text = f"its files are still {users}, so its daemon (process {record.pid}) continues"
+            raise MountError(f"{record.mountpoint} is detached, but {text}", errno=errno.EBUSY)
         if time.monotonic() > deadline:
-            text = f"{record.mountpoint} is unmounted, but its daemon {record.pid} does not end; see {record.log}"
-            raise MountError(text, errno=errno.EBUSY)
+            text = f"its daemon (process {record.pid}) does not exit (see its log {record.log})"
+            raise MountError(f"{record.mountpoint} is unmounted, but {text}", errno=errno.EBUSY)
     run.forget(record)
 
 

@@ -66,7 +66,7 @@ def gguf(size: int, read: Read) -> list[Tensor]:
         raise LayerError("the GGUF file declares that its tensors are aligned to 0 bytes")
     found = [_Entry.read(cursor) for _ in range(tensors)]
     if len({entry.name for entry in found}) < len(found):
-        raise LayerError("the GGUF file has two tensors of one name")
+        raise LayerError("the GGUF file has two tensors with the same name")
     return _placed(found, -(-cursor.at // alignment) * alignment, size, big_endian=cursor.order == ">")
 
 

@@ -106,7 +106,7 @@ def fusermount() -> str:
     """Return the path of fusermount3. Raises MountError if it is not installed."""
     found = shutil.which(FUSERMOUNT)
     if found is None:
-        raise MountError(f"{FUSERMOUNT} is not installed: install fuse3, or mount as root", errno=errno.ENOENT)
+        raise MountError(f"{FUSERMOUNT} is not installed (install fuse3, or mount as root)", errno=errno.ENOENT)
     return found
 
 
@@ -121,7 +121,7 @@ def check_allow_other() -> None:
         allowed = False
     if not allowed:
         raise MountError(
-            f"cannot let other users into the mount: put user_allow_other into {FUSE_CONF}, or use --no-allow-other",
+            f"cannot let other users access the mount: put user_allow_other into {FUSE_CONF}, or use --no-allow-other",
             errno=errno.EPERM,
         )
 
@@ -230,7 +230,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     if mount_at(path) is None:
         raise nothing  # another process has unmounted it meanwhile
     if number == errno.EBUSY:
-        raise MountError(f"{path} is busy: {_users(path)}", errno=errno.EBUSY)
+        raise MountError(f"cannot unmount {path}: it is busy: {_users(path)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)
 
 

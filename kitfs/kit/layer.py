@@ -257,7 +257,7 @@ class Layer:
             if index == made:
                 return
             self._misfit = IntegrityError(
-                f"layer {self.digest}: its verified bytes hold other files than the bytes that were read before: "
+                f"layer {self.digest}: its verified bytes contain other files than the bytes that were read before: "
                 "a registry or mirror has sent wrong bytes (mount or open the kit again)"
             )
         self._store.counters.add("integrity_failures")

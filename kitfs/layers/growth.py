@@ -64,7 +64,7 @@ class Growth:
             granted = min(STEP, self._spare() - MARGIN)
             if granted <= 0:
                 raise StoreFull(
-                    f"it decompresses to more than {CACHED} times its size, and the store has no room for more than "
-                    f"{self._granted} bytes of it beside the layers of other kits; make room, or raise --cache-size"
+                    f"it decompresses to more than {CACHED} times its compressed size, and the store has space for only"
+                    f" {self._granted} bytes of it (free disk space, or raise --cache-size)"
                 )
             self._granted = total + granted

@@ -1,13 +1,13 @@
-"""Which addresses a connection may go to: any address that the user names, but only global ones that a registry names.
+"""Restrict the addresses to which kitfs connects: any address from the user, but only global ones from a registry.
 
 A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that another party chose. Such a
 URL must not lead to this machine (loopback) or to an address that only this link can reach (link-local addresses, the
-metadata services of clouds), unless the server that named the URL is on such an address itself. The check applies to
-the address that is connected to. A name is looked up once, for the connection, so that it cannot mean another address
-afterwards. Behind a proxy the proxy looks names up; then only the host as the URL spells it can be checked.
+metadata services of clouds), unless the server that named the URL has such an address itself. The check applies to the
+address of the connection. A name is looked up only once per connection, so that the checked address is the one that is
+used. With a proxy, the proxy looks names up, so only the host as written in the URL can be checked.
 
-The scopes have the names that Linux gives to those of its addresses (``ip address``): host, link, global. Threading:
-pure functions, and a backend without state.
+The scopes have the names that Linux uses (``ip address``): host, link, global. Threading: the functions and the
+backend have no state.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ METADATA_NAMES: Final = frozenset(
 
 
 class Forbidden(Exception):  # noqa: N818 - httpcore and httpx pass it on unchanged; ``mapped`` translates it
-    """None of a host's addresses may be connected to.
+    """A host has no address to which kitfs may connect.
 
-    ``address`` is the first of them, "" if only the host's name was checked; ``scope`` is its scope. ``host`` is
-    host[:port] of the URL.
+    ``address``: the first address of the host, or "" if only the host's name was checked. ``scope``: the scope of that
+    address or name. ``host``: host[:port] of the URL.
     """
 
     def __init__(self, address: str, scope: AddressScope, host: str = "") -> None:
@@ -60,9 +60,9 @@ class Forbidden(Exception):  # noqa: N818 - httpcore and httpx pass it on unchan
 
 
 def scope_of(address: str) -> AddressScope:
-    """Return the scope of an address in the system's spelling; an IPv4 address inside an IPv6 one counts.
+    """Return the scope of an address as the system writes it.
 
-    Raises ValueError for a text that is not an address.
+    An IPv4 address that is embedded in an IPv6 address counts too. Raises ValueError if the string is not an address.
     """
     found = ipaddress.ip_address(address.strip("[]").partition("%")[0])
     scopes = {_scope(one) for one in (found, *_embedded(found))}
@@ -70,10 +70,10 @@ def scope_of(address: str) -> AddressScope:
 
 
 def scope_of_name(host: str) -> AddressScope | None:
-    """Return the scope of a host as a URL spells it, None for a name whose addresses must be looked up.
+    """Return the scope of a host as written in a URL, or None for a name that must be looked up.
 
-    IPv4 addresses are recognized in every spelling that inet_aton(3) accepts: decimal, octal, hexadecimal, with parts
-    left out.
+    IPv4 addresses are recognized in every form that inet_aton(3) accepts: decimal, octal and hexadecimal, and with
+    fewer than four parts.
     """
     host = host.strip("[]").rstrip(".").lower()
     if host in LOCAL_NAMES or host.endswith(".localhost"):
@@ -98,7 +98,7 @@ def _scope(address: Address) -> AddressScope:
 
 
 def _embedded(address: Address) -> Iterator[Address]:
-    """Yield the IPv4 addresses that an IPv6 address leads to through a mapping, a tunnel or a translator."""
+    """Yield the IPv4 addresses to which an IPv6 address leads by a mapping, a tunnel or a translator."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     if address.ipv4_mapped is not None:
@@ -112,9 +112,9 @@ def _embedded(address: Address) -> Iterator[Address]:
 
 
 def permitted(scope: AddressScope, led_from: AddressScope | None) -> bool:
-    """Return whether a URL may lead to an address of a scope.
+    """Return whether a URL may lead to an address with this scope.
 
-    ``led_from``: the scope of the server that named the URL, None if the user named it.
+    ``led_from``: the scope of the server that named the URL, or None if the user named the URL.
     """
     return led_from is None or scope in ("global", led_from)
 
@@ -122,7 +122,7 @@ def permitted(scope: AddressScope, led_from: AddressScope | None) -> bool:
 def answered_from(response: httpx.Response) -> AddressScope:
     """Return the scope of the address that sent a response.
 
-    Behind a proxy, and without a connection, it is the scope of the host as the URL spells it.
+    With a proxy, or without a connection, it is the scope of the host as written in the URL.
     """
     return (
         response.extensions.get("address_scope")
@@ -132,9 +132,10 @@ def answered_from(response: httpx.Response) -> AddressScope:
 
 
 class GuardedBackend(httpcore.NetworkBackend):
-    """A backend that connects to permitted addresses only (``permitted``), within one deadline for all of a name's.
+    """A network backend that connects to permitted addresses only (see ``permitted``).
 
-    Raises Forbidden if no address of a name is permitted, ConnectTimeout, ConnectError.
+    All addresses of a name share one deadline. Raises Forbidden if no address of a name is permitted, ConnectTimeout,
+    ConnectError.
     """
 
     def __init__(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> None:
@@ -147,7 +148,7 @@ class GuardedBackend(httpcore.NetworkBackend):
     ) -> httpcore.NetworkStream:  # fmt: skip
         """Connect to the first address of a host that accepts the connection.
 
-        ``timeout``: seconds for all addresses together; each of them gets an equal share of the rest.
+        ``timeout``: seconds for all addresses together; each address gets an equal share of the remaining time.
         """
         until = None if timeout is None else time.monotonic() + timeout
         addresses = _looked_up(host, port, timeout)
@@ -167,7 +168,7 @@ class GuardedBackend(httpcore.NetworkBackend):
             try:
                 peer = str(stream.get_extra_info("server_addr")[0])
             except OSError:
-                peer = address  # the other side has closed the connection already
+                peer = address  # the server has already closed the connection
             if permitted(scope_of(peer), self._led_from):
                 return stream
             stream.close()
@@ -175,17 +176,17 @@ class GuardedBackend(httpcore.NetworkBackend):
         raise failed
 
     def sleep(self, seconds: float) -> None:
-        """Sleep as the inner backend does."""
+        """Sleep with the inner backend."""
         self._inner.sleep(seconds)
 
 
 def _looked_up(host: str, port: int, timeout: float | None) -> list[str]:
     """Return the addresses of a host, in the system's order.
 
-    Raises ConnectError, and ConnectTimeout for a resolver that does not answer in time.
+    Raises ConnectError, and ConnectTimeout if the resolver does not answer in time.
     """
     if scope_of_name(host) is not None and not host.rstrip(".")[-1:].isalpha():
-        return _addresses(host, port)  # an address: no resolver is asked
+        return _addresses(host, port)  # the host is an address, so no resolver is asked
     answer: list[list[str] | Exception] = []
 
     def ask() -> None:

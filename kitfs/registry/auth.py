@@ -1,11 +1,11 @@
-"""Authentication of requests, as an ``httpx.Auth``: anonymous, Basic, or the bearer token flow.
+"""Authenticate requests with an ``httpx.Auth``: anonymously, with Basic, or with bearer tokens.
 
-Follows distribution's "Token Authentication Specification" and its OAuth2 form: 401 with ``WWW-Authenticate: Bearer``
-→ a token from the realm (GET with Basic, or POST with a refresh token) → the request again. Tokens are cached per
-(host, scope) until shortly before they expire; if the registry returns 401 before that, the token is replaced once.
-Before a body is streamed, an expired token is replaced without waiting for a 401, so that the body is not sent in vain.
-Threading: the flow runs on the thread that sends. If several threads need a token for one scope, one of them requests
-it and the others wait for the result.
+Follows distribution's "Token Authentication Specification" and its OAuth2 form. After a 401 with ``WWW-Authenticate:
+Bearer``, kitfs requests a token from the realm (GET with Basic, or POST with a refresh token), and sends the request
+again. Tokens are cached per (host, scope) until shortly before they expire. If the registry returns 401 before that,
+the token is replaced once. Before a body is streamed, an expired token is replaced without waiting for a 401, so that
+the body need not be sent twice. Threading: the flow runs on the thread that sends the request. If several threads need
+a token for the same scope, one thread requests the token and the others wait for the result.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from kitfs.registry.proxies import is_loopback
 
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds that a token without ``expires_in`` is valid (the specification's default)
-MARGIN: Final = 0.1  # part of a token's life that is not used, so that it does not expire while it is sent
+MARGIN: Final = 0.1  # the part of a token's lifetime that is not used, so that it does not expire during a request
 MAX_TOKEN: Final = 128 << 10  # bytes of a token server's response
-ATTEMPTS: Final = 5  # for one request, each with another token
-MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are read
-# A token and its value, if it has one: a quoted string or anything up to a blank or comma. The expression never
-# backtracks. The "/" occurs in base64, which follows schemes that kitfs does not support.
+ATTEMPTS: Final = 5  # attempts to send a request, each with another token
+MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are parsed
+# A token, and its value if it has one: a quoted string, or anything up to a blank or comma. The expression never
+# backtracks. "/" occurs in the base64 data of schemes that kitfs does not support.
 CHALLENGE_PART: Final = re.compile(
     r"""[\s,;]*+(?P<token>[!#$%&'*+./^_`|~0-9A-Za-z-]++)(?:\s*+=\s*+(?:"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<bare>[^\s,"]*+)))?+[\s,;]*+""",
     re.DOTALL,
@@ -44,7 +44,7 @@ ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Token(NamedTuple):
-    """The value of an Authorization header, and the time from which it is not used any more (monotonic seconds)."""
+    """The value of an Authorization header, and the time after which it is not used (monotonic seconds)."""
 
     header: str
     until: float
@@ -58,12 +58,12 @@ class Challenge(NamedTuple):
 
 
 def challenges(*headers: str) -> dict[str, dict[str, str]]:
-    """Parse ``WWW-Authenticate`` headers into "basic" or "bearer" → parameters.
+    """Parse ``WWW-Authenticate`` headers into a mapping from "basic" or "bearer" to parameters.
 
-    Names of parameters are in lower case, values have no quotes. Follows RFC 9110 §11.6.1, and accepts what servers
-    send in practice: any case and spacing, parameters without commas between them, unquoted URLs. Of several challenges
-    of a scheme the first counts, unless only a later one has a realm. A header is read once, from left to right, up to
-    ``MAX_CHALLENGE`` characters or the first character that is not valid.
+    Names of parameters are in lower case, and values have no quotes. Follows RFC 9110 §11.6.1, and also accepts what
+    servers send in practice: any case and spacing, parameters without commas between them, and unquoted URLs. If a
+    scheme has several challenges, the first is used, unless only a later one has a realm. A header is parsed once from
+    left to right, up to ``MAX_CHALLENGE`` characters or the first invalid character.
     """
     found: dict[str, dict[str, str]] = {}
     for header in headers:
@@ -74,7 +74,7 @@ def challenges(*headers: str) -> dict[str, dict[str, str]]:
 
 
 def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (scheme, parameters) of one header. A token before a "=" is the name of a parameter, else a scheme."""
+    """Yield (scheme, parameters) of one header. A token is a parameter's name if "=" follows it, otherwise a scheme."""
     scheme, parameters = "", dict[str, str]()
     at = 0
     while at < len(header):
@@ -94,9 +94,9 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 class TokenRequest:
-    """A token request in flight, shared by every thread that needs the same token.
+    """A token request in progress, shared by every thread that needs the same token.
 
-    It ends with ``header`` or ``error``; with neither if the token server could not be reached.
+    When it has ended, it has a ``header`` or an ``error``, or neither if the token server could not be reached.
     """
 
     __slots__ = ("done", "error", "header")
@@ -119,31 +119,31 @@ class Tokens:
         self._accepted: set[tuple[str, str]] = set()
 
     def get(self, host: str, scope: str) -> str | None:
-        """Return a header that has not expired, None if there is none."""
+        """Return a header that has not expired, or None."""
         with self._lock:
             token = self._tokens.get((host, scope))
         return token.header if token is not None and token.until > self._clock() else None
 
     def put(self, host: str, scope: str, header: str, life: float) -> None:
-        """Cache a header for ``life`` seconds, less a margin."""
+        """Cache a header for ``life`` seconds minus a margin."""
         with self._lock:
             self._tokens[host, scope] = Token(header, self._clock() + life * (1 - MARGIN))
 
     def discard(self, host: str, scope: str, header: str) -> None:
-        """Discard a header that was refused, unless another thread has replaced it."""
+        """Discard a header that the registry refused, unless another thread has replaced it."""
         with self._lock:
             token = self._tokens.get((host, scope))
             if token is not None and token.header == header:
                 del self._tokens[host, scope]
 
     def accept(self, host: str, scope: str) -> None:
-        """Record that a host accepted a token for a scope."""
+        """Record that a host has accepted a token for a scope."""
         if (host, scope) not in self._accepted:
             with self._lock:
                 self._accepted.add((host, scope))
 
     def accepted(self, host: str, scope: str) -> bool:
-        """Return whether a host ever accepted a token for a scope, so that a token that it refuses has expired."""
+        """Return whether a host has ever accepted a token for a scope. A token that it then refuses has expired."""
         return (host, scope) in self._accepted
 
     def remember(self, host: str, scope: str, challenge: Challenge) -> None:
@@ -152,7 +152,7 @@ class Tokens:
             self._challenges[host, scope] = challenge
 
     def challenge(self, host: str, scope: str) -> Challenge | None:
-        """Return the latest Bearer challenge of a host, None if it never sent one."""
+        """Return the latest Bearer challenge of a host, or None if it has not sent any."""
         with self._lock:
             return self._challenges.get((host, scope))
 
@@ -175,10 +175,10 @@ class Tokens:
 class RegistryAuth(httpx.Auth):
     """The auth flow of one repository.
 
-    ``host`` is the registry whose credentials are used; ``plain_http`` allows to send them to a token server without
-    TLS. ``scope`` is, for example, repository:name:pull; several scopes have blanks between them. A scope that allows
-    more than to pull is requested beside those that the challenge names. Raises Unauthorized if no token can be
-    obtained.
+    ``host``: the registry whose credentials are used. ``plain_http``: whether they may be sent to a token server
+    without TLS. ``scope``: for example "repository:name:pull"; several scopes are separated by blanks. A scope that
+    allows more than pulling is requested in addition to the scopes of the challenge. Raises Unauthorized if no token
+    can be obtained.
     """
 
     requires_response_body = False
@@ -197,11 +197,10 @@ class RegistryAuth(httpx.Auth):
         return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request; on 401 send it once more, with the authorization that the challenge asks for.
+        """Send a request. After a 401, send it once more with the authorization that the challenge requires.
 
-        If the registry has accepted such tokens before, a 401 means that the token has expired (while a busy registry
-        was waited for, or because another thread obtained it long ago), so the request is sent up to ``ATTEMPTS``
-        times.
+        If the registry has accepted a token for this scope before, a 401 means that the token has expired (during
+        retries, or because another thread obtained it long ago). The request is then sent up to ``ATTEMPTS`` times.
         """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
@@ -232,18 +231,19 @@ class RegistryAuth(httpx.Auth):
                 self._tokens.put(self._host, self._scope, header, 86_400)
             if header is None or header == held:
                 self._explain(response)
-                return  # there is no header that the registry has not refused already
+                return  # the registry has refused every header that kitfs can send
             request.headers["Authorization"] = held = header
 
     def _credential(self) -> Credential | None:
-        """Return the credential for the repository; None if there is none or if the lookup fails: the repository may
-        be public.
+        """Return the credential for the repository, or None if none is stored.
+
+        If the lookup fails, the result is also None, because the repository may be public.
         """
         found, self._lookup_error = self._credentials.find(self._host, self._repository)
         return found
 
     def _explain(self, response: httpx.Response) -> None:
-        """Raise Unauthorized with the reason if a request was refused because the lookup of credentials failed."""
+        """Raise Unauthorized with the reason if the registry refused a request and the credential lookup failed."""
         if self._lookup_error:
             raise Unauthorized(
                 f"{self._host} requires credentials, but {self._lookup_error}",
@@ -252,10 +252,10 @@ class RegistryAuth(httpx.Auth):
             )
 
     def _fetched(self, challenge: Challenge, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, str]:
-        """Return the header of a new token, or of the one that another thread is requesting at this moment."""
+        """Return the header of a new token. If another thread is requesting the token, wait for that request."""
         flight, own = self._tokens.begin(self._host, self._scope)
         if not own:
-            flight.done.wait()  # without a timeout here: those of the sending thread end the request
+            flight.done.wait()  # needs no timeout, because the timeouts of the sending thread end the request
             if flight.error is not None:
                 raise copy.copy(flight.error)
             if not flight.header:
@@ -286,7 +286,7 @@ class RegistryAuth(httpx.Auth):
         except httpx.InvalidURL:
             raise RegistryError(f"{self._host} names an invalid token realm {named[:100]!r}")
         if not named or realm.scheme not in ("http", "https") or (realm.port or 0) > 65_535:
-            raise RegistryError(f"{self._host} asks for a token, but its challenge does not name a realm")
+            raise RegistryError(f"{self._host} requires a token, but its challenge does not name a realm")
         response = yield self._token_request(realm, challenge, credential, request)
         body = read_capped(response, MAX_TOKEN)
         status = response.status_code
@@ -317,8 +317,8 @@ class RegistryAuth(httpx.Auth):
     ) -> httpx.Request:
         """Return the request for a token: GET with Basic, or the OAuth2 POST with a refresh token.
 
-        It has the timeouts of ``request``, which needs the token. Credentials are sent over plain HTTP only with
-        --plain-http, to the host of ``request`` if that uses plain HTTP itself, or to loopback.
+        It has the timeouts of ``request``, the request that needs the token. Credentials are sent over plain HTTP only
+        with --plain-http, to the host of ``request`` if that request uses plain HTTP too, or to loopback addresses.
         """
         service = challenge.parameters.get("service", "")
         scope = widened(challenge.parameters.get("scope", ""), self._scope)
@@ -329,7 +329,7 @@ class RegistryAuth(httpx.Auth):
             and not (self._plain_http or is_loopback(realm.host) or (realm.scheme, realm.host) == home)
         ):
             raise Unauthorized(
-                f"{self._host} asks for the credentials at {shown(realm)}, without TLS; allow that with --plain-http",
+                f"{self._host} requires the credentials at {shown(realm)}, without TLS; allow that with --plain-http",
                 url=shown(realm),
             )
         if request.url.scheme == "https" and realm.scheme == "http" and not self._plain_http:
@@ -353,13 +353,13 @@ class RegistryAuth(httpx.Auth):
 
 
 class TokenAuth(httpx.Auth):
-    """Sends a fixed Authorization header with every request; "" sends none."""
+    """An auth flow that sends a fixed Authorization header with every request, or none if the header is ""."""
 
     def __init__(self, header: str) -> None:
         self._header = header
 
     def scoped(self, scope: str) -> TokenAuth:
-        """Return the same: the header is valid for every scope."""
+        """Return this object, because the header is valid for every scope."""
         return self
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
@@ -370,7 +370,7 @@ class TokenAuth(httpx.Auth):
 
 
 def widened(asked: str, own: str) -> str:
-    """Return the scope to request: that of the challenge, and what ``own`` needs beyond to pull, each resource once."""
+    """Merge the scope of a challenge (``asked``) with ``own``. A scope ``own`` that only allows pulling is omitted."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
     actions: dict[str, dict[str, None]] = {}

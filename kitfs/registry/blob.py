@@ -1,9 +1,9 @@
-"""A blob of a registry as a Source: single ranges, checked; a body that breaks off is resumed where it ended.
+"""Read a blob of a registry as a Source, by ranges, and resume a body that breaks off where it ended.
 
-The registry is not trusted. A range requires 206 with a matching Content-Range; 200 means that this registry ignores
-Range, and the whole body becomes the one stream that fills the store. A redirect's target is used until it fails, and
-then the registry is asked once for another one (it had expired). Bodies are read in ``_pieces`` only. Threading: any
-number of threads read at once, each on a connection of its own.
+The registry is not trusted. A response to a range request must be 206 with a matching Content-Range. A 200 means that
+the registry ignores Range; its body is then read as a stream of the whole blob. The target of a redirect is used until
+it fails (its signature may have expired), and then the registry is asked once for a new target. Bodies are read only in
+``_pieces``. Threading: any number of threads may read at the same time, each on its own connection.
 """
 
 from __future__ import annotations
@@ -24,25 +24,26 @@ from kitfs.registry.http import Endpoint, HttpClient, combined
 from kitfs.registry.http_errors import Broken, Stalled, check_encoding, host_of, mapped, shown
 from kitfs.registry.pace import LEAST
 
-MAX_FRUITLESS: Final = 3  # attempts in a row without progress before an endpoint is given up
-PROGRESS: Final = LEAST  # bytes that an attempt must bring unless it brings all: one byte per request would never end
-PAUSE: Final = 0.2  # seconds before the attempt after one without progress
+MAX_FRUITLESS: Final = 3  # attempts in a row without progress after which an endpoint is abandoned
+PROGRESS: Final = LEAST  # bytes that count as progress of an attempt: one byte per request would take forever
+PAUSE: Final = 0.2  # seconds to wait after an attempt without progress
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class BlobRequest(Protocol):
-    """Requests a blob, or the range that ``headers`` name; returns a response of 200 or 206 and raises KitfsError for
-    any other.
+    """A function that requests a blob, or the range in ``headers``, and returns a response with status 200 or 206.
+
+    It raises KitfsError for any other response.
     """
 
     def __call__(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response: ...
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Drop what is remembered of an endpoint, since its response was of no use."""
+        """Forget the redirect of an endpoint, because its response was unusable."""
 
 
 class PlainRequest:
-    """A BlobRequest that remembers nothing."""
+    """A BlobRequest that does not remember redirects."""
 
     def __init__(self, request: Callable[[Endpoint, dict[str, str]], httpx.Response]) -> None:
         self._request = request
@@ -56,9 +57,9 @@ class PlainRequest:
 
 
 class RequestAtRedirect:
-    """A BlobRequest that remembers where ``request`` was redirected to, and sends the next request there.
+    """A BlobRequest that remembers the target of a redirect, and sends the next request directly to it.
 
-    If the redirect's target fails, which it does once its signature has expired, ``request`` is used again.
+    If the target fails, for example because its signature has expired, ``request`` is used again.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RequestAtRedirect:
         self._http = http
         self._request = request
         self._what = what
-        self._targets: dict[str, httpx.URL] = {}  # by the endpoint's base
+        self._targets: dict[str, httpx.URL] = {}  # base of an endpoint → the target of its redirect
 
     def __call__(self, endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
         """Send the request."""
@@ -79,7 +80,7 @@ class RequestAtRedirect:
                     return response
                 response.close()
             except Stalled:
-                raise  # the reader has waited for a whole timeout already
+                raise  # the reader has already waited for a whole timeout
             except RegistryError:
                 pass  # the target's host is unreachable; the registry may name another one
             self.forget(endpoint)
@@ -89,14 +90,14 @@ class RequestAtRedirect:
         return response
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Use ``request`` for the next request to an endpoint."""
+        """Do not use a remembered target for the next request to an endpoint."""
         self._targets.pop(endpoint.base, None)
 
 
 class Speed:
-    """The least speed over all attempts of a range, since each may be quick and bring too little.
+    """The minimum speed over all attempts to read a range, because each attempt may be quick but bring few bytes.
 
-    ``waited``: seconds, including those for the heads of responses.
+    ``waited``: seconds spent waiting, including for the heads of responses.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -105,8 +106,9 @@ class Speed:
         self.waited = 0.0
 
     def too_slow(self, response: httpx.Response, came: int) -> bool:
-        """Return whether fewer than ``LEAST`` bytes came per second, over one timeout or more, after an attempt that
-        brought ``came`` bytes.
+        """Return whether fewer than ``LEAST`` bytes per second arrived over one timeout or more.
+
+        ``came``: the bytes that arrived in the last attempt.
         """
         pace = response.extensions.get("pace")
         self.waited += pace.waited if pace is not None else 0.0
@@ -120,7 +122,7 @@ class Speed:
 class Remaining:
     """The bytes [at, stop) that a read still needs.
 
-    ``given``: bytes that the read has yielded. ``whole``: the read has become a stream that begins at byte 0.
+    ``given``: how many bytes the read has yielded. ``whole``: whether the read has become a stream from byte 0 on.
     """
 
     at: int
@@ -135,10 +137,10 @@ class Remaining:
 
 
 class RemoteBlob:
-    """A blob at ``endpoints``, which are tried in order. A Source; ``request`` sends its requests.
+    """A blob at ``endpoints``, which are tried in order. It is a Source, and ``request`` sends its requests.
 
-    ``what`` names the blob in messages; ``timeout`` is the read timeout in seconds, over which the least speed is
-    measured. ``ranged`` turns False when a registry answers a range with the whole blob.
+    ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds, over which the minimum speed
+    is measured. ``ranged`` becomes False when a registry returns the whole blob instead of a range.
     """
 
     def __init__(
@@ -156,8 +158,8 @@ class RemoteBlob:
         self._what = what
         self._timeout = timeout
         self._ranged = True
-        self._used: set[Endpoint] = set()  # which have sent bytes
-        self._passed_by: set[Endpoint] = set()  # which have sent wrong bytes
+        self._used: set[Endpoint] = set()  # endpoints that have sent bytes
+        self._passed_by: set[Endpoint] = set()  # endpoints that have sent wrong bytes
 
     def __repr__(self) -> str:
         return f"<RemoteBlob {self._what} at {', '.join(e.host for e in self._endpoints)}>"
@@ -169,7 +171,7 @@ class RemoteBlob:
 
     @property
     def ranged(self) -> bool:
-        """Whether single ranges are available, as far as it is known."""
+        """Return whether ranges are available. It is True until a registry ignores a range."""
         return self._ranged
 
     @property
@@ -179,18 +181,18 @@ class RemoteBlob:
         return "\n".join(f"{url.scheme}://{host_of(url)}" for url in urls)
 
     def distrust(self) -> bool:
-        """Pass by the mirrors that have sent bytes; returns False if only the registry itself has."""
+        """Stop using the mirrors that have sent bytes. Returns False if only the registry itself has sent bytes."""
         bad = {endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used}
         self._passed_by |= bad
         self._used.clear()
         return bool(bad)
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield (offset, bytes) of [start, stop), or of everything from byte 0 if ranges are not available.
+        """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
 
-        See ``content.Source``. Every endpoint is tried in turn, each from where the last one broke off. Raises the
-        error of the last endpoint, the registry itself, with the causes of all: NotFound, Unauthorized, RateLimited,
-        Unavailable, RangeIgnored, IntegrityError.
+        See ``content.Source``. The endpoints are tried in turn, and each continues where the previous one broke off.
+        Raises the error of the last endpoint, the registry itself, with the causes of all endpoints: NotFound,
+        Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
         """
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
@@ -206,9 +208,9 @@ class RemoteBlob:
         raise combined(causes, tuple(e for e in self._endpoints if e not in self._passed_by))
 
     def _resumed(self, endpoint: Endpoint, rest: Remaining) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield the rest from one endpoint, by as many requests as it takes.
+        """Yield the remaining bytes from one endpoint, with as many requests as necessary.
 
-        Raises KitfsError when the endpoint fails, or makes no progress.
+        Raises KitfsError when the endpoint fails or makes no progress.
         """
         fruitless = 0
         speed = Speed(self._timeout)
@@ -218,7 +220,7 @@ class RemoteBlob:
                 response = self._request(endpoint, rest.headers)
             except KitfsError:
                 self._request.forget(endpoint)
-                raise  # a request without a response was retried already, by the transport
+                raise  # the transport has already retried a request without a response
             speed.waited += time.monotonic() - began
             try:
                 first, end = self._span(endpoint, response, rest)
@@ -227,7 +229,7 @@ class RemoteBlob:
                 continue
             except Broken:
                 if rest.at >= rest.stop:
-                    return  # only the end of the response was cut off
+                    return  # all bytes arrived, and only the end of the response was cut off
                 came = rest.given - before
                 fruitless = 0 if came >= PROGRESS else fruitless + 1
                 if not came:
@@ -242,13 +244,13 @@ class RemoteBlob:
     def _received(
         self, endpoint: Endpoint, response: httpx.Response, first: int, end: int, rest: Remaining
     ) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield the bytes of one response that the rest needs.
+        """Yield those bytes of one response that are still needed.
 
-        Raises Broken if the response ended early and brought next to nothing.
+        Raises Broken if the response ended early and brought fewer than ``PROGRESS`` bytes.
         """
         if response.status_code == 200 and not rest.whole and (rest.at, rest.stop) != (0, self._size):
             self._ranged = False
-            if not rest.given:  # this read becomes the stream; a read that has begun skips the bytes before it
+            if not rest.given:  # this read becomes a stream; a read that has yielded bytes skips those before ``at``
                 rest.at, rest.stop, rest.whole = 0, self._size, True
         before, wanted = rest.given, rest.stop - rest.at
         with closing(self._pieces(response, first, end)) as pieces:
@@ -265,9 +267,9 @@ class RemoteBlob:
             raise Broken(f"{self._what}: {endpoint.host} sent {came} of the {wanted} requested bytes")
 
     def _span(self, endpoint: Endpoint, response: httpx.Response, rest: Remaining) -> tuple[int, int]:
-        """Return [first byte, end) of the body that follows; close a response that is refused.
+        """Return [first byte, end) of the body that follows.
 
-        Raises RegistryError or IntegrityError if the response is not for the requested bytes.
+        If the response is not for the requested bytes, closes it and raises RegistryError or IntegrityError.
         """
         try:
             check_encoding(response, self._what)
@@ -298,10 +300,10 @@ class RemoteBlob:
         )
 
     def _pieces(self, response: httpx.Response, at: int, end: int) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield the body, which should be the bytes [at, end) of the blob.
+        """Yield the pieces of a body that should be the bytes [at, end) of the blob.
 
-        The last piece is yielded once the response has ended, so that a reader who stops there returns the connection
-        to the pool. Raises Broken, Stalled, and IntegrityError if the body is too long.
+        The last piece is yielded after the response has ended, so that the connection returns to the pool even if the
+        reader stops there. Raises Broken, Stalled, and IntegrityError if the body is too long.
         """
         sized = "Content-Length" in response.headers
         host = host_of(response.request.url)
@@ -310,9 +312,9 @@ class RemoteBlob:
                 body = body_pieces(response, end - at if sized else None)
                 for view in body:
                     if at + len(view) > end:
-                        raise IntegrityError(f"{self._what}: {host} sent more bytes than the {end} that are due")
+                        raise IntegrityError(f"{self._what}: {host} sent bytes after the requested end {end}")
                     if at + len(view) == end and sized:
-                        next(body, None)  # reads nothing from the network: Content-Length has marked the end
+                        next(body, None)  # ends the response without network access, because Content-Length is reached
                     yield at, view
                     at += len(view)
             if at < end:

@@ -1,7 +1,7 @@
-"""A client of OCI registries (distribution-spec v1.1): makes repositories that share connections, tokens and lessons.
+"""Access OCI registries (distribution-spec v1.1) by repositories that share connections, tokens and lessons.
 
-Nothing is cached but tokens and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: every
-method from any thread.
+The client caches only tokens, and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: any thread
+may call every method.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from kitfs.registry.upload_methods import Lessons
 
 
 class RegistryClient:
-    """Makes the Repository of a reference.
+    """A client that makes the Repository of a reference.
 
-    ``transport`` replaces the connections to registries, ``clock`` (seconds) decides when a token expires, and
-    ``retries`` says how failed requests are retried.
+    ``transport``: replaces the connections to registries. ``clock``: returns the seconds by which tokens expire.
+    ``retries``: how failed requests are retried.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class RegistryClient:
     def repository(self, reference: Reference) -> Repository:
         """Return the repository of a reference.
 
-        A reference that a kit names (``Reference.held_by``) leads to addresses of this machine or this link only if
-        the kit's registry is on such an address too; mirrors are the user's choice. Raises NotFound for a reference
-        without a registry, UsageError for a registry that no URL can hold.
+        A reference in a kit (``Reference.held_by``) may lead to addresses of this machine or this link only if the
+        kit's registry has such an address too. Mirrors are not restricted, because the user chose them. Raises NotFound
+        for a reference without a registry, UsageError for a registry that cannot be part of a URL.
         """
         if reference.registry == LOCAL:
             raise NotFound(
-                f"{reference.display} is not in the store, and it names no registry (expected registry/repository:tag)"
+                f"{reference.display} is not in the store and does not name a registry (write registry/repository:tag)"
             )
         name, registry = reference.repository, reference.registry
         mirrors = self.options.mirrors.get(registry, ())
@@ -83,8 +83,8 @@ class RegistryClient:
     def _endpoint(self, url: str, name: str, *, patience: float, host: str = "") -> Endpoint:
         """Return the endpoint of a repository at a URL.
 
-        ``host`` is spelled as in the reference, also with a port that the scheme implies: credential files spell it
-        that way.
+        ``host``: the host as written in the reference, even with a port that the scheme implies, because credential
+        files write it in the same way.
         """
         parsed = url_from(url)
         host = host or host_of(parsed)

@@ -1,12 +1,12 @@
-"""The credential files of kit, docker and containers, and the credential helpers that they name.
+"""Look up, store and erase credentials in the files of kit, docker and containers, and in their credential helpers.
 
-Lookups read kit's credentials.json, then docker's config.json; in each of them credHelpers, credsStore, then the
-file's own auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any spelling that
-docker accepts, or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under
-https://index.docker.io/v1/. Line ends around user names, passwords and tokens, which files and shells add, are not
-part of them. ``store`` and ``erase`` change kit's file, or the helper that it names, as oras-go does: the file is
-replaced by a rename, has mode 0600, and keeps every other entry. Threading: no state but which warnings were logged;
-credentials are looked up each time that a token is needed, so that a mount sees changes on disk.
+Lookups read kit's credentials.json and then docker's config.json; within each file they read credHelpers, credsStore,
+and then auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any form that docker
+accepts, or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under
+https://index.docker.io/v1/. Newlines around user names, passwords and tokens, which files and shells add, are removed.
+``store`` and ``erase`` change kit's file, or the helper that it names, as oras-go does: the file is replaced by a
+rename, has mode 0600, and keeps every other entry. Credentials are looked up each time that a token is needed, so that
+a mount sees changes on disk. Threading: the only state is which warnings were logged; any thread may use this module.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from kitfs.store.durable import write_durably
 
 KIT_FILE: Final = "credentials.json"
 DOCKER_KEY: Final = "https://index.docker.io/v1/"
-VERSIONS: Final = frozenset({"", "v1", "v2"})  # paths that name the API of a host, not a repository
+VERSIONS: Final = frozenset({"", "v1", "v2"})  # URL paths that mean the API of a host, not a repository
 ENDS: Final = "\r\n\0"  # characters that are removed from both ends of a user name or password
 
 
@@ -37,7 +37,7 @@ ENDS: Final = "\r\n\0"  # characters that are removed from both ends of a user n
 class Credential:
     """A user name and password, or a token.
 
-    ``identity_token`` is an OAuth2 refresh token, ``registry_token`` a bearer token that is sent as it is.
+    ``identity_token``: an OAuth2 refresh token. ``registry_token``: a bearer token that is sent unchanged.
     """
 
     username: str = ""
@@ -53,7 +53,7 @@ class Credential:
 
 
 class Credentials:
-    """The credentials in ``files``, which are read in this order; see ``load``."""
+    """The credentials in ``files``, which are read in this order. See ``load``."""
 
     def __init__(self, files: tuple[str, ...]) -> None:
         self._files = files
@@ -62,14 +62,14 @@ class Credentials:
 
     @classmethod
     def load(cls, kit_home: str) -> Credentials:
-        """Return the credentials in kit's file in ``kit_home`` and in docker's. Files that do not exist are skipped."""
+        """Return the credentials in kit's file in ``kit_home`` and in docker's file. Missing files are skipped."""
         docker = os.environ.get("DOCKER_CONFIG") or os.path.join(os.path.expanduser("~"), ".docker")
         return cls((os.path.join(kit_home, KIT_FILE), os.path.join(docker, "config.json")))
 
     def of(self, host: str, repository: str = "") -> Credential | None:
         """Return the credential for a registry host ("host[:port]"), or for one of its repositories.
 
-        Raises UsageError for an invalid file or a helper that fails, if no other place has a credential.
+        Raises UsageError for an invalid file or a helper that fails, unless another file or helper has a credential.
         """
         first_error: UsageError | None = None
         for path in self._files:
@@ -86,9 +86,9 @@ class Credentials:
         return None
 
     def find(self, host: str, repository: str = "") -> tuple[Credential | None, str]:
-        """Return (what ``of`` returns, ""), or (None, the reason) if the lookup fails.
+        """Return (the result of ``of``, ""), or (None, the reason) if the lookup fails.
 
-        A failed lookup logs a warning, once for each reason, since public content can be read without credentials.
+        A failed lookup only logs a warning, once for each reason, because public content needs no credentials.
         """
         try:
             return self.of(host, repository), ""
@@ -98,28 +98,28 @@ class Credentials:
             new = cause not in self._warned
             self._warned.add(cause)
         if new:
-            logging.getLogger("kitfs").warning("warning: %s; sending requests to %s without credentials", cause, host)
+            logging.getLogger("kitfs").warning("warning: %s; requests to %s are sent without credentials", cause, host)
         return None, cause
 
 
 class GivenCredential(Credentials):
-    """A credential that the user gave, which is used whatever the files contain."""
+    """A credential that the user passed. It is used instead of the credentials in files."""
 
     def __init__(self, credential: Credential) -> None:
         super().__init__(())
         self._credential = credential
 
     def of(self, host: str, repository: str = "") -> Credential | None:
-        """Return the credential that the user gave."""
+        """Return the credential that the user passed."""
         return self._credential
 
 
 def matching(keys: Iterable[str], host: str, repository: str = "") -> list[str]:
     """Return the keys of a credential file that match ``host`` or its ``repository``, the best match first.
 
-    A key is host[:port], with or without a scheme before it, and a slash or the version of the API after it (docker's
-    ConvertToHostname); after a scheme, any path is ignored. host/path without a scheme matches the repositories at and
-    below path only, and is a better match than the host.
+    A key is host[:port], optionally with a scheme before it, and with a slash or an API version after it (docker's
+    ConvertToHostname). A path after a host with a scheme is ignored. A key host/path without a scheme matches only the
+    repositories at and below path, and is a better match than the host.
     """
     found: list[tuple[int, int, str]] = []
     for key in keys:
@@ -142,7 +142,7 @@ def key_of(host: str) -> str:
 
 
 def store(kit_home: str, host: str, credential: Credential) -> str:
-    """Store a credential in kit's file or in the helper that it names; return the path or the helper's name.
+    """Store a credential in kit's file or in the helper that it names, and return the path or the helper's name.
 
     Raises UsageError for an invalid file or a helper that fails, StoreError if the file cannot be written.
     """
@@ -167,7 +167,7 @@ def store(kit_home: str, host: str, credential: Credential) -> str:
 def erase(kit_home: str, host: str) -> bool:
     """Erase the credential of a host from kit's file and from the helper that it names.
 
-    Returns whether there was one, as far as the helper reports it. Raises as ``store``.
+    Returns whether one existed, as far as the helper reports it. Raises the errors of ``store``.
     """
     path = _kit_file(kit_home)
     config = _read(path)
@@ -182,34 +182,35 @@ def erase(kit_home: str, host: str) -> bool:
 
 
 def _kit_file(kit_home: str) -> str:
-    """Return the path of kit's file; a symbolic link is followed, so that the rename replaces its target."""
+    """Return the path of kit's file. A symbolic link is resolved, so that the rename replaces its target."""
     return os.path.realpath(os.path.join(kit_home, KIT_FILE))
 
 
 def _read(path: str, *, skip_forbidden: bool = False) -> dict[str, Any]:
-    """Read a credential file; {} if it does not exist, and with ``skip_forbidden`` if this user may not read it.
+    """Read a credential file. Returns {} if it does not exist.
 
-    Raises UsageError for a file that cannot be read or is not a JSON object.
+    ``skip_forbidden``: also return {} if this user may not read the file. Raises UsageError for a file that cannot be
+    read or is not a JSON object.
     """
     skipped = (FileNotFoundError, NotADirectoryError, *((PermissionError,) if skip_forbidden else ()))
     try:
         with open(open_regular(path), "rb") as f:
             loaded = json.load(f)
     except Unsafe as e:
-        raise UsageError(f"credentials in {path} cannot be read: {e.strerror}")
+        raise UsageError(f"cannot read credentials in {path}: {e.strerror}")
     except skipped:
         return {}
     except (OSError, ValueError, RecursionError) as e:
-        raise UsageError(f"credentials in {path} cannot be read: {e}")
+        raise UsageError(f"cannot read credentials in {path}: {e}")
     if not isinstance(loaded, dict):
-        raise UsageError(f"credentials in {path} cannot be read: not an object")
+        raise UsageError(f"cannot read credentials in {path}: the file is not a JSON object")
     return loaded
 
 
 def _write(path: str, config: dict[str, Any]) -> None:
     """Replace a credential file by a rename, so that a crash leaves the old file or the new one.
 
-    Keys have Go's order, and the indentation is a tab, as in the files that kit writes.
+    Keys are in Go's order, and the indentation is a tab, as in files that kit writes.
     """
     ordered = {key: dict(sorted(value.items())) if key == "auths" else value for key, value in sorted(config.items())}
     data = json.dumps(ordered, indent="\t", ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -217,19 +218,19 @@ def _write(path: str, config: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         write_durably(path, data)
     except OSError as e:
-        raise StoreError(f"credentials cannot be stored in {path}: {e.strerror}")
+        raise StoreError(f"cannot store credentials in {path}: {e.strerror}")
 
 
 def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
     """Return the section "auths" of a credential file. Raises UsageError if it is not an object."""
     auths = config.get("auths") or {}
     if not isinstance(auths, dict):
-        raise UsageError(f"credentials in {path} cannot be read: auths is not an object")
+        raise UsageError(f"cannot read credentials in {path}: auths is not an object")
     return auths
 
 
 def helper_of(config: dict[str, Any], host: str, repository: str = "") -> tuple[str, str] | None:
-    """Return (the helper that a file names for a host, the key to look up in it), None if the file names no helper."""
+    """Return (helper, key) for a host, where ``key`` is to be looked up in the helper, or None without a helper."""
     named = config.get("credHelpers")
     if isinstance(named, dict):
         for key in matching(named, host, repository):
@@ -258,7 +259,7 @@ def _in_auths(config: dict[str, Any], host: str, repository: str, path: str) -> 
             continue
         identity, registry = _str(entry.get("identitytoken")).strip(), _str(entry.get("registrytoken")).strip()
         if not (registry.isascii() and registry.isprintable()):
-            raise UsageError(f"credentials in {path}: the registrytoken of {key} contains invalid characters")
+            raise UsageError(f"invalid credentials in {path}: the registrytoken of {key} contains invalid characters")
         username, password = _str(entry.get("username")), _str(entry.get("password"))
         if entry.get("auth"):
             username, password = _pair(_str(entry["auth"]), key, path)
@@ -268,12 +269,12 @@ def _in_auths(config: dict[str, Any], host: str, repository: str, path: str) -> 
 
 
 def _pair(auth: str, key: str, path: str) -> tuple[str, str]:
-    """Decode the user name and password of an ``auth``, which is base64 with or without padding."""
+    """Decode the user name and password in an ``auth`` field, which is base64 with or without padding."""
     text = "".join(auth.split()).rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     try:
         username, _, password = base64.b64decode(text + "=" * (-len(text) % 4), validate=True).decode().partition(":")
     except (binascii.Error, ValueError):
-        raise UsageError(f"credentials in {path}: the entry of {key} is not base64")
+        raise UsageError(f"invalid credentials in {path}: the entry of {key} is not base64")
     return username, password
 
 

@@ -1,9 +1,10 @@
-"""The body of a large response, received straight into a reused buffer.
+"""Receive the body of a large response directly into a reused buffer.
 
-httpcore reads a body in pieces of 64 KiB and copies each of them several times, which costs more processor time than
-everything else in a download. Here httpcore reads the head and the first piece, which holds whatever arrived together
-with the head; the rest is received from the connection by ``recv_into`` (socket(2)). The connection cannot be reused
-afterwards, since httpcore does not know that the body has ended, so that only large bodies are read in this way.
+httpcore reads a body in pieces of 64 KiB and copies each piece several times, which costs more processor time than the
+rest of a download. In this module, httpcore reads only the head and the first piece, which contains the bytes that
+arrived together with the head. The other bytes are received from the connection by ``recv_into`` (socket(2)). The
+connection cannot be reused afterwards, because httpcore does not know that the body has ended. Only large bodies are
+therefore read in this way.
 
 Each piece costs its reader a fixed time, so that a fast body is received in large pieces: of as many bytes as arrive
 within ``WAIT``. Such pieces end at multiples of ``UNIT``, so that the store can write them as whole chunks.
@@ -31,7 +32,7 @@ LARGE: Final = 12 << 20  # bytes of a body from which a connection of its own (r
 
 @runtime_checkable
 class DirectStream(Protocol):
-    """A connection that can receive into a buffer; ``can_receive_into`` tells whether it has a socket for that."""
+    """A connection that can receive into a buffer, if ``can_receive_into`` returns True."""
 
     @property
     def can_receive_into(self) -> bool: ...
@@ -40,10 +41,11 @@ class DirectStream(Protocol):
 
 
 def body_pieces(response: httpx.Response, length: int | None) -> Iterator[memoryview]:
-    """Yield the body of a response in pieces; a piece is valid until the next one is requested.
+    """Yield the body of a response in pieces. A piece is valid until the next piece is requested.
 
-    ``length`` is the body's Content-Length in bytes, None if the response has none. The pieces end early when the
-    server closes the connection early: the caller counts them. Raises the errors of httpx.
+    ``length``: the body's Content-Length in bytes, or None if the response has none. If the server closes the
+    connection early, the pieces end early without an error, so the caller must count the bytes. Raises the errors of
+    httpx.
     """
     pace = response.extensions.get("pace")
     stream = response.extensions.get("network_stream")
@@ -53,7 +55,7 @@ def body_pieces(response: httpx.Response, length: int | None) -> Iterator[memory
         return
     assert length is not None
     assert isinstance(pace, Pace)
-    rest = response.iter_raw()  # kept until the end: httpcore closes the connection when this generator is dropped
+    rest = response.iter_raw()  # referenced until the end, because httpcore closes the connection with this generator
     first = next(rest, b"")
     yield memoryview(first)
     left = length - len(first) if first else 0

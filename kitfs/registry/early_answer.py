@@ -1,9 +1,10 @@
-"""Connections that listen while they send: an answer that comes before the body was sent completely is read at once.
+"""Make connections that listen while they send, so that a response that arrives before the end of a body is read.
 
-RFC 9112 §9.5: a client that sends a body should watch for a response meanwhile, and stop sending. ``httpcore`` reads
-the response after any failed write, so an early answer becomes a failed write here. Without this module an answer (401,
-413) of a server that no longer reads would be found only when the write times out, and would be lost if a reset
-follows it. Threading: as httpcore's, one thread per connection at a time.
+RFC 9112 §9.5 recommends that a client that sends a body watches for a response, and stops sending when one arrives.
+``httpcore`` reads the response after a failed write, so this module turns an early response into a failed write.
+Without this module, an early response (401, 413) of a server that no longer reads would be found only after the write
+times out, and would be lost if the server resets the connection. Threading: as in httpcore, only one thread at a time
+may use a connection.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from kitfs.registry.pace import Pace
 from kitfs.registry.routes import RoutedTransport
 from kitfs.registry.sockets import Sockets
 
-MIN_BODY: Final = 4 << 10  # bytes of a write during which the connection listens; writes of heads are smaller
+MIN_BODY: Final = 4 << 10  # bytes of a write from which the connection listens; writes of heads are smaller
 BLIND_WRITE: Final = 64 << 10  # bytes of one write on a connection that cannot listen
-MAX_EARLY: Final = 64 << 10  # bytes of an early answer that are read while a body is sent
-GATHER: Final = 0.02  # seconds that a read waits until as many bytes have arrived as it would like
-BODY_READ: Final = 64 << 10  # bytes that httpcore asks for when it reads a body
-# Bytes that are read from the system instead: a quarter less CPU time for a pull than with 64 KiB, 1 MiB gains nothing.
+MAX_EARLY: Final = 64 << 10  # bytes of an early response that are read while a body is sent
+GATHER: Final = 0.02  # most seconds that a read waits for ``at_least`` bytes
+BODY_READ: Final = 64 << 10  # bytes that httpcore requests when it reads a body
+# Bytes that are read instead of BODY_READ. A pull takes a quarter less CPU time than with 64 KiB; 1 MiB is not faster.
 SYSTEM_READ: Final = 256 << 10
 TLS_ALERT: Final = b"\x15\x03"  # the first bytes of a TLS alert: its type and the major version (RFC 8446 §5.1)
 
@@ -41,11 +42,11 @@ class NoResponse(httpcore.RemoteProtocolError):
 
 
 class DuplexStream(httpcore.NetworkStream):
-    """A connection (``inner``, a plain or TLS socket) whose big writes end with WriteError when an answer arrives.
+    """A connection whose large writes fail with WriteError when a response arrives.
 
-    Timeouts that are a ``Pace`` limit whole heads and the speed of bodies, not single reads and writes. ``listens``
-    is False for TLS within TLS, which has no socket of its own to listen on. ``plain``: the connection does not use
-    TLS, so that a TLS alert on it is a fault of the server.
+    ``inner``: the plain or TLS socket. A timeout that is a ``Pace`` limits whole heads and the speed of bodies instead
+    of single reads and writes. ``listens``: False for TLS within TLS, which has no socket to listen on. ``plain``: the
+    connection does not use TLS, so a TLS alert on it means that the server expects TLS.
     """
 
     def __init__(
@@ -60,15 +61,15 @@ class DuplexStream(httpcore.NetworkStream):
         self._gathered = 1
         self._poll: select.poll | None = None  # waits for the socket, once a body is received into a buffer
         try:
-            self._peer = inner.get_extra_info("server_addr")  # the system forgets it when the other side closes
+            self._peer = inner.get_extra_info("server_addr")  # not available after the server closes the connection
         except OSError:
             self._peer = None
         sockets.add(inner.get_extra_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the bytes of an early answer, then those that arrive; of a body, more than httpcore asks for.
+        """Return the bytes of an early response, and then the bytes that arrive, possibly more than ``max_bytes``.
 
-        Raises ReadTimeout (of which TooSlow); for the first bytes of a connection TlsAlert and NoResponse.
+        Raises ReadTimeout (or its subclass TooSlow), and for the first bytes of a connection TlsAlert and NoResponse.
         """
         data = self._read(max_bytes, timeout)
         if not self._received:
@@ -98,14 +99,14 @@ class DuplexStream(httpcore.NetworkStream):
 
     @property
     def can_receive_into(self) -> bool:
-        """Whether the connection has a socket of its own; TLS within TLS has none."""
+        """Return whether the connection has its own socket. TLS within TLS has none."""
         return self._listens and not self._early
 
     def receive_into(self, view: memoryview, timeout: float | None, *, at_least: int = 1) -> int:
-        """Receive the next bytes of a body into a buffer; return their number, 0 at the end of the connection.
+        """Receive the next bytes of a body into a buffer. Return their number, or 0 at the end of the connection.
 
-        Waits a moment (``GATHER``) for ``at_least`` bytes, so that a fast body comes in few pieces. Raises ReadTimeout
-        (of which TooSlow), ReadError.
+        Waits a moment (``GATHER``) for ``at_least`` bytes, so that a fast body arrives in few pieces. Raises
+        ReadTimeout (or its subclass TooSlow), ReadError.
         """
         sock: socket.socket = self._inner.get_extra_info("socket")
         left = timeout.left() if isinstance(timeout, Pace) else timeout
@@ -132,16 +133,16 @@ class DuplexStream(httpcore.NetworkStream):
             raise httpcore.ReadError(e) from e
 
     def _gather(self, sock: socket.socket, size: int) -> None:
-        """Have the system report the socket as readable only when it has ``size`` bytes (socket(7), SO_RCVLOWAT)."""
+        """Make the socket readable for poll(2) only once ``size`` bytes have arrived (socket(7), SO_RCVLOWAT)."""
         if size != self._gathered:
-            with suppress(OSError):  # a system without it returns what there is
+            with suppress(OSError):  # without this option, a read returns the bytes that have arrived
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
             self._gathered = size
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """Send the whole buffer, unless an answer arrives first.
+        """Send the whole buffer, unless a response arrives first.
 
-        Raises WriteError, and WriteTimeout if the other side takes too little within the timeout.
+        Raises WriteError if a response arrives, WriteTimeout if the server accepts too few bytes within the timeout.
         """
         pace = timeout if isinstance(timeout, Pace) else None if timeout is None else Pace(timeout)
         if pace is not None:
@@ -173,7 +174,7 @@ class DuplexStream(httpcore.NetworkStream):
             if listens and ready[0][1] & ~select.POLLOUT and self._answered(sock):
                 if not self._early.startswith(b"HTTP/1.1 1"):
                     raise httpcore.WriteError("the server answered before the body was sent")
-                listens, usual = False, select.POLLOUT  # an interim answer: the final one follows the body
+                listens, usual = False, select.POLLOUT  # an interim response; the final response follows the body
             events = usual
             try:
                 sent = sock.send(view)
@@ -186,9 +187,9 @@ class DuplexStream(httpcore.NetworkStream):
                 _moved(pace, sent)
 
     def _answered(self, sock: socket.socket) -> bool:
-        """Read what has arrived; return whether it is part of an answer, or the end of the connection.
+        """Read the bytes that have arrived. Return whether they belong to a response or end the connection.
 
-        Other records of TLS (session tickets) are not an answer.
+        Other TLS records (session tickets) are not a response.
         """
         try:
             self._early = sock.recv(MAX_EARLY)
@@ -203,19 +204,19 @@ class DuplexStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """Start TLS on the connection, and return it as another stream that listens while it sends."""
+        """Start TLS on the connection, and return a new stream that also listens while it sends."""
         nested = isinstance(self._inner.get_extra_info("socket"), ssl.SSLSocket)
         return DuplexStream(
             self._inner.start_tls(ssl_context, server_hostname, timeout), self._sockets, listens=not nested
         )
 
     def get_extra_info(self, info: str) -> Any:
-        """Return what the inner connection knows about itself."""
+        """Return an attribute of the inner connection."""
         return self._peer if info == "server_addr" else self._inner.get_extra_info(info)
 
 
 class DuplexBackend(httpcore.NetworkBackend):
-    """Makes connections of ``inner`` that listen while they send."""
+    """A network backend whose connections listen while they send. ``inner`` makes the connections."""
 
     def __init__(self, inner: httpcore.NetworkBackend, sockets: Sockets) -> None:
         self._inner = inner
@@ -225,12 +226,12 @@ class DuplexBackend(httpcore.NetworkBackend):
         self, host: str, port: int, timeout: float | None = None, local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:  # fmt: skip
-        """Connect to a host."""
+        """Connect to a host, and wrap the connection in a DuplexStream."""
         stream = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
         return DuplexStream(stream, self._sockets, plain=True)
 
     def sleep(self, seconds: float) -> None:
-        """Sleep as the inner backend does."""
+        """Sleep with the inner backend."""
         self._inner.sleep(seconds)
 
 
@@ -242,7 +243,7 @@ class DuplexTransport(RoutedTransport):
         super().__init__(options, DuplexBackend(httpcore.SyncBackend(), self._sockets))
 
     def close(self) -> None:
-        """Close every connection; threads that wait for one fail at once."""
+        """Close every connection. Threads that wait on a connection fail at once."""
         self._sockets.shut()
         super().close()
 
@@ -267,7 +268,7 @@ def _receive_records(sock: ssl.SSLSocket, view: memoryview, timeout: float | Non
 
 
 def _left(pace: Pace | None) -> float | None:
-    """Return the seconds that a write may wait now. Raises WriteTimeout when none are left."""
+    """Return the seconds that a write may still wait. Raises WriteTimeout if no time is left."""
     if pace is None:
         return None
     left = pace.left()

@@ -1,7 +1,8 @@
-"""One request to one endpoint of a registry: redirects, where they may lead, and TLS on loopback.
+"""Send a request to an endpoint of a registry: follow permitted redirects, and detect TLS on loopback hosts.
 
-``HttpClient`` holds one httpx.Client for all threads, composed here: auth flow → retry → routed connections. Nothing
-is cached but the scopes of addresses and the loopback hosts that speak TLS. Threading: every method from any thread.
+``HttpClient`` contains one httpx.Client for all threads, which is composed here: auth flow → retry → routed
+connections. It caches only the scopes of addresses and the loopback hosts that use TLS. Threading: any thread may call
+every method.
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ class Endpoint:
     restart: float = RESTART_BUDGET
 
     def scoped(self, scope: str) -> Endpoint:
-        """Return the endpoint with tokens for another scope."""
+        """Return this endpoint with an auth flow for another token scope."""
         return replace(self, auth=self.auth.scoped(scope))
 
 
 class StreamedBody(httpx.SyncByteStream):
-    """The bytes [start, stop) of a blob as the body of a request, read from the local copy each time it is sent.
+    """The bytes [start, stop) of a blob as the body of a request.
 
-    ``sent`` is called with the offset up to which the body was sent.
+    They are read from the local copy each time that the request is sent. ``sent`` is called with the offset up to which
+    the body has been sent.
     """
 
     def __init__(self, read: ReadFrom, start: int, stop: int, what: str, sent: Callable[[int], None]) -> None:
@@ -108,7 +110,7 @@ class StreamedBody(httpx.SyncByteStream):
 
 
 class HttpClient:
-    """Sends requests to endpoints of registries, and retries them as ``retries`` says."""
+    """A client that sends requests to endpoints of registries. ``retries``: how failed requests are retried."""
 
     def __init__(
         self,
@@ -123,9 +125,9 @@ class HttpClient:
         self.counters: Final = counters
         self.log: Final = log
         self.retries: Final = retries
-        self._secure: set[bytes] = set()  # netlocs on loopback that turned out to speak TLS
+        self._secure: set[bytes] = set()  # netlocs on loopback that were found to use TLS
         self._probed: set[bytes] = set()  # netlocs that were probed for TLS
-        self._scopes: dict[str, AddressScope] = {}  # of the addresses of servers, by scheme and host
+        self._scopes: dict[str, AddressScope] = {}  # scheme and host of a server → the scope of its addresses
         timeout = httpx.Timeout(
             options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None
         )
@@ -143,22 +145,22 @@ class HttpClient:
         self._http.close()
 
     def url_of(self, host: str) -> str:
-        """Return the URL of a host ("host[:port]"): with plain HTTP if the options say so or the host is loopback."""
+        """Return the URL of a host ("host[:port]"). It has http: if the options require it or the host is loopback."""
         plain = url_from(f"http://{host}").host
         use_http = is_loopback(plain) if self.options.plain_http is None else self.options.plain_http
         return f"{'http' if use_http else 'https'}://{host}"
 
     def address_scope(self, base: str) -> AddressScope:
-        """Return the scope of the addresses from which the host of a URL has answered; before it did, that of the
-        host as the URL spells it.
+        """Return the scope of the addresses from which the host of a URL has responded.
 
-        A host that answers from addresses of several scopes counts as global: its name is not reliable.
+        Before its first response, it is the scope of the host as written in the URL. A host that responds from
+        addresses of several scopes counts as global, because its name is not reliable.
         """
         url = url_from(base)
         return self._scopes.get(_origin(url)) or scope_of_name(url.raw_host.decode("ascii", "replace")) or "global"
 
     def head(self, endpoint: Endpoint, url: str, what: str) -> httpx.Response:
-        """Send a HEAD request and return the response, whose body is empty. Raises as ``send``."""
+        """Send a HEAD request, and return the response. Raises the errors of ``send``."""
         response = self.send(endpoint, "HEAD", url, {}, what)
         read_error(response)
         return response
@@ -167,13 +169,13 @@ class HttpClient:
         self, endpoint: Endpoint, method: str, url: str | httpx.URL, headers: dict[str, str], what: str,
         *, body: bytes | StreamedBody | None = None, repeat: bool = True,
     ) -> httpx.Response:  # fmt: skip
-        """Send a request, follow redirects, and return a response whose body has yet to be read.
+        """Send a request, follow redirects, and return a response whose body has not been read.
 
-        Credentials are sent to the endpoint's own host only. A StreamedBody is sent once, except after redirects and
-        refused tokens; with ``repeat`` False the same holds for any request. A registry on loopback that turns out to
-        speak TLS is contacted over TLS from then on, unless ``plain_http`` was set. ``what`` names the subject of the
-        request in messages. ``history`` of the response holds the redirects. Raises Unavailable without a response,
-        Unauthorized without a token.
+        Credentials are sent only to the endpoint's own host. A StreamedBody is not sent again, except after redirects
+        and refused tokens, and with ``repeat`` False no request is sent again. A registry on loopback that is found to
+        use TLS is contacted over TLS from then on, unless ``plain_http`` was set. ``what``: the subject of the request
+        in messages. The redirects are in ``history`` of the response. Raises Unavailable if no response arrives,
+        Unauthorized if no token can be obtained.
         """
         home, at = self._upgraded(httpx.URL(endpoint.base)), self._upgraded(httpx.URL(url))
         try:
@@ -184,22 +186,22 @@ class HttpClient:
         return self._followed(endpoint, self._upgraded(home), method, self._upgraded(at), headers, what, body, repeat)
 
     def _upgraded(self, url: httpx.URL) -> httpx.URL:
-        """Return a URL with the scheme that its server is known to speak."""
+        """Return a URL with the scheme https if its server is known to use TLS, otherwise unchanged."""
         return url.copy_with(scheme="https") if url.scheme == "http" and url.netloc in self._secure else url
 
     def _may_upgrade(self, home: httpx.URL) -> bool:
-        """Return whether plain HTTP was only the default for a server: it is on loopback, and no option was set."""
+        """Return whether plain HTTP is only the default for a server: it is on loopback, and no option was set."""
         return home.scheme == "http" and self.options.plain_http is None and is_loopback(home.host)
 
     def _upgrade(self, home: httpx.URL) -> bool:
-        """Use TLS with a server from now on, if that is allowed; return whether it is."""
+        """Use TLS with a server from now on if that is allowed. Return whether it is allowed."""
         if not self._may_upgrade(home):
             return False
         self._secure.add(home.netloc)
         return True
 
     def _probe(self, home: httpx.URL, error: httpx.TransportError) -> bool:
-        """Return whether a server that closed a connection without an answer speaks TLS; it is probed once."""
+        """Return whether a server that closed a connection without a response uses TLS. It is probed only once."""
         if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error.__cause__, (NoResponse, TlsAlert)):
             return False  # the server sent something that is neither HTTP nor TLS
         if self.options.proxy or home.netloc in self._probed or _origin(home) in self._scopes:
@@ -211,7 +213,7 @@ class HttpClient:
         self, endpoint: Endpoint, home: httpx.URL, method: str, at: httpx.URL, headers: dict[str, str], what: str,
         body: bytes | StreamedBody | None, repeat: bool,
     ) -> httpx.Response:  # fmt: skip
-        """Send a request and follow redirects. Raises SpeaksTls and Broken, beside the errors of ``send``."""
+        """Send a request and follow redirects. Raises SpeaksTls, Broken, and the errors of ``send``."""
         extensions: dict[str, Any] = {
             "connect_budget": endpoint.patience,
             "restart_budget": endpoint.restart,
@@ -271,8 +273,9 @@ class HttpClient:
 
 
 class _NoCookies(CookieJar):
-    """Stores no cookie and sends none: a registry's cookies would be sent to every other registry of its host, and
-    would accumulate without a limit.
+    """A cookie jar that stays empty.
+
+    A registry's cookies would be sent to every other registry of its host, and would accumulate without limit.
     """
 
     def extract_cookies(self, response: object, request: object) -> None:
@@ -283,7 +286,7 @@ class _NoCookies(CookieJar):
 
 
 def combined(causes: list[KitfsError], endpoints: tuple[Endpoint, ...]) -> KitfsError:
-    """Return one error of the class of the last cause, which is the registry's own, that names each mirror's cause."""
+    """Combine the errors of several endpoints into one, with the class of the last error, which is the registry's."""
     last = causes[-1]
     if len(causes) == 1:
         return last
@@ -297,8 +300,9 @@ def combined(causes: list[KitfsError], endpoints: tuple[Endpoint, ...]) -> Kitfs
 
 
 def next_page(response: httpx.Response, at: httpx.URL, what: str) -> httpx.URL | None:
-    """Return the URL of the page that follows in a list, None after the last page. Raises RegistryError for a link
-    that is not a URL.
+    """Return the URL of the next page of a list, or None after the last page.
+
+    Raises RegistryError for a link that is not a URL.
     """
     after = response.links.get("next", {}).get("url")
     with mapped(at, what):
@@ -310,7 +314,7 @@ def url_from(text: str) -> httpx.URL:
     try:
         return httpx.URL(text)
     except httpx.InvalidURL:
-        raise UsageError(f"not the URL of a registry: {public(text)[:200]!r}")
+        raise UsageError(f"{public(text)[:200]!r} is not the URL of a registry (write https://HOST[:PORT])")
 
 
 def _origin(url: httpx.URL) -> str:

@@ -1,7 +1,7 @@
-"""What registries and connections do wrong, as errors of kitfs: each is one line that names the host, what was
-requested, and what to do.
+"""Turn failures of registries and connections into errors of kitfs.
 
-httpx's exceptions leave this package through ``mapped`` only. Threading: pure functions.
+Each message is one line that names the host, the subject of the request, and what to do. Exceptions of httpx leave this
+package only through ``mapped``. Threading: the functions have no state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kitfs.registry.early_answer import TlsAlert
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
-MAX_CAUSE: Final = 200  # characters of a cause whose text comes from elsewhere
+MAX_CAUSE: Final = 200  # characters of a cause whose text comes from a server or a library
 TLS_ADVICE: Final = "speaks TLS, not plain HTTP (omit --plain-http, or write https://)"
 UNKNOWN: Final = {
     "NAME_UNKNOWN": "the repository does not exist",
@@ -38,19 +38,19 @@ ACCESS_DENIED: Final = {
 
 
 class Broken(Unavailable):
-    """A connection that ended before the response did; the bytes received so far are valid."""
+    """A connection ended before the response was complete. The bytes that arrived are valid."""
 
 
 class SpeaksTls(Unavailable):
-    """A server that received plain HTTP and speaks TLS."""
+    """A server received plain HTTP but uses TLS."""
 
 
 class Stalled(Unavailable):
-    """A server that sent nothing, or took nothing, for a whole timeout."""
+    """A server neither sent nor accepted any byte for a whole timeout."""
 
 
 def shown(url: httpx.URL | str) -> str:
-    """Return a URL without credentials, and without its query, which may hold a signature."""
+    """Return a URL without credentials, and without its query, which may contain a signature."""
     return public(str(url))
 
 
@@ -61,7 +61,7 @@ def host_of(url: httpx.URL | str) -> str:
 
 @contextmanager
 def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
-    """Raise an error of kitfs for what httpx raises while ``what`` is requested from ``url``."""
+    """Translate an exception of httpx in the block into an error of kitfs, for a request for ``what`` to ``url``."""
     try:
         yield
     except httpx.HTTPError as e:
@@ -80,31 +80,29 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
 
 
 def forbidden(e: Forbidden, url: httpx.URL | str, what: str) -> RegistryError:
-    """Return the error for a URL that a registry or a kit names, and that kitfs does not follow."""
+    """Return the error for a URL from a registry or a kit that leads to an address that is not permitted."""
     asked = host_of(url)
     where = "this machine itself" if e.scope == "host" else "a link-local or metadata address"
     address = f" ({e.address})" if e.address and e.address != e.host.partition(":")[0].strip("[]") else ""
     if e.host == asked:
         text = (
-            f"{e.host} is {where}{address}, but was named by another server: "
-            "kitfs does not connect to it (pull the kit from there yourself)"
+            f"{e.host} is {where}{address}, but another server named it, so kitfs does not connect to it "
+            "(pull the kit from there yourself)"
         )
     else:
-        text = (
-            f"{asked} leads to {e.host}, which is {where}{address}: only a registry on such an address may lead there"
-        )
+        text = f"{asked} leads to {e.host}, which is {where}{address}: only a registry at such an address may do that"
     return RegistryError(f"{what}: {text}", url=shown(url))
 
 
 def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavailable:
-    """Return the error for a request that got no response, or only a part of one."""
+    """Return the error for a request that got no response or only a part of a response."""
     timeout: object = None
     asked = host_of(url)
     try:
-        url = e.request.url  # the URL that failed: of a token server, or of a redirect's target
+        url = e.request.url  # the URL that failed, which may be that of a token server or a redirect's target
         timeout = e.request.extensions.get("timeout", {}).get("read")
     except RuntimeError:
-        pass  # the exception belongs to no request
+        pass  # the exception does not belong to a request
     host = host_of(url)
     cause = root_cause(e)
     kind: type[Unavailable] = Unavailable
@@ -134,7 +132,7 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
 
 
 def root_cause(e: BaseException) -> BaseException:
-    """Return the innermost cause of an exception: httpx wraps httpcore's, which wraps the socket's own."""
+    """Return the innermost cause of an exception. httpx wraps exceptions of httpcore, which wraps those of sockets."""
     seen: list[BaseException] = []
     while (below := e.__cause__ or e.__context__) is not None and below not in seen:
         seen.append(below)
@@ -145,8 +143,9 @@ def root_cause(e: BaseException) -> BaseException:
 
 
 def is_permanent(e: httpx.TransportError) -> bool:
-    """Return whether a connection failed for a reason that another attempt does not change: an unknown name, a
-    certificate that is not trusted, a server that does not speak TLS.
+    """Return whether a connection failed for a permanent reason, so that it is not retried.
+
+    Permanent reasons are an unknown name, an untrusted certificate, and a server that does not use TLS.
     """
     cause = root_cause(e)
     if isinstance(cause, ssl.SSLCertVerificationError):
@@ -157,12 +156,12 @@ def is_permanent(e: httpx.TransportError) -> bool:
 
 
 def speaks_no_tls(e: ssl.SSLError) -> bool:
-    """Return whether OpenSSL found that the other side does not speak TLS."""
+    """Return whether OpenSSL found that the server does not use TLS."""
     return (e.reason or "").startswith(("WRONG_VERSION_NUMBER", "RECORD_LAYER", "PACKET_LENGTH_TOO_LONG"))
 
 
 def _cause_text(cause: BaseException) -> str:
-    """Return what an exception says about its cause, without the headers that httpx and h11 quote."""
+    """Return the message of an exception without the headers that httpx and h11 quote."""
     kind = type(cause).__name__
     if kind == "LocalProtocolError":
         return "a header of the request contains characters that are not allowed"
@@ -178,7 +177,7 @@ def _tls_text(e: ssl.SSLError) -> str:
     if isinstance(e, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not trusted ({e.verify_message}); "
-            "name its CA with --tls-cert, or use --tls-verify=false"
+            "trust its CA with --tls-cert, or use --tls-verify=false"
         )
     if speaks_no_tls(e):
         return "it does not speak TLS; for plain HTTP use --plain-http"
@@ -186,9 +185,7 @@ def _tls_text(e: ssl.SSLError) -> str:
 
 
 def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
-    """Return the error for a response that is one, in the class that fits. The body must have been read
-    (``read_error``).
-    """
+    """Return the error, in the class that fits, for an error response whose body has been read (``read_error``)."""
     url = shown(response.request.url)
     host = host_of(response.request.url)
     status = response.status_code
@@ -209,8 +206,9 @@ def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
 
 
 def asks_for_tls(response: httpx.Response) -> bool:
-    """Return whether a response over plain HTTP says that the server speaks TLS, in the words of nginx or of Go. The
-    body must have been read.
+    """Return whether a response over plain HTTP states, in the words of nginx or Go, that the server uses TLS.
+
+    The body must have been read.
     """
     return response.status_code == 400 and (
         "HTTP request was sent to HTTPS port" in response.text or "HTTPS server" in response.text
@@ -218,8 +216,9 @@ def asks_for_tls(response: httpx.Response) -> bool:
 
 
 def check_encoding(response: httpx.Response, what: str) -> None:
-    """Raise RegistryError for a body that is encoded although ``identity`` was requested: no digest and no offset
-    would fit it.
+    """Raise RegistryError for a body that is encoded although ``identity`` was requested.
+
+    Digests and offsets do not apply to an encoded body.
     """
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() not in ("identity", ""):
@@ -229,8 +228,9 @@ def check_encoding(response: httpx.Response, what: str) -> None:
 
 
 def secrets_of(request: httpx.Request) -> list[str]:
-    """Return the secrets that a request sends, and that a response may repeat: its Authorization, as it is and
-    decoded, and its refresh token.
+    """Return the secrets in a request, which a response may repeat.
+
+    They are its Authorization, encoded and decoded, and its refresh token.
     """
     header = request.headers.get("Authorization", "")
     scheme, _, value = header.partition(" ")
@@ -240,7 +240,7 @@ def secrets_of(request: httpx.Request) -> list[str]:
             pair = base64.b64decode(value).decode()
             found += [pair, pair.partition(":")[2]]
         except ValueError:
-            pass  # the header comes from elsewhere and is not valid
+            pass  # a custom header may be invalid
     is_form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
     try:
         form = parse_qs(request.content.decode()) if is_form else {}
@@ -250,9 +250,9 @@ def secrets_of(request: httpx.Request) -> list[str]:
 
 
 class CappedBody(httpx.SyncByteStream):
-    """At most ``limit`` + 1 bytes of a body: the last one shows the reader that there are more.
+    """At most ``limit`` + 1 bytes of a body. The last of them shows that the body exceeds the limit.
 
-    ``lenient``: a body that breaks off ends there, without an error.
+    ``lenient``: a body that breaks off ends without an error.
     """
 
     def __init__(self, inner: object, limit: int, *, lenient: bool) -> None:
@@ -280,23 +280,23 @@ class CappedBody(httpx.SyncByteStream):
 
 
 def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY, *, lenient: bool = False) -> bytes:
-    """Read a body, but at most ``limit`` + 1 bytes of it, and close the response.
+    """Read at most ``limit`` + 1 bytes of a body, and close the response.
 
-    With ``lenient`` True a body that breaks off is returned as far as it came, else httpx's error is raised.
+    ``lenient``: if the body breaks off, return the bytes that arrived instead of raising httpx's error.
     """
     if not response.is_stream_consumed:
-        response.headers.pop("Content-Encoding", None)  # the body is kept as it came: a part of it cannot be decoded
+        response.headers.pop("Content-Encoding", None)  # the body is not decoded, because a part cannot be decoded
         response.stream = CappedBody(response.stream, limit, lenient=lenient)
-    return response.read()  # returns what was read before, for example by the auth flow
+    return response.read()  # if the body was read before, for example by the auth flow, returns the same bytes
 
 
 def read_error(response: httpx.Response) -> None:
-    """Read the useful part of an error's body; the status counts even if the body breaks off."""
+    """Read the useful part of an error response's body. It may break off, because the status suffices."""
     read_capped(response, lenient=True)
 
 
 def error_of(response: httpx.Response) -> tuple[str, str]:
-    """Return (code, message) of a distribution-spec error body; ("", "") if the body is not one."""
+    """Return (code, message) of a distribution-spec error body, or ("", "") for any other body."""
     try:
         error = json.loads(response.content)["errors"][0]
         secrets = secrets_of(response.request)

@@ -1,13 +1,13 @@
-"""kit's own storage (KITOPS §4.1) as a second source of blobs: it is never written, and every digest is verified.
+"""Read kit's own storage (KITOPS §4.1) as a second source of blobs. It is never written, and all digests are verified.
 
     <home>/storage/blobs/sha256/<hex>                            every blob
                    <base64url(registry/repository)>-tags.json    {tag: descriptor}
 
-A file is used once it was read from end to end and has its digest; then it is read instead of the registry's blob. That
-check runs on a thread of its own, so that a reader of a few bytes does not wait until gigabytes are hashed: until the
-check has ended, a large blob is fetched from its registry. The result of the check is stored with the file's inode,
-size and times, for later processes. A file with a wrong digest is not used and not changed; one warning is logged.
-Threading: every method from any thread; ``close`` ends the checks.
+A file is used instead of the registry's blob once the whole file was read and matches its digest. That check runs on
+its own thread, so that a reader of a few bytes need not wait until gigabytes are hashed. Until the check has ended, a
+large blob is fetched from its registry. The result of the check is stored with the file's inode, size and times for
+later processes. A file with a wrong digest is neither used nor changed, and one warning is logged. Threading: any
+thread may call every method; ``close`` ends the checks.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from kitfs.ownership import open_below
 from kitfs.registry.layout import FileRange
 
 MAX_SMALL: Final = 8 << 20  # bytes of a manifest, a config, a list of tags
-WAIT_LIMIT: Final = 64 << 20  # bytes that are hashed while the reader waits: most registries would send them later
-# Errors of a registry for which kit's copy is used: the registry may be unreachable, or not have (or not show) the kit
+WAIT_LIMIT: Final = 64 << 20  # bytes that are hashed while the reader waits, because most registries are slower
+# Errors of a registry after which kit's copy is used: it may be unreachable, or may not have (or not show) the kit
 UNREACHABLE: Final = (Unavailable, RateLimited, NotFound, Unauthorized)
 
 
@@ -39,7 +39,7 @@ class StoredFile(FileRange):
 
     @classmethod
     def open(cls, storage: str, name: str) -> StoredFile | None:
-        """Open a file, None if it does not exist or cannot be read. No link below ``storage`` is followed."""
+        """Open a file. Return None if it does not exist or cannot be read. No link below ``storage`` is followed."""
         path = os.path.join(storage, name)
         try:
             file = OpenFile(path, os.O_RDONLY, opener=lambda: open_below(storage, name))
@@ -54,9 +54,9 @@ class StoredFile(FileRange):
 
 
 class DigestCheck:
-    """A check on a thread of its own whether a file has its digest; ``right`` is the result once ``done`` is set.
+    """A check, on its own thread, whether a file matches its digest.
 
-    ``warn`` is called with the reason if the file cannot be used.
+    ``right``: the result once ``done`` is set. ``warn`` is called with the reason if the file cannot be used.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DigestCheck:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Use the result of an earlier process, or start the check. Calls after the first one do nothing."""
+        """Use the result of an earlier process, or start the check. Only the first call has an effect."""
         with self._lock:
             if self._thread is not None or self.done.is_set():
                 return
@@ -101,14 +101,14 @@ class DigestCheck:
             if self.right:
                 self._hints.set(("kit", self._digest), identity)
             else:
-                self._warn("it does not have its digest")
+                self._warn("it does not match its digest")
         except (KitfsError, OSError) as e:
             self._warn(str(e))
         finally:
             self.done.set()
 
     def fail(self, error: Exception) -> None:
-        """Record that the file cannot be used although its digest was right: it has changed since the check."""
+        """Record that the file cannot be used, because it has changed since the check."""
         if self.right:
             self.right = False
             self._warn(str(error))
@@ -117,8 +117,8 @@ class DigestCheck:
 class KitStorage:
     """The storage in kit's home directory, which need not exist.
 
-    ``hints`` store the results of checks. A reader waits for the check of a blob of at most ``wait_limit`` bytes.
-    ``open_file`` opens a file below the storage's directory, as ``StoredFile.open``.
+    ``hints``: where the results of checks are stored. ``wait_limit``: the most bytes of a blob for whose check readers
+    wait. ``open_file``: opens a file below the storage's directory, like ``StoredFile.open``.
     """
 
     def __init__(
@@ -153,12 +153,12 @@ class KitStorage:
     ) -> LocalFirstRepository:
         """Return the Origin of a reference.
 
-        ``whole``: the caller reads every byte, so that it waits for checks, and may use a tag that only kit has.
+        ``whole``: the caller reads all bytes, so it waits for checks, and it may use a tag that only kit has.
         """
         return LocalFirstRepository(self, reference, repository, whole=whole)
 
     def tagged(self, reference: Reference) -> tuple[Descriptor, bytes] | None:
-        """Return the manifest that kit has under a tag, None if it has none, or none with the right digest."""
+        """Return the manifest that kit has under a tag, or None if kit has none or its digest is wrong."""
         name = base64.urlsafe_b64encode(reference.name.encode()).decode()
         try:
             with open(open_below(self._storage, f"{name}-tags.json"), "rb") as f:
@@ -170,7 +170,7 @@ class KitStorage:
         return None if data is None else (descriptor, data)
 
     def small(self, digest: Digest) -> bytes | None:
-        """Read a small blob and verify its digest; None if kit does not have it, or its copy is wrong."""
+        """Read a small blob and verify its digest. Return None if kit does not have it or its copy is wrong."""
         file = self._file(digest)
         if file is None or (file.size or 0) > MAX_SMALL:
             return None
@@ -182,12 +182,12 @@ class KitStorage:
             self._warn(digest, str(e))
             return None
         if not digest.matches(data):
-            self._warn(digest, "it does not have its digest")
+            self._warn(digest, "it does not match its digest")
             return None
         return bytes(data)
 
     def check(self, descriptor: Descriptor) -> DigestCheck | None:
-        """Return the check of a blob, which may not have started; None if kit has no blob of this digest and size."""
+        """Return the check of a blob, or None if kit has no blob with this digest and size. It may not have started."""
         with self._lock:
             found = self._checks.get(descriptor.digest)
             if found is None:
@@ -206,9 +206,9 @@ class KitStorage:
         self._log.warning("kit's copy of %s in %s is not used: %s", digest, self._storage, why)
 
     def fallback(self, reference: Reference, cause: KitfsError) -> tuple[Descriptor, bytes] | None:
-        """Return what ``tagged`` returns, after the registry failed with ``cause``.
+        """Return the result of ``tagged`` after the registry failed with ``cause``.
 
-        A warning is logged, unless the reference names no registry.
+        A warning is logged, unless the reference has no registry.
         """
         found = self.tagged(reference)
         if found is not None and reference.registry != LOCAL:
@@ -217,7 +217,7 @@ class KitStorage:
 
 
 class LocalFirstRepository:
-    """An Origin: a repository, and kit's storage, which is tried first for content that is named by its digest."""
+    """An Origin that tries kit's storage first for content that is named by its digest, and then the repository."""
 
     def __init__(
         self, storage: KitStorage, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool
@@ -231,12 +231,12 @@ class LocalFirstRepository:
         return f"<LocalFirstRepository {self._reference}>"
 
     def known(self) -> bool:
-        """Return whether kit has the manifest of the reference, with the right digest."""
+        """Return whether kit has the manifest of the reference and its digest is right."""
         digest = self._reference.digest
         return (self._storage.tagged(self._reference) if digest is None else self._storage.small(digest)) is not None
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """Return a manifest: by tag from the registry, by digest from kit if it has it.
+        """Return a manifest. A tag is looked up at the registry; a digest is looked up in kit's storage first.
 
         Raises the errors of the registry.
         """
@@ -263,7 +263,7 @@ class LocalFirstRepository:
         return LocalFirstBlob(check, lambda: self._repository(self._reference).blob(descriptor), waits=waits)
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Read a small blob whole. Raises the errors of the registry."""
+        """Read a whole small blob. Raises the errors of the registry."""
         data = self._storage.small(descriptor.digest) if descriptor.size <= limit else None
         if data is None or len(data) != descriptor.size:
             return self._repository(self._reference).blob_bytes(descriptor, limit)
@@ -271,9 +271,9 @@ class LocalFirstRepository:
 
 
 class LocalFirstBlob:
-    """A blob that kit has, as a Source.
+    """A Source of a blob that kit has.
 
-    Until ``check`` has found kit's file to be right, the blob of the registry, which ``open_remote`` returns, is read
+    Until ``check`` has found that kit's file is right, the registry's blob, which ``open_remote`` returns, is read
     instead. ``waits``: readers wait for the check.
     """
 
@@ -295,14 +295,14 @@ class LocalFirstBlob:
 
     @property
     def sender(self) -> str:
-        """The registry: the bytes of kit's file are used only after its digest was compared."""
+        """Return the registry, because the bytes of kit's file are used only after its digest was verified."""
         try:
             return self._registry().sender
         except KitfsError:
             return self._check.file.sender
 
     def distrust(self) -> bool:
-        """Have the registry's mirrors that sent wrong bytes passed by."""
+        """Stop using the registry's mirrors that sent wrong bytes."""
         return self._remote is not None and self._remote.distrust()
 
     def _registry(self) -> Source:
@@ -313,8 +313,8 @@ class LocalFirstBlob:
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop); see ``content.Source``.
 
-        If the registry fails, the rest comes from kit's file once its check has ended; raises the error of the registry
-        if that file cannot be used.
+        If the registry fails, the remaining bytes are read from kit's file once its check has ended. Raises the error
+        of the registry if that file cannot be used.
         """
         at, stop = (start, stop) if self.ranged else (0, None)
         check = self._check

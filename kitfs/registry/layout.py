@@ -1,9 +1,8 @@
-"""OCI layouts on disk, as directories or tar archives, with the interface of a repository.
+"""Read OCI layouts on disk, which are directories or tar archives, through the interface of a repository.
 
-Follows image-spec v1.1 "image-layout.md"; an archive is a plain tar of a layout, as ``skopeo copy … oci-archive:``
-writes it. Its members are located once and read in place by offset; nothing is unpacked. A layout may belong to another
-user: no symbolic link in it is followed, and only regular files are opened. Threading: positional reads from any
-thread.
+Follows image-spec v1.1 "image-layout.md". An archive is an uncompressed tar of a layout, as ``skopeo copy …
+oci-archive:`` writes it. Its members are located once and read in place; nothing is unpacked. A layout may belong to
+another user, so no symbolic link in it is followed, and only regular files are opened. Threading: any thread may read.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ COMPRESSED: Final = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7zXZ")  # t
 
 
 class FileRange:
-    """Part of a file as a Source; ``start`` and ``size`` in bytes."""
+    """A Source of a part of a file. ``start`` and ``size`` are in bytes."""
 
     ranged: Final = True
 
@@ -43,12 +42,12 @@ class FileRange:
 
     @property
     def sender(self) -> str:
-        """The file, by its device and inode."""
+        """Return the identity of the file: its device and inode."""
         info = self._file.stat()
         return f"file {info.st_dev}:{info.st_ino}"
 
     def distrust(self) -> bool:
-        """Return False: there is only the one file."""
+        """Return False, because there is no other copy of the file."""
         return False
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
@@ -65,7 +64,7 @@ class FileRange:
 
 
 class Layout:
-    """An OCI layout. An Origin: resolve, manifest, blob, blob_bytes, referrers, exists."""
+    """An OCI layout, which is an Origin. Subclasses open its files."""
 
     def __init__(self, path: str) -> None:
         self.path: Final = path
@@ -74,14 +73,14 @@ class Layout:
         return f"<{type(self).__name__} {self.path}>"
 
     def open(self, name: str) -> FileRange | None:
-        """Open a file of the layout, None if it does not exist."""
+        """Open a file of the layout. Return None if it does not exist."""
         raise NotImplementedError
 
     def close(self) -> None:
         """Close the files of the layout."""
 
     def resolve(self, identifier: str) -> Descriptor:
-        """Return the descriptor of a tag or digest; "" means the only manifest of the layout. Raises NotFound."""
+        """Return the descriptor of a tag or digest. "" means the only manifest of the layout. Raises NotFound."""
         listed = self._index().manifests
         if ":" in identifier:
             digest = Digest.parse(identifier)
@@ -92,8 +91,8 @@ class Layout:
             return named[0]
         tags = ", ".join(sorted(d.annotations.get(REF_NAME, str(d.digest)[:19]) for d in listed)[:20]) or "nothing"
         if identifier:
-            raise NotFound(f"{self.path}: the tag {identifier!r} does not exist; the layout holds {tags}")
-        raise NotFound(f"{self.path}: a tag is needed; the layout holds {tags}")
+            raise NotFound(f"{self.path}: the tag {identifier!r} does not exist (the layout contains {tags})")
+        raise NotFound(f"{self.path}: name one of its manifests by a tag (the layout contains {tags})")
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
         """Read a manifest by tag or digest, and verify its digest. Raises NotFound, ManifestError, IntegrityError."""
@@ -111,14 +110,14 @@ class Layout:
         return found
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Read a small blob whole, and verify its digest and size. Raises ManifestError above ``limit`` bytes."""
+        """Read a whole small blob, and verify its digest and size. Raises ManifestError above ``limit`` bytes."""
         if descriptor.size > limit:
             raise ManifestError(
                 f"{self.path}: {descriptor.digest} declares {descriptor.size} bytes; the limit is {limit}"
             )
         data = _all(self.blob(descriptor))
         if not descriptor.digest.matches(data):
-            raise IntegrityError(f"{self.path}: blob {descriptor.digest} does not have its digest")
+            raise IntegrityError(f"{self.path}: blob {descriptor.digest} does not match its digest")
         return data
 
     def exists(self, descriptor: Descriptor) -> bool:
@@ -126,7 +125,7 @@ class Layout:
         return self.open(_name(descriptor.digest)) is not None
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """Return the manifests whose subject is ``digest``, as listed under the tag that replaces the referrers API."""
+        """Return the manifests whose subject is ``digest``. They are listed under the subject's referrers tag."""
         tag = f"{digest.algorithm[:32]}-{digest.hex[:64]}"
         listed = [d for d in self._index().manifests if d.annotations.get(REF_NAME) == tag]
         found = [d for entry in listed for d in IndexManifest.parse(self.blob_bytes(entry, MAX_INDEX)).manifests]
@@ -164,26 +163,26 @@ class DirectoryLayout(Layout):
     """The layout of an ``oci:DIR`` reference."""
 
     def open(self, name: str) -> FileRange | None:
-        """Open a file of the directory, None if it does not exist.
+        """Open a file of the directory. Return None if it does not exist.
 
-        Raises ManifestError for a link and for anything but a regular file, NotFound for a file that cannot be read.
+        Raises ManifestError for a link and for a file that is not regular, NotFound for a file that cannot be read.
         """
         try:
             file = OpenFile(os.path.join(self.path, name), os.O_RDONLY, opener=lambda: open_below(self.path, name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except Unsafe as e:
-            raise ManifestError(f"{self.path}: {name} cannot be read: {e.strerror}")
+            raise ManifestError(f"{self.path}: cannot read {name}: {e.strerror}")
         except OSError as e:
-            raise NotFound(f"{self.path}: {name} cannot be read: {e.strerror}")
+            raise NotFound(f"{self.path}: cannot read {name}: {e.strerror}")
         return FileRange(file, 0, file.stat().st_size, f"{self.path}: {name}")
 
 
 class ArchiveLayout(Layout):
     """The layout of an ``oci-archive:FILE`` reference.
 
-    Raises NotFound for a file that cannot be read, ManifestError if it is not a tar archive, UnsupportedLayer if it is
-    compressed.
+    The constructor raises NotFound for a file that cannot be read, ManifestError if it is not a tar archive,
+    UnsupportedLayer if it is compressed.
     """
 
     def __init__(self, path: str) -> None:
@@ -195,9 +194,7 @@ class ArchiveLayout(Layout):
         try:
             head = self._file.pread(6, 0)
             if head.startswith(COMPRESSED):
-                raise UnsupportedLayer(
-                    f"{path} is compressed; decompress it first, since a compressed archive has no random access"
-                )
+                raise UnsupportedLayer(f"{path} is compressed, so it has no random access (decompress it first)")
             with (
                 self._file.number() as fd,
                 open(fd, "rb", closefd=False) as f,
@@ -212,7 +209,7 @@ class ArchiveLayout(Layout):
             raise
 
     def open(self, name: str) -> FileRange | None:
-        """Return a member of the archive, None if it does not exist."""
+        """Return a member of the archive, or None if it does not exist."""
         found = self._members.get(name)
         return None if found is None else FileRange(self._file, *found, f"{self.path}: {name}")
 
@@ -222,7 +219,7 @@ class ArchiveLayout(Layout):
 
 
 def open_layout(reference: LayoutReference) -> Layout:
-    """Open the layout that a reference names. Raises NotFound if it does not exist, else as its class."""
+    """Open the layout that a reference names. Raises NotFound if it does not exist, and the errors of its class."""
     if reference.kind == "oci-archive":
         return ArchiveLayout(reference.path)
     if not os.path.isdir(reference.path):

@@ -1,4 +1,4 @@
-"""Verification of credentials at their registry. ``credentials`` stores them."""
+"""Verify credentials at their registry. The module ``credentials`` stores them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from kitfs.registry.retry import CONNECT_BUDGET
 def verify(client: RegistryClient, host: str, credential: Credential) -> None:
     """Ask a registry ("host[:port]") whether it accepts a credential: GET /v2/, through its token server if it has one.
 
-    Raises Unauthorized if it does not, Unavailable, RegistryError, NotFound if the host is not a registry.
+    Raises Unauthorized if the registry refuses the credential, NotFound if the host is not a registry, Unavailable,
+    RegistryError.
     """
     at = api_host(host)
     base = f"{client.http.url_of(at)}/v2"

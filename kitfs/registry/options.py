@@ -1,4 +1,4 @@
-"""The options of a registry client, as values. Importing this module loads no HTTP library."""
+"""The options of a registry client. Importing this module does not load an HTTP library."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kitfs.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class ClientOptions:
-    """How to reach registries.
+    """The options for connections to registries.
 
-    ``plain_http`` None means plain HTTP for loopback hosts only. ``mirrors`` maps a host to the base URLs that are
-    asked before it, in order. Timeouts are in seconds; ``read_timeout`` applies to the head of a response and to each
-    window of its body (``registry.pace``).
+    ``plain_http``: None means plain HTTP for loopback hosts only. ``mirrors``: maps a host to the base URLs that are
+    tried before it, in order. Timeouts are in seconds. ``read_timeout`` applies to the head of a response and to each
+    window of its body (see ``registry.pace``).
     """
 
     plain_http: bool | None = None
@@ -33,9 +33,7 @@ class ClientOptions:
 
     @classmethod
     def of(cls, settings: Settings) -> ClientOptions:
-        """Return what the network options of ``settings`` ask for. Raises UsageError for a certificate without its
-        key.
-        """
+        """Make the options from the network settings. Raises UsageError for a certificate without its key."""
         key = "client-key" if settings.takes("client-key") else "key"  # --key of sign and verify is another one
         if bool(settings["cert"]) != bool(settings[key]):
             raise UsageError(f"--cert and --{key} must be given together")
@@ -55,7 +53,7 @@ class ClientOptions:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ClientOptions:
-        """Return the options whose ``dataclasses.asdict`` went through JSON, which has lists where there are tuples."""
+        """Restore options from the JSON of ``dataclasses.asdict``, which has lists instead of tuples."""
         return cls(
             **{
                 **fields,

@@ -1,10 +1,10 @@
-"""A deadline for the head of a response, and a minimum speed for bodies.
+"""Enforce a deadline for the head of a response, and a minimum speed for its body.
 
-``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that can also
-tell how long the connection may still wait. Its clock runs only while kitfs waits for the other side: a body whose
-reader is slow, or has paused, is not slow. Interim responses, headers, chunk extensions and trailers are not progress;
-the bytes of a body are, if at least ``LEAST`` of them arrive per second. Threading: a Pace belongs to one request, and
-to one thread at a time.
+``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that also
+computes how long the connection may still wait. Its clock runs only while kitfs waits for the server, so a slow or
+paused reader does not make a body slow. Only the bytes of a body are progress, if at least ``LEAST`` of them arrive per
+second; interim responses, headers, chunk extensions and trailers are not. Threading: a Pace belongs to one request, and
+only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Final
 import httpcore
 import httpx
 
-LEAST: Final = 1 << 10  # bytes per second of one body, measured over one timeout: a slower body has stalled
-# Bytes up to the end of a head, with the rest of the read that ends it: h11 allows a head of 100 KiB, one read has up
-# to 256 KiB, and interim responses come before the head.
+LEAST: Final = 1 << 10  # bytes per second, measured over one timeout, below which a body has stalled
+# Most bytes up to the end of the read that completes a head: h11 allows a head of 100 KiB, one read returns up to
+# 256 KiB, and interim responses precede the head.
 MAX_HEAD: Final = 512 << 10
 
 
 class TooSlow(httpcore.ReadTimeout):
-    """A response arrived, but too slowly; the text says what the other side did."""
+    """A response arrived too slowly. The message says what the server did."""
 
 
 class Pace(float):
-    """``Pace(seconds)``: the deadline of a response's head, and then the length of the windows of its body.
+    """A timeout in seconds: the deadline for a response's head, and then the length of each window of its body.
 
-    In each window ``least`` times ``seconds`` bytes must arrive. The clock starts paused.
+    In each window, at least ``least`` times ``seconds`` bytes must arrive. The clock starts paused.
     """
 
     __slots__ = ("_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "_started", "waited")
@@ -38,7 +38,7 @@ class Pace(float):
         pace = super().__new__(cls, seconds)
         pace._clock = clock
         pace._quota = max(1.0, least * seconds)  # bytes
-        pace._left = float(seconds)  # seconds of the head or of this window, as of the last pause
+        pace._left = float(seconds)  # seconds left for the head or this window at the last pause
         pace._last = pace._left  # seconds that were left when the last byte arrived
         pace._moved = 0  # bytes in this window
         pace._head = 0  # bytes before the body
@@ -59,12 +59,12 @@ class Pace(float):
     """Total seconds that the clock ran."""
 
     def begin_body(self) -> None:
-        """Measure a body from now on: the head is complete. The clock is paused."""
+        """Measure a body from now on, because the head is complete. The clock must be paused."""
         self._in_body, self._started = True, None
         self._renew()
 
     def resume(self) -> None:
-        """Start the clock, because kitfs waits for the other side from now on."""
+        """Start the clock, because kitfs waits for the server from now on."""
         self._started = self._clock()
 
     def pause(self, moved: int) -> None:
@@ -81,22 +81,22 @@ class Pace(float):
             self._renew()
 
     def left(self) -> float:
-        """Return the seconds that the connection may still wait, and start the clock. 0 or less: the time is over."""
+        """Start the clock, and return the seconds that the connection may still wait (0 or less: it timed out)."""
         if self._started is None:
             self.resume()
         assert self._started is not None
         return self._left - (self._clock() - self._started)
 
     def too_slow(self) -> httpcore.ReadTimeout:
-        """Return the error of a read whose time is over."""
-        if self._last - self.left() >= 0.9 * self:  # nothing arrived in nearly all of the time
+        """Return the error for a read that timed out."""
+        if self._last - self.left() >= 0.9 * self:  # nothing arrived for nearly the whole time
             return httpcore.ReadTimeout("timed out")
         if self._in_body:
             return TooSlow(f"sent only {self._moved} bytes in {float(self):g} s")
         return TooSlow(f"did not complete the head of its response within {float(self):g} s")
 
     def count_head(self, size: int) -> None:
-        """Count received bytes, unless they belong to a body. Raises RemoteProtocolError for an endless head."""
+        """Count received bytes unless they belong to a body. Raises RemoteProtocolError for an endless head."""
         if not self._in_body:
             self._last = self.left()
             self._head += size
@@ -109,7 +109,7 @@ class Pace(float):
 
 
 class PacedBody(httpx.SyncByteStream):
-    """The body of a response, measured by the pace of its request."""
+    """The body of a response, whose speed the Pace of its request measures."""
 
     def __init__(self, inner: object, pace: Pace) -> None:
         assert isinstance(inner, httpx.SyncByteStream)

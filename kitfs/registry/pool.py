@@ -1,7 +1,7 @@
-"""A transport of httpx over a connection pool of httpcore, so that kitfs chooses how connections are made.
+"""A transport of httpx over a connection pool of httpcore whose network backend kitfs chooses.
 
-``httpx.HTTPTransport`` does the same without a way to hand httpcore a network backend. Threading: every method from
-any thread, as httpcore's pools.
+``httpx.HTTPTransport`` does the same, but does not accept a network backend. Threading: as with httpcore's pools, any
+thread may call every method.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAX_IDLE_TIME: Final = 30.0  # seconds that a connection waits for another reque
 
 
 class PoolTransport(httpx.BaseTransport):
-    """Sends requests over ``pool``. Raises the errors of httpx that have the names of httpcore's."""
+    """A transport that sends requests over ``pool``. Errors of httpcore become the errors of httpx of the same name."""
 
     def __init__(self, pool: httpcore.ConnectionPool) -> None:
         self._pool = pool
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request; the body of the response has yet to be read."""
+        """Send one request, and return a response whose body has not been read."""
         assert isinstance(request.stream, httpx.SyncByteStream)
         url = request.url
         sent = httpcore.Request(
@@ -67,7 +67,7 @@ class PoolBody(httpx.SyncByteStream):
 
 @contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise the error of httpx for an error of httpcore: the classes have the same names."""
+    """Translate an error of httpcore in the block into the error of httpx with the same class name."""
     try:
         yield
     except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.ProxyError,
@@ -81,8 +81,8 @@ def pool_of(
 ) -> httpcore.ConnectionPool:
     """Make a pool whose connections come from ``backend``, directly or through a proxy.
 
-    ``context`` None: no request of the pool uses TLS. Raises ValueError for a proxy whose scheme is neither http,
-    https nor socks5, RuntimeError for a SOCKS proxy without the package socksio.
+    ``context``: None if no request of the pool uses TLS. Raises ValueError for a proxy whose scheme is not http, https
+    or socks5, RuntimeError for a SOCKS proxy if the package socksio is not installed.
     """
     if proxy is None:
         return httpcore.ConnectionPool(

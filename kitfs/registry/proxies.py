@@ -1,16 +1,16 @@
-"""Which proxy a request uses, decided from the environment as Go programs do.
+"""Choose the proxy for a request from the environment, as Go programs do.
 
 Follows golang.org/x/net/http/httpproxy (``FromEnvironment`` and ``ProxyFunc``), which kit, docker, skopeo and
-containerd use, so that one environment has the same effect on all of them. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are
-read, in lower case first; ALL_PROXY is ignored. An entry of NO_PROXY is one of
+containerd use, so that the environment has the same effect on all of these programs. HTTP_PROXY, HTTPS_PROXY and
+NO_PROXY are read, in lower case first, and ALL_PROXY is ignored. An entry of NO_PROXY is one of
 
     *                        every host
-    10.0.0.0/8, fd00::/8     addresses of a block
+    10.0.0.0/8, fd00::/8     the addresses in a block
     10.1.2.3, 10.1.2.3:5000, [fd00::1]:5000    an address, on any port or on one port
     name, name:5000          a name and all names below it
     .name, *.name            the names below it only
 
-A proxy of the environment is never used for localhost and loopback addresses. Pure functions; no name is resolved.
+A proxy from the environment is never used for localhost and loopback addresses. These functions resolve no names.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
-    """Return the URL of the proxy that ``environ`` names for ``url``, None for a direct connection.
+    """Return the URL of the proxy that ``environ`` names for ``url``, or None for a direct connection.
 
-    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set): its client could set HTTP_PROXY with a
-    header called Proxy (https://httpoxy.org).
+    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set), because its client could set HTTP_PROXY
+    with a header called Proxy (https://httpoxy.org).
     """
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     if is_loopback(host):
@@ -42,7 +42,7 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
         return None
     if url.scheme == "http" and environ.get("REQUEST_METHOD"):
         raise UsageError(
-            "HTTP_PROXY is not used in a CGI program, because its client could set it "
+            "refused to use HTTP_PROXY in a CGI program, because a client of the program could have set it "
             "(unset REQUEST_METHOD, or use --proxy)"
         )
     if direct(url, environ):
@@ -65,11 +65,10 @@ def is_loopback(host: str) -> bool:
 
 
 def bypassed(host: str, port: str, rules: str) -> bool:
-    """Return whether NO_PROXY (``rules``) excludes a host: in ASCII and lower case, without brackets, its port in
-    digits.
+    """Return whether NO_PROXY (``rules``) excludes a host.
 
-    As in Go, entries for addresses never match names, entries for names never match addresses, and a malformed entry
-    matches nothing.
+    ``host`` is in ASCII and lower case, without brackets, and ``port`` consists of digits. As in Go, entries for
+    addresses do not match names, entries for names do not match addresses, and a malformed entry matches nothing.
     """
     address = _address(host.partition("%")[0])
     entries = [entry for part in rules.split(",") if (entry := part.strip().lower())]
@@ -92,7 +91,7 @@ def _matches(entry: str, host: str, port: str, address: Address | None) -> bool:
 
 
 def _split(entry: str) -> tuple[str, str]:
-    """Split an entry into (host, port) as net.SplitHostPort does; (entry, "") if it has no port."""
+    """Split an entry into (host, port) as net.SplitHostPort does, or into (entry, "") if it has no port."""
     head, colon, port = entry.rpartition(":")
     if head.startswith("["):
         inner, bracket, rest = head[1:].partition("]")
@@ -101,7 +100,7 @@ def _split(entry: str) -> tuple[str, str]:
 
 
 def _address(text: str) -> Address | None:
-    """Parse an address without a zone; an IPv4 address inside an IPv6 one is returned as IPv4."""
+    """Parse an address without a zone. An IPv4 address that is mapped to IPv6 is returned as IPv4."""
     if "%" in text:
         return None
     try:
@@ -113,7 +112,7 @@ def _address(text: str) -> Address | None:
 
 
 def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """Parse a block in CIDR notation, whose host bits may be set; None for any other text."""
+    """Parse a block in CIDR notation, whose host bits may be set. Return None for any other string."""
     host, slash, bits = text.partition("/")
     if not slash or "%" in host or not (bits.isascii() and bits.isdigit()):
         return None
@@ -131,7 +130,7 @@ def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def _ascii(name: str) -> str:
-    """Return a name with its leading dot in the ASCII form that DNS uses."""
+    """Return a name, with its leading dot if it has one, in the ASCII form that DNS uses."""
     if name.isascii():
         return name
     try:
@@ -141,5 +140,5 @@ def _ascii(name: str) -> str:
 
 
 def _either(environ: Mapping[str, str], name: str) -> str:
-    """Return the value of a variable, in lower case first, without blanks and line ends around it."""
+    """Return the stripped value of an environment variable, whose name is tried in lower case first."""
     return (environ.get(name) or environ.get(name.upper()) or "").strip()

@@ -1,6 +1,6 @@
-"""Errors for the responses to a push: ``http_errors.failure`` with the advice that a person who pushes needs.
+"""Make errors for responses to a push, as ``http_errors.failure`` does, but with advice for pushes.
 
-Threading: pure functions.
+Threading: the functions have no state.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ REFUSALS: Final = {
     507: "it has no space left",
 }
 KINDS: Final = frozenset({"MANIFEST_INVALID", "UNSUPPORTED"})  # codes for a kind of manifest that is not supported
-REMEDY: Final = "push to a registry that accepts OCI artifacts, or push the image that kitfs convert makes"
+REMEDY: Final = "push to a registry that accepts OCI artifacts, or push an image made by kitfs convert"
 
 
 def code_of(response: httpx.Response) -> str:
-    """Return the error code of distribution-spec in a response, "" if it has none. The body must have been read."""
+    """Return the distribution-spec error code in a response, or "". The body must have been read."""
     return error_of(response)[0]
 
 
@@ -41,15 +41,16 @@ def refusal(response: httpx.Response, what: str) -> KitfsError:
 
 
 def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
-    """Return the error for a response to the push of a manifest, which says whether the registry refuses its kind or
-    lacks a blob that it names.
+    """Return the error for a response to the push of a manifest.
+
+    Its message says whether the registry refuses this kind of manifest or lacks a blob that the manifest names.
     """
     status = response.status_code
     code, message = error_of(response)
     error = refusal(response, what)
     why = f" ({message})" if message else ""
     if code in ("MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN"):
-        reason = f"it does not have a blob or manifest that this manifest names{why}; push again"
+        reason = f"it lacks a blob or manifest that this manifest names{why}; push again"
     elif code in KINDS or status == 415 or (status in (400, 422) and not code):
         reason = f"it does not accept a manifest of this kind{why}; {REMEDY}"
     else:

@@ -1,8 +1,8 @@
-"""A repository of a registry: its manifests, blobs, tags and referrers.
+"""Read and write a repository of a registry: its manifests, blobs, tags and referrers.
 
-Follows distribution-spec v1.1. Reads try the mirrors of the registry in order and then the registry itself; if all
-fail, one error names each cause. Writes and the list of tags use the registry only. Threading: every method from any
-thread.
+Follows distribution-spec v1.1. Reads try the mirrors of the registry in order, and then the registry itself. If all
+fail, one error names every cause. Writes and the list of tags use only the registry. Threading: any thread may call
+every method.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from kitfs.registry.refusals import manifest_refusal
 from kitfs.registry.upload import CHUNK, Upload
 from kitfs.registry.upload_methods import Lessons
 
-MAX_PAGES: Final = 64  # of a list of referrers
+MAX_PAGES: Final = 64  # most pages of a list of referrers
 MAX_TAG_PAGES: Final = 1000
 MAX_TAGS: Final = 1_000_000
 MAX_IDLE_PAGES: Final = 16  # pages in a row without a new tag
-BODY_ATTEMPTS: Final = 3  # of a small body that breaks off
+BODY_ATTEMPTS: Final = 3  # attempts to read a small body that breaks off
 T = TypeVar("T")
 
 
 class Repository:
-    """A repository behind its mirrors; a ``content.Repository`` and a ``content.Destination``."""
+    """A repository with its mirrors. It is a ``content.Repository`` and a ``content.Destination``."""
 
     def __init__(self, http: HttpClient, name: str, endpoints: tuple[Endpoint, ...], lessons: Lessons) -> None:
         self._http = http
@@ -54,7 +54,7 @@ class Repository:
         return f"<Repository {self._name} at {', '.join(e.host for e in self.endpoints)}>"
 
     def without_mirrors(self) -> Repository:
-        """Return the repository at its registry only."""
+        """Return this repository without its mirrors."""
         return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
 
     def apart(self) -> tuple[Repository, ...]:
@@ -62,7 +62,7 @@ class Repository:
         return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in self.endpoints)
 
     def resolve(self, identifier: str) -> Descriptor:
-        """Return the descriptor of a tag or digest. Raises as ``manifest``."""
+        """Return the descriptor of a tag or digest. Raises the errors of ``manifest``."""
         return self.manifest(identifier)[0]
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
@@ -90,7 +90,7 @@ class Repository:
         return Descriptor(media_type, digest, len(data)), data
 
     def blob(self, descriptor: Descriptor) -> RemoteBlob:
-        """Return a blob as a Source; no request is sent until it is read."""
+        """Return a blob as a Source. No request is sent until it is read."""
         what = f"blob {descriptor.digest}"
 
         def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
@@ -109,7 +109,7 @@ class Repository:
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
         """Fetch a small blob, and verify its digest and size.
 
-        Raises ManifestError if its descriptor declares more than ``limit`` bytes, else as ``manifest``.
+        Raises ManifestError if its descriptor declares more than ``limit`` bytes, and the errors of ``manifest``.
         """
         if descriptor.size > limit:
             raise ManifestError(
@@ -138,9 +138,9 @@ class Repository:
         return self._first(ask)
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """Return the manifests whose subject is ``digest``, all or those of one artifact type.
+        """Return the manifests whose subject is ``digest``, optionally only those of one artifact type.
 
-        They come from the referrers API, or from the tag that replaces it if the registry has no such API. Raises
+        They are read from the referrers API, or from the referrers tag if the registry does not have that API. Raises
         ManifestError, IntegrityError, RegistryError.
         """
         found = self._first(lambda e: self._referrers(e, digest))
@@ -160,7 +160,7 @@ class Repository:
                     raise
                 return self._tagged_referrers(endpoint, digest)
             if media_type_of(response) not in (IMAGE_INDEX, "application/json", ""):
-                return self._tagged_referrers(endpoint, digest)  # 200 with a web page: the registry has no such API
+                return self._tagged_referrers(endpoint, digest)  # 200 with a web page: the registry lacks this API
             if len(data) > MAX_MANIFEST:
                 raise ManifestError(f"{what}: the list from {endpoint.host} is larger than {MAX_MANIFEST} bytes")
             found += IndexManifest.parse(data).manifests
@@ -168,10 +168,10 @@ class Repository:
         return tuple(found)
 
     def _tagged_referrers(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
-        """Return the index under the tag that distribution-spec's "Referrers Tag Schema" derives from a digest."""
+        """Return the referrers in the index under a digest's referrers tag ("Referrers Tag Schema")."""
         try:
             found, data = self._manifest(endpoint, tag_of(digest))
-            # GitLab takes the tag for the digest, and returns the subject.
+            # GitLab interprets this tag as the digest, and returns the subject.
             return () if found.digest == digest else IndexManifest.parse(data).manifests
         except NotFound:
             return ()
@@ -182,12 +182,13 @@ class Repository:
     ) -> str:  # fmt: skip
         """Upload a blob to the registry itself.
 
-        Returns "exists" if the registry has it, "mounted" if it took the blob from one of ``mount_from`` (other
-        repositories of this registry), else "uploaded". ``read(offset)`` yields the blob's bytes from an offset on, and
-        is called as often as needed. ``progress`` is called with the number of bytes that were sent since the last
-        call; the number is negative if some must be sent again. ``hints`` let a later call resume an interrupted
-        upload, also in another process. Raises Unauthorized, RateLimited, Unavailable, RegistryError, IntegrityError if
-        the bytes do not have their digest or are too few, StoreError if they cannot be read.
+        Returns "exists" if the registry already has the blob, "mounted" if it mounted the blob from one of
+        ``mount_from`` (other repositories of this registry), otherwise "uploaded". ``read(offset)`` yields the blob's
+        bytes from an offset on; it may be called several times. ``progress`` is called with the number of bytes that
+        were sent since the last call, which is negative if bytes must be sent again. ``hints``: records that let a
+        later call, even in another process, resume an interrupted upload. Raises Unauthorized, RateLimited,
+        Unavailable, RegistryError, IntegrityError if the bytes do not match their digest or are too few, StoreError if
+        they cannot be read.
         """
         upload = Upload(
             self._http, self._pushing(), self._name, descriptor, read, self._lessons,
@@ -196,11 +197,11 @@ class Repository:
         return upload.run(mount_from)
 
     def put_manifest(self, identifier: str, media_type: str, data: bytes) -> Digest:
-        """Push a manifest or index to the registry itself, under a tag or its digest; return the digest.
+        """Push a manifest or index to the registry itself, under a tag or its digest, and return the digest.
 
-        If the registry does not list the referrers of the manifest's subject itself, the tag that replaces that list is
-        updated (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError if the registry computes
-        another digest, ManifestError for bytes that are not a manifest, RegistryError (of which Unauthorized).
+        If the manifest has a subject and the registry has no referrers API, the subject's referrers tag is updated
+        (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError if the registry computes another
+        digest, ManifestError for bytes that are not a manifest, RegistryError, Unauthorized.
         """
         subject = subject_of(data)
         endpoint = self._pushing()
@@ -212,7 +213,7 @@ class Repository:
         return digest
 
     def _put_manifest(self, endpoint: Endpoint, identifier: str, media_type: str, data: bytes) -> tuple[Digest, bool]:
-        """Push a manifest; return its digest, and whether the registry lists it among its subject's referrers."""
+        """Push a manifest. Return its digest, and whether the registry lists it among its subject's referrers."""
         digest = Digest.parse(identifier) if ":" in identifier else Digest.of(data)
         what = self._named(identifier)
         _verify(digest, data, f"{what}: the manifest to push")
@@ -232,8 +233,9 @@ class Repository:
         return digest, "OCI-Subject" in response.headers
 
     def _check_pushed(self, endpoint: Endpoint, identifier: str, digest: Digest, what: str) -> None:
-        """Raise RegistryError if a manifest does not exist although its PUT returned 2xx, without the headers of a
-        registry.
+        """Raise RegistryError if a manifest does not exist although its PUT returned 2xx.
+
+        This check is for servers whose response lacks the headers of a registry.
         """
         try:
             found = self._manifest(endpoint, identifier)[0].digest
@@ -244,9 +246,9 @@ class Repository:
             raise RegistryError(text, url=shown(endpoint.base))
 
     def delete_manifest(self, identifier: str) -> None:
-        """Delete a tag; by digest, a manifest with all its tags.
+        """Delete a tag, or delete a manifest by its digest together with all its tags.
 
-        Raises NotFound, RegistryError if the registry does not delete manifests.
+        Raises NotFound, RegistryError if the registry does not support deletion.
         """
         what = self._named(identifier)
         endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
@@ -266,11 +268,11 @@ class Repository:
     def _change_tagged_referrers(
         self, endpoint: Endpoint, subject: Digest, change: Callable[[bytes], bytes | None]
     ) -> None:
-        """Change the index under the tag that replaces the referrers API; ``change`` returns None for no change."""
+        """Change the index under a subject's referrers tag. ``change`` returns None for no change."""
         tag = tag_of(subject)
         try:
             found, index = self._manifest(endpoint, tag)
-            index = EMPTY if found.digest == subject else index  # GitLab takes the tag for the digest
+            index = EMPTY if found.digest == subject else index  # GitLab interprets this tag as the digest
         except NotFound:
             index = EMPTY
         try:
@@ -281,10 +283,10 @@ class Repository:
             self._put_manifest(endpoint, tag, IMAGE_INDEX, changed)
 
     def tags(self, *, max_pages: int = MAX_TAG_PAGES) -> Iterator[str]:
-        """Yield the tags that the registry itself lists, each once, page by page.
+        """Yield each tag that the registry itself lists once, page by page.
 
-        Raises NotFound, RegistryError, also for an endless list: too many tags or pages, or too many pages in a row
-        without a new tag.
+        Raises NotFound, RegistryError. A list is refused as endless if it has too many tags or pages, or too many pages
+        in a row without a new tag.
         """
         what = f"{self._name}: tags"
         endpoint = self.endpoints[-1]
@@ -307,7 +309,7 @@ class Repository:
         raise RegistryError(f"{what}: {endpoint.host} returns more than {max_pages} pages of tags", status=200)
 
     def _pushing(self) -> Endpoint:
-        """Return the registry itself, with tokens that allow to push: mirrors are for pulling."""
+        """Return the endpoint of the registry itself with tokens for pushing. Mirrors are only for pulling."""
         return self.endpoints[-1].scoped(f"repository:{self._name}:pull,push")
 
     def _named(self, identifier: str) -> str:
@@ -316,9 +318,9 @@ class Repository:
     def _small(
         self, endpoint: Endpoint, url: str | httpx.URL, headers: dict[str, str], limit: int, what: str
     ) -> tuple[httpx.Response, bytes]:
-        """GET a small body; return the response, and at most ``limit`` + 1 bytes of its body.
+        """GET a small body, and return the response and at most ``limit`` + 1 bytes of its body.
 
-        A body that breaks off is requested again. Raises the error of any status but 200.
+        A body that breaks off is requested again. Raises an error for any status except 200.
         """
         for attempt in range(1, BODY_ATTEMPTS + 1):
             response = self._http.send(endpoint, "GET", url, headers, what)
@@ -337,15 +339,16 @@ class Repository:
         raise AssertionError("unreachable")
 
     def _first(self, attempt: Callable[[Endpoint], T]) -> T:
-        """Return the result of the first endpoint that succeeds. Raises the registry's own error, with every cause,
-        if all fail.
+        """Return the result of the first endpoint that succeeds.
+
+        If all fail, raises the registry's own error with the cause of every endpoint.
         """
         causes: list[KitfsError] = []
         for endpoint in self.endpoints:
             try:
                 return attempt(endpoint)
             except UsageError:
-                raise  # a certificate or a credential file that cannot be read: every endpoint would fail
+                raise  # a certificate or credential file cannot be read, so every endpoint would fail
             except KitfsError as e:
                 causes.append(e)
         raise combined(causes, self.endpoints)
@@ -357,7 +360,7 @@ def media_type_of(response: httpx.Response) -> str:
 
 
 def is_unsupported(error: NotFound | RegistryError) -> bool:
-    """Return whether an error means that the registry lacks a feature: 501, and 4xx except limits of time or number."""
+    """Return whether an error means that the registry lacks a feature: 501, or 4xx except timeouts and rate limits."""
     status = error.status if isinstance(error, RegistryError) else 404
     return status == 501 or (400 <= status < 500 and status not in (408, 429))
 
@@ -369,10 +372,10 @@ def _tags_in(data: bytes, where: str, url: httpx.URL) -> list[str]:
     except (ValueError, KeyError, TypeError, RecursionError):
         listed = None
     if not isinstance(listed, list):
-        raise RegistryError(f"{where} returned something other than a list of tags", status=200, url=shown(url))
+        raise RegistryError(f"{where} did not return a list of tags", status=200, url=shown(url))
     return [tag for tag in listed if isinstance(tag, str) and TAG.fullmatch(tag)]
 
 
 def _verify(digest: Digest, data: bytes, what: str) -> None:
     if not digest.matches(data):
-        raise IntegrityError(f"{what} does not have its digest {digest}")
+        raise IntegrityError(f"{what} does not match its digest {digest}")

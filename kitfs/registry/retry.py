@@ -1,10 +1,10 @@
-"""Retries transient failures with jittered exponential backoff; permanent failures are raised at once.
+"""Retry transient failures with jittered exponential backoff. Permanent failures are raised at once.
 
-``RetryTransport`` is a transport around a transport. 408, 429 and 5xx are retried, as are connections that break before
-a response; ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host a circuit breaker sends
-no requests to it for a while, so that a thousand readers do not each wait for the whole budget. A streamed body is sent
-once: only the caller knows whether the other side has kept a part of it. Threading: one breaker per host behind a lock;
-a pause blocks the calling thread only.
+``RetryTransport`` wraps another transport. The statuses 408, 429 and 5xx are retried, and so are connections that break
+before a response. ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host, a circuit breaker
+sends it no requests for a while, so that a thousand readers do not each wait for the whole budget. A streamed body is
+sent only once, because only the caller can find out whether the server has kept a part of it. Threading: any thread may
+send requests. Each host has one breaker behind a lock, and a pause blocks only the calling thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kitfs.registry.http_errors import is_permanent
 ATTEMPTS: Final = 5
 MAX_BACKOFF: Final = 3.0  # seconds of one pause, unless a Retry-After asks for more
 MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
-MAX_WAIT: Final = 60.0  # seconds of all attempts and pauses for one request; its read timeout may be a lower limit
+MAX_WAIT: Final = 60.0  # most seconds of all attempts and pauses for one request, unless its read timeout is lower
 CONNECT_BUDGET: Final = 2.5  # seconds in which refused connections are retried to a host that never answered
 RESTART_BUDGET: Final = 10.0  # seconds for a host that has answered before: it may be restarting
 REFUSED_PAUSE: Final = 1.0  # seconds between two refused connections, at most: an attempt costs next to nothing
@@ -36,9 +36,9 @@ RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 class RetryPolicy(NamedTuple):
     """How failed requests are retried.
 
-    ``backoff``: seconds of the first pause, doubled after every failed attempt. ``break_after``: failures in a row
-    after which a host gets only one request in ``break_for`` seconds; a failure is a whole budget or a refused
-    connection.
+    ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``break_after``: the number of
+    failures in a row after which a host gets only one request per ``break_for`` seconds. A request that uses up its
+    budget and a refused connection count as failures.
     """
 
     backoff: float = 0.25
@@ -46,7 +46,7 @@ class RetryPolicy(NamedTuple):
     break_for: float = 2.0
 
     def pause_after(self, failures: int) -> float:
-        """Return the seconds to pause after a number of failed attempts in a row: capped, with jitter."""
+        """Return the seconds to pause after ``failures`` failed attempts in a row, capped and with jitter."""
         longest = min(MAX_BACKOFF, self.backoff * 2.0 ** (failures - 1))
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
@@ -103,7 +103,7 @@ class Breaker:
 
 
 class RetryTransport(httpx.BaseTransport):
-    """Sends requests over ``inner``, retries those whose body is bytes or empty, and counts requests and bytes.
+    """A transport that sends requests over ``inner``, retries those without a streamed body, and counts bytes.
 
     Extensions of a request: "repeat" is False if it must not be retried once a connection exists; refused connections
     are retried all the same. "connect_budget" and "restart_budget" are seconds for retries of refused connections,
@@ -129,7 +129,7 @@ class RetryTransport(httpx.BaseTransport):
         self._breakers: dict[str, Breaker] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Return a response that is not retried any more. Raises the error of the last attempt."""
+        """Send a request, retry it, and return the final response. Raises the error of the last attempt."""
         breaker = self._breaker(request.url)
         if not breaker.allows():
             raise httpx.ConnectError("repeated failures; not retrying for a few seconds", request=request)
@@ -196,7 +196,7 @@ class RetryTransport(httpx.BaseTransport):
 
 
 class CountedBody(httpx.SyncByteStream):
-    """A body whose bytes are counted as they arrive; ``count`` counts those that are received past it."""
+    """A body whose bytes are counted as they arrive. ``count`` adds bytes that were received directly from a socket."""
 
     def __init__(self, inner: object, counters: Counters) -> None:
         assert isinstance(inner, httpx.SyncByteStream)
@@ -209,7 +209,7 @@ class CountedBody(httpx.SyncByteStream):
             yield piece
 
     def count(self, size: int) -> None:
-        """Count bytes."""
+        """Add ``size`` bytes to the count."""
         self._counters.add("bytes_fetched", size)
 
     def close(self) -> None:
@@ -217,7 +217,7 @@ class CountedBody(httpx.SyncByteStream):
 
 
 def retry_after(response: httpx.Response) -> float | None:
-    """Return the seconds of a Retry-After header (a number or an HTTP date), capped; None if it is neither."""
+    """Return the seconds of a Retry-After header (a number or an HTTP date), capped, or None if it is invalid."""
     text = response.headers.get("Retry-After", "").strip()[:MAX_DATE]
     if text.isascii() and text.isdigit():
         return float(min(MAX_PAUSE, int(text[:9])))

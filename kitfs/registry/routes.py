@@ -1,10 +1,10 @@
-"""Connections: the transport that a URL takes (TLS or not, through which proxy), made when it is first needed.
+"""Choose the transport for a URL (with or without TLS, and through which proxy), and make it when it is first needed.
 
-The proxy environment is read as Go reads it (see ``proxies``); an explicit proxy serves every request. Nothing else of
-the environment counts, and ~/.netrc is not read. TLS trusts what the system and certifi trust, and the files of
-``--tls-cert``.
+The proxy variables of the environment are read as Go reads them (see ``proxies``). An explicit proxy is used for every
+request. No other environment variables are used, and ~/.netrc is not read. TLS trusts the certificates of the system,
+those of certifi, and those in the files of ``--tls-cert``.
 
-Threading: transports are shared by all threads.
+Threading: all threads share the transports.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from kitfs.registry.pace import Pace, PacedBody
 from kitfs.registry.pool import PoolTransport, pool_of
 from kitfs.registry.proxies import proxy_for
 
-MAX_HEADERS: Final = 200  # of one response; registries send about twenty
-MAX_HEADER_BYTES: Final = 64 << 10  # of all of them: a challenge that names many repositories takes a few KiB
+MAX_HEADERS: Final = 200  # most headers of a response; registries send about twenty
+MAX_HEADER_BYTES: Final = 64 << 10  # most bytes of all headers; a challenge with many repositories takes a few KiB
 
 
 class RoutedTransport(httpx.BaseTransport):
-    """Sends each request over the transport that its URL takes, at its pace (``pace``), to permitted addresses only
-    (``addresses``). ``backend`` makes the connections.
+    """A transport that sends each request over the transport for its URL, and only to permitted addresses.
 
-    Extension "led_from" of a request: the address scope of the server that named its URL; absent if the user named
-    it. Extensions of a response: "address_scope", that of the address that sent it, and "pace", that of its body.
-    Raises Forbidden for a URL that leads to an address that is not permitted, RegistryError for a response with more
-    headers than any registry sends.
+    ``backend`` makes the connections. A Pace measures each request (see ``pace`` and ``addresses``). A request has the
+    extension "led_from", the address scope of the server that named its URL, unless the user named the URL. A response
+    has the extensions "address_scope", the scope of the address that sent it, and "pace", the Pace of its body. Raises
+    Forbidden for a URL that leads to an address that is not permitted, RegistryError for a response with too many
+    headers.
     """
 
     def __init__(self, options: ClientOptions, backend: httpcore.NetworkBackend | None = None) -> None:
@@ -47,7 +47,7 @@ class RoutedTransport(httpx.BaseTransport):
         self._transports: dict[tuple[str, str | None, AddressScope | None], PoolTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; the body of the response has yet to be read."""
+        """Send a request, and return a response whose body has not been read."""
         proxy = self._options.proxy or proxy_for(request.url, os.environ)
         led_from: AddressScope | None = request.extensions.get("led_from")
         written = scope_of_name(request.url.raw_host.decode("ascii", "replace"))
@@ -57,7 +57,7 @@ class RoutedTransport(httpx.BaseTransport):
         paces = {name: Pace(timeouts[name]) for name in ("read", "write") if timeouts.get(name) is not None}
         request.extensions = {**request.extensions, "timeout": {**timeouts, **paces}}
         if "write" in paces:
-            paces["write"].begin_body()  # a request has no head of its own to be measured: all of it counts as a body
+            paces["write"].begin_body()  # the head of a request is not measured separately: it counts as body
         try:
             response = self._transport(request.url.scheme, proxy, led_from).handle_request(request)
         except Forbidden as e:
@@ -95,7 +95,7 @@ class RoutedTransport(httpx.BaseTransport):
             return PoolTransport(pool_of(GuardedBackend(self._backend, led_from), self._context, over))
         except (ValueError, httpx.InvalidURL):
             raise UsageError(
-                f"cannot use the proxy {public(proxy or '')}: not the URL of a proxy (expected http://HOST:PORT)"
+                f"cannot use the proxy {public(proxy or '')}: it is not the URL of a proxy (write http://HOST:PORT)"
             )
         except RuntimeError:
             raise UsageError(f"cannot use the proxy {public(proxy or '')}: install the Python package socksio")
@@ -114,12 +114,12 @@ def _netloc(url: httpx.URL) -> str:
 
 
 def _peer(response: httpx.Response) -> AddressScope | None:
-    """Return the scope of the address that sent a response, None if there is no connection to ask."""
+    """Return the scope of the address that sent a response, or None if the response has no connection."""
     stream = response.extensions.get("network_stream")
     try:
         return scope_of(str(stream.get_extra_info("server_addr")[0])) if stream is not None else None
     except (OSError, ValueError, TypeError):
-        return None  # the other side has closed the connection
+        return None  # the server has closed the connection
 
 
 def _check_head(response: httpx.Response, url: httpx.URL) -> None:
@@ -137,10 +137,11 @@ def _check_head(response: httpx.Response, url: httpx.URL) -> None:
 
 
 def tls_context(options: ClientOptions) -> ssl.SSLContext:
-    """Return the settings of TLS: trusted certificates, and the one that kitfs shows. Raises UsageError for a file
-    that is not a certificate or key.
+    """Make the TLS settings: the trusted certificates and kitfs's client certificate.
+
+    Raises UsageError for a file that is not a certificate or key.
     """
-    # certifi's certificates; those of OpenSSL itself honour SSL_CERT_FILE and SSL_CERT_DIR
+    # This context trusts certifi's certificates. OpenSSL's own certificates honour SSL_CERT_FILE and SSL_CERT_DIR.
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
     name = ""

@@ -1,7 +1,7 @@
-"""The open sockets of one client: a forked child closes its copies, and closing the client wakes threads that wait.
+"""Track the open sockets of a client. A forked child closes its copies, and closing the client wakes waiting threads.
 
-Nothing is sent on the sockets here: if a child closed a TLS connection properly, it would end for the parent too.
-Threading: any thread.
+This module sends nothing on the sockets: if a child closed a TLS connection properly, the connection would end for the
+parent too. Threading: any thread may use this module.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kitfs import forks
 
 
 class Sockets:
-    """Sockets, plain and TLS, for as long as they are open."""
+    """The open plain and TLS sockets of a client."""
 
     def __init__(self) -> None:
         self._open: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -23,10 +23,10 @@ class Sockets:
         forks.watch_child(self)
 
     def add(self, one: object) -> None:
-        """Add a socket; anything else is ignored.
+        """Add a socket. Other objects are ignored.
 
-        If the client was closed while the socket was being connected, the socket is closed, and RuntimeError is raised,
-        as httpx does.
+        If the client was closed while the socket connected, the socket is closed and RuntimeError is raised, as in
+        httpx.
         """
         if isinstance(one, socket.socket):
             with forks.guard:
@@ -36,17 +36,17 @@ class Sockets:
                 raise RuntimeError("the client was closed")
 
     def shut(self) -> None:
-        """Shut every connection down, so that threads which wait for it wake. Its owner closes the socket."""
+        """Shut down every connection, so that threads that wait on it wake. The owner of a socket closes it."""
         self._shut = True
         with forks.guard:
             found = list(self._open)
         for one in found:
             with suppress(OSError):
-                # not SSLSocket.shutdown, after which a read would return bytes that are still encrypted
+                # After SSLSocket.shutdown, a read would return encrypted bytes.
                 socket.socket.shutdown(one, socket.SHUT_RDWR)
 
     def after_fork_in_child(self) -> None:
-        """Close the child's copies."""
+        """Close the child's copies of the sockets."""
         for one in list(self._open):
             with suppress(OSError):
                 number = one.detach()

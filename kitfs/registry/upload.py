@@ -1,11 +1,11 @@
-"""The upload of a blob: skipped if the registry has it, mounted from another repository, or sent; chunks resume.
+"""Upload a blob, unless the registry has it or can mount it from another repository. Uploads in chunks can resume.
 
-Follows distribution-spec v1.1 "Pushing blobs". What a registry supports is learned from its responses: any 2xx means
-success, and a method of sending that it refuses is followed by the next one (``upload_methods``). The registry's
-bookkeeping (Range, Location, Docker-Upload-UUID) is only a hint, since the digest in the closing request decides. After
-a failed attempt the registry is asked how much the session has (GET); a session that the registry has lost is replaced
-by a new one. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more
-bytes than ever before. Threading: an Upload belongs to one thread; several uploads may share a client.
+Follows distribution-spec v1.1 "Pushing blobs". Responses show what a registry supports: any 2xx means success, and
+after a method of sending is refused, the next method is tried (``upload_methods``). The headers Range, Location and
+Docker-Upload-UUID of a registry are only hints, because the digest in the closing request decides. After a failed
+attempt, kitfs asks the registry how many bytes the session has (GET). A session that the registry has lost is replaced
+by a new session. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more
+bytes than before. Threading: only one thread may use an Upload; several uploads may share a client.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from kitfs.registry.upload_methods import PATCH, PUT, Lessons, MethodPlan
 from kitfs.registry.upload_session import Refused, Retryable, UploadSession
 
 CHUNK: Final = 32 << 20  # bytes of one PATCH; a smaller blob is sent in one PUT
-MAX_FAILURES: Final = 5  # failed attempts in a row, after none of which the registry had more bytes
-PERMANENT: Final = frozenset({501, 505, 507})  # statuses of 5xx that another attempt does not change
+MAX_FAILURES: Final = 5  # failed attempts in a row in which the registry received no further bytes
+PERMANENT: Final = frozenset({501, 505, 507})  # 5xx statuses that are not retried
 RANGE: Final = re.compile(r"(?:bytes[= ])?0-(-1|\d{1,19})(?:/.*)?")
 LOST: Final = frozenset({"BLOB_UPLOAD_UNKNOWN", "BLOB_UPLOAD_INVALID"})
-CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # codes that no other method of sending changes
+CLOSED: Final = frozenset({"DENIED", "UNAUTHORIZED"})  # error codes after which no other method is tried
 OCTETS: Final = "application/octet-stream"
 
 
 class Upload:
-    """The upload of one blob to the registry of ``endpoint``, whose auth allows to push to repository ``name``."""
+    """The upload of one blob to the repository ``name`` at ``endpoint``, whose auth flow allows pushing."""
 
     def __init__(
         self,
@@ -62,24 +62,24 @@ class Upload:
         self._size = descriptor.size
         self._read = read
         self._plan = MethodPlan(descriptor.size, chunk, lessons.of(endpoint.host, hints))
-        self._refusal: KitfsError | None = None  # the first one, which is raised if no method is left
+        self._refusal: KitfsError | None = None  # the first refusal, which is raised if no method is left
         self._hints = hints
         self._key = ("upload", f"{endpoint.base}@{self._digest}")
         self._progress = progress
         self._sleep = sleep
         self._reported = 0  # bytes that were reported to ``progress``
-        self._most = 0  # the most bytes that the registry ever acknowledged
-        self._failures = 0  # failed attempts since then
-        self._waited = 0.0  # seconds of pauses since then
-        self._resuming = False  # whether the session is an earlier call's, and the registry has not confirmed it yet
+        self._most = 0  # the most bytes that the registry has acknowledged
+        self._failures = 0  # failed attempts since ``_most`` last grew
+        self._waited = 0.0  # seconds of pauses since ``_most`` last grew
+        self._resuming = False  # whether the session is from an earlier call and the registry has not confirmed it
         self._closing = False  # whether the closing request has been sent, so that the registry may have the blob
-        self._mistrusted = False  # whether a digest was wrong already, possibly because of a resumed session
+        self._mistrusted = False  # whether a digest was already wrong, possibly because of a resumed session
 
     def __repr__(self) -> str:
         return f"<Upload {self._digest} to {self._endpoint.host}, {self._most} of {self._size} bytes>"
 
     def run(self, mount_from: Sequence[str] = ()) -> str:
-        """Upload the blob; return "exists", "mounted" or "uploaded". Raises as ``Repository.upload``."""
+        """Upload the blob. Return "exists", "mounted" or "uploaded". Raises the errors of ``Repository.upload``."""
         if self._exists():
             self._delete_hint()
             return "exists"
@@ -117,9 +117,9 @@ class Upload:
         return f"{self._name}: blob {self._digest}"
 
     def _exists(self) -> bool:
-        """Return whether the registry says that it has the blob.
+        """Return whether the registry reports that it has the blob.
 
-        A HEAD that it refuses counts as False: the requests that follow find out what is wrong.
+        A refused HEAD counts as False, because the following requests will find the reason.
         """
         url = f"{self._endpoint.base}/blobs/{self._digest}"
         response = self._http.head(self._endpoint, url, self._what)
@@ -128,8 +128,9 @@ class Upload:
         return response.is_success
 
     def _mount(self, sources: Sequence[str]) -> tuple[bool, UploadSession | None]:
-        """Try to mount the blob from one of ``sources``; return whether that succeeded, and the session that the
-        registry began instead.
+        """Try to mount the blob from one of ``sources``.
+
+        Returns whether a mount succeeded, and otherwise the upload session that the registry began instead.
         """
         session: UploadSession | None = None
         for source in dict.fromkeys(sources):
@@ -148,7 +149,7 @@ class Upload:
                     return True, None
                 begun = self._begun(response) if response.is_success else None
             except RegistryError:
-                continue  # the source does not exist or may not be pulled from: the blob is sent instead
+                continue  # the source does not exist or may not be read, so the blob is sent instead
             if session is not None and begun is not None:
                 self._cancel(begun)
             session = session or begun
@@ -170,7 +171,7 @@ class Upload:
         return f"{self._endpoint.base}/blobs/uploads/{'?' if query else ''}{query}"
 
     def _send(self, session: UploadSession) -> None:
-        """Send the bytes that the session does not have, and close it."""
+        """Send the bytes that the session lacks, and close the session."""
         if not session.sure:
             self._ask(session)
         method = self._plan.method
@@ -182,14 +183,14 @@ class Upload:
         self._close(session, self._body(0 if method == PUT else self._size, self._size))
 
     def _ask(self, session: UploadSession) -> None:
-        """Ask the registry how much of the blob the session has."""
+        """Ask the registry how many bytes of the blob the session has."""
         response = self._request("GET", session.location, {}, None)
         if not response.is_success:
             raise self._unknown_session(response)
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         at = int(found[1]) + 1 if found else self._size + 1
         if at == 1:
-            at = 0  # most registries return 0-0 for an empty session, too
+            at = 0  # most registries also return 0-0 for an empty session
         if at > self._size:
             raise Retryable(self._lost(), pause=0, lost=True, other=True)
         if "Location" in response.headers:
@@ -200,7 +201,7 @@ class Upload:
     def _patch(self, session: UploadSession, stop: int, headers: dict[str, str]) -> None:
         """Send the bytes up to ``stop``.
 
-        Any 2xx means that the registry has them, unless its Range says that it has only a part of them.
+        Any 2xx means that the registry has these bytes, unless its Range covers only a part of them.
         """
         body = self._body(session.at, stop)
         response = self._request("PATCH", session.location, {"Content-Type": OCTETS, **headers}, body)
@@ -211,12 +212,12 @@ class Upload:
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         has = int(found[1]) + 1 if found else stop
         session.odd = session.odd or has != stop
-        # Some registries return the end of this chunk counted from its own start, the end of the first chunk, or one
-        # byte too many. If such a Range hides a loss, the next request or the digest reveals it.
+        # Some registries return a Range that is relative to this chunk, that of the first chunk, or one byte too many.
+        # If such a Range hides a loss, the next request or the digest reveals it.
         self._acknowledged(session, has if session.at < has <= stop and self._plan.method.chunk else stop)
 
     def _close(self, session: UploadSession, body: StreamedBody) -> None:
-        """Send the closing request, with the whole blob if that is the method."""
+        """Send the closing request, which contains the whole blob if the method is a single PUT."""
         query = (
             session.location.query
             + (b"&" if session.location.query else b"")
@@ -231,11 +232,11 @@ class Upload:
             raise IntegrityError(f"{self._what}: {self._endpoint.host} stored it under another digest: {claimed[:150]}")
 
     def _cancel(self, session: UploadSession) -> None:
-        """Cancel a session; errors are ignored, since nothing depends on it."""
+        """Cancel a session. Errors are ignored, because nothing depends on it."""
         try:
             self._http.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
         except KitfsError:
-            pass  # the registry ends the session after a while
+            pass  # the registry deletes the session after some time
 
     def _body(self, start: int, stop: int) -> StreamedBody:
         return StreamedBody(self._read, start, stop, self._what, self._report)
@@ -243,14 +244,14 @@ class Upload:
     def _request(
         self, method: str, url: str | httpx.URL, headers: dict[str, str], body: StreamedBody | None
     ) -> httpx.Response:
-        """Send a request and return the response, with the useful part of its body read.
+        """Send a request, and return the response with the useful part of its body already read.
 
-        Raises Retryable if there is no response, or one with a status that is retried.
+        Raises Retryable if no response arrives, or if its status is one that is retried.
         """
         try:
             response = self._http.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
         except (Unavailable, RateLimited) as e:
-            # Some registries close the connection instead of refusing a request. If no byte was ever acknowledged, the
+            # Some registries close the connection instead of refusing a request. If no byte has been acknowledged, the
             # method of sending may be the reason.
             raise Retryable(e, other=isinstance(e, Broken) and body is not None and body.size > 0 and not self._most)
         read_error(response)
@@ -264,7 +265,7 @@ class Upload:
     def _location(self, response: httpx.Response) -> httpx.URL:
         """Return the URL for the next request of a session.
 
-        Raises RegistryError for a response without a Location, or with one that leads away from TLS.
+        Raises RegistryError for a response without a Location, or with a Location without TLS after one with TLS.
         """
         host = self._endpoint.host
         text = response.headers.get("Location", "")
@@ -292,14 +293,14 @@ class Upload:
     def _refused(self, response: httpx.Response, session: UploadSession, sent: int) -> Retryable | Refused | KitfsError:
         """Return the error for a response that is not 2xx.
 
-        ``sent``: bytes of the body of the request, which was a PATCH or closed the session.
+        ``sent``: the bytes in the body of the request, which was a PATCH or the closing request.
         """
         error: KitfsError = refusal(response, self._what)
         status, code = response.status_code, code_of(response)
         if status in (401, 403, 507) or code in CLOSED:
             if status == 507:
                 self._give_up(session)
-            return error  # the session is kept: the upload may resume after a login
+            return error  # the session is kept, because the upload may resume after a login
         if code == "DIGEST_INVALID":
             return self._digest_refused(session)
         fresh = session.exact and session.at == 0 and not session.odd
@@ -307,21 +308,21 @@ class Upload:
             return Retryable(self._lost(), pause=0, lost=True, other=True)
         if status == 416 and not fresh and session.doubted != session.at:
             session.doubted = session.at
-            # The session may have one byte, which ``_ask`` cannot tell from an empty one.
+            # The session may have one byte, which ``_ask`` cannot distinguish from an empty session.
             return Retryable(error, pause=0, lost=session.at == 0, other=True)
         return Refused(error, too_large=sent if status == 413 else None)
 
     def _digest_refused(self, session: UploadSession) -> Retryable | Refused | KitfsError:
-        """Return the error for a wrong digest: the cause is the local copy, a resumed session, or the registry."""
+        """Return the error for a wrong digest. The local copy, a resumed session, or the registry may be the cause."""
         host = self._endpoint.host
         if not self._intact():
             self._give_up(session)
             return IntegrityError(
-                f"{self._what}: {host} computed another digest, because the local copy is damaged; "
-                "pack or pull it again"
+                f"{self._what}: {host} computed another digest, because the local copy is damaged "
+                "(pack or pull it again)"
             )
         error = RegistryError(
-            f"{self._what}: {host} computed another digest, although the local copy is right; push again",
+            f"{self._what}: {host} computed another digest, although the local copy is right (push again)",
             status=400,
         )
         if session.exact or session.odd or self._mistrusted:
@@ -330,20 +331,20 @@ class Upload:
         return Retryable(error, pause=0, lost=True)
 
     def _intact(self) -> bool:
-        """Return whether the local copy has its digest. Raises IntegrityError if it is too short."""
+        """Return whether the local copy matches its digest. Raises IntegrityError if it is too short."""
         hasher = self._digest.hasher()
         for piece in StreamedBody(self._read, 0, self._size, self._what, lambda _: None):
             hasher.update(piece)
         return bool(hasher.hexdigest() == self._digest.hex)
 
     def _unknown_session(self, response: httpx.Response) -> Retryable | KitfsError:
-        """Return the error for a response that does not say how much a session has."""
+        """Return the error for a response that does not state how many bytes a session has."""
         if response.status_code in (401, 403):
             return refusal(response, self._what)
         return Retryable(self._lost(), pause=0, lost=True, other=True)
 
     def _change_method(self, session: UploadSession | None, refused: Refused) -> None:
-        """Continue with the next method of sending. Raises the error of the first refusal if no method is left."""
+        """Switch to the next method of sending. Raises the error of the first refusal if no method is left."""
         self._refusal = self._refusal or refused.error
         method = self._plan.method
         if session is not None:
@@ -358,21 +359,21 @@ class Upload:
         self._cancel(session)
 
     def _lost(self) -> Unavailable:
-        return Unavailable(f"{self._what}: {self._endpoint.host} has lost the upload session; push again")
+        return Unavailable(f"{self._what}: {self._endpoint.host} has lost the upload session (push again)")
 
     def _recovered(self, session: UploadSession | None, failed: Retryable) -> UploadSession | None:
-        """Pause after a failed attempt; return the session to continue with, None for a new one.
+        """Pause after a failed attempt. Return the session to continue with, or None to begin a new session.
 
         Raises the error of the attempt if the budget is used up.
         """
-        self._failures += 2 if isinstance(failed.error, Stalled) else 1  # a timeout has already taken long
+        self._failures += 2 if isinstance(failed.error, Stalled) else 1  # a timeout has already taken a long time
         pause = self._http.retries.pause_after(self._failures) if failed.pause is None else failed.pause
         if self._failures >= MAX_FAILURES or self._waited + pause > MAX_WAIT:
             if not self._resuming and failed.other:
                 raise Refused(failed.error)
             if not self._resuming:
                 raise failed.error
-            # The location of the earlier call's session may not exist any more: begin a new one, with a new budget.
+            # The session of the earlier call may no longer exist, so begin a new session with a new budget.
             session, self._resuming, self._failures, self._waited, pause = None, False, 0, 0.0, 0.0
         self._http.counters.add("retries")
         self._http.log.debug("%s; retrying in %.1f s", failed.error, pause)
@@ -395,19 +396,19 @@ class Upload:
             self._hints.set(self._key, {"location": str(session.location), "at": at, "least": session.least})
 
     def _report(self, at: int) -> None:
-        """Report to ``progress`` that the bytes up to ``at`` have been sent, and no others."""
+        """Report to ``progress`` that exactly the bytes up to ``at`` have been sent."""
         if self._progress is not None and at != self._reported:
             self._progress(at - self._reported)
         self._reported = at
 
     def _saved_session(self) -> UploadSession | None:
-        """Return the session that an earlier call left unfinished, None if there is none."""
+        """Return the session that an earlier call left unfinished, or None."""
         saved: Any = self._hints.get(self._key) if self._hints is not None and self._plan.method.chunk else None
         try:
             location, at, least = saved["location"], int(saved["at"]), int(saved["least"])
             return UploadSession(self._allowed(httpx.URL(location)), at, least, sure=False, exact=False)
         except (KeyError, TypeError, ValueError, httpx.InvalidURL, RegistryError):
-            return None  # there is no hint, or it is not valid
+            return None  # the hint does not exist or is invalid
 
     def _delete_hint(self) -> None:
         if self._hints is not None:

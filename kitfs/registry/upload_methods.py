@@ -1,11 +1,11 @@
-"""The methods of sending a blob's bytes, and which of them a registry has refused.
+"""List the methods of sending a blob's bytes, and remember which methods a registry has refused.
 
-distribution-spec v1.1 has two methods: one PUT of the whole blob, and PATCH requests with a Content-Range. Docker's
-clients use a third: one PATCH of the whole blob. Every known registry accepts one of them, and few accept all of them
-at every size: GitHub returns 416 to chunks of more than 4 MiB, Google does not accept chunks, Artifactory refuses a PUT
-with a body, and a proxy refuses requests above its limit (413). A refused method is tried last for its host, in this
-process and for a week in others; it is never excluded. The only I/O is to read and write Hints. Threading: Lessons may
-be used by any thread, a MethodPlan belongs to one upload.
+distribution-spec v1.1 defines two methods: one PUT of the whole blob, and PATCH requests with a Content-Range. Docker's
+clients use a third method: one PATCH of the whole blob. Every known registry accepts at least one method, but few
+accept all methods at every size: GitHub returns 416 to chunks of more than 4 MiB, Google does not accept chunks,
+Artifactory refuses a PUT with a body, and a proxy refuses requests above its limit (413). A method that a host has
+refused is not excluded, but tried last: in this process, and for a week in other processes. The only I/O is to read and
+write Hints. Threading: any thread may use Lessons; a MethodPlan belongs to one upload.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.content import Hints
 
-SHARES: Final = (8, 32)  # of the size of a chunk: 4 MiB (GitHub's limit) and 1 MiB (nginx's) of 32 MiB
+SHARES: Final = (8, 32)  # smaller chunks are 1/8 and 1/32 of 32 MiB: 4 MiB (GitHub's limit) and 1 MiB (nginx's limit)
 MAX_AGE: Final = 7 * 86_400  # seconds for which a hint of another process is used
 
 
 class Method(NamedTuple):
-    """PATCH requests of ``chunk`` bytes each, or if ``chunk`` is 0 the whole blob in one request, PUT or PATCH."""
+    """A method of sending: PATCH requests of ``chunk`` bytes each, or, if ``chunk`` is 0, one PUT or PATCH."""
 
     name: str
     chunk: int
@@ -37,9 +37,9 @@ PATCH: Final = Method("patch", 0)
 
 
 class Lesson(NamedTuple):
-    """What a host refused.
+    """A record of the methods that a host has refused.
 
-    ``refused``: names of methods. ``limit``: bytes of the smallest request that was too large, None if none was.
+    ``refused``: their names. ``limit``: the bytes of the smallest request that was too large, or None.
     """
 
     refused: frozenset[str] = frozenset()
@@ -50,13 +50,13 @@ class Lesson(NamedTuple):
         return method.name in self.refused or (self.limit is not None and method.request(size) >= self.limit > 0)
 
     def combined(self, other: Lesson) -> Lesson:
-        """Return what either lesson says was refused."""
+        """Return a lesson with the refusals of both lessons."""
         limits = [limit for limit in (self.limit, other.limit) if limit is not None]
         return Lesson(self.refused | other.refused, min(limits, default=None))
 
 
 class Lessons:
-    """The lessons of one client, by host."""
+    """The lessons that a client has learned about hosts."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -71,7 +71,7 @@ class Lessons:
             return self._known[host]
 
     def learn(self, host: str, lesson: Lesson, hints: Hints | None) -> None:
-        """Record what a host refused, after it has accepted the same bytes by another method."""
+        """Record a lesson about a host, after the host has accepted the refused bytes by another method."""
         with self._lock:
             known = self._known[host] = self._known.get(host, Lesson()).combined(lesson)
         if hints is not None:
@@ -86,11 +86,11 @@ class Lessons:
             limit = saved["limit"]
             return Lesson(frozenset(map(str, saved["refused"])), None if limit is None else int(limit))
         except (KeyError, TypeError, ValueError):
-            return Lesson()  # there is no hint, or it is not valid
+            return Lesson()  # the hint does not exist or is invalid
 
 
 class MethodPlan:
-    """The methods that are left for one blob, in order; each is tried once. ``lesson``: what was refused so far."""
+    """The methods left for one blob, in order. Each is tried once. ``lesson``: the methods refused so far."""
 
     def __init__(self, size: int, chunk: int, known: Lesson) -> None:
         self._size = size
@@ -99,13 +99,13 @@ class MethodPlan:
 
     @property
     def method(self) -> Method:
-        """The method to use now."""
+        """The method to use next."""
         return self._left[0]
 
     def refuse(self, too_large: int | None) -> bool:
-        """Continue with the next method; return whether there is one.
+        """Switch to the next method. Return False if no method is left.
 
-        ``too_large``: bytes of the refused request if its size was the reason, else None.
+        ``too_large``: the bytes of the refused request if its size was the reason, otherwise None.
         """
         method = self._left.pop(0)
         self.lesson = self.lesson.combined(
@@ -117,7 +117,7 @@ class MethodPlan:
 
 
 def _methods(size: int, chunk: int) -> list[Method]:
-    """Return every method for a blob: chunks first for a large one, since they resume."""
+    """Return every method for a blob. For a large blob chunks come first, because they can resume."""
     smaller: dict[int, Method] = {}
     for share in SHARES:
         method = Method(f"chunks/{share}", max(1, chunk // share))

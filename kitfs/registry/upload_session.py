@@ -1,4 +1,4 @@
-"""The state of one upload at a registry, and what its responses mean for the upload."""
+"""The state of an upload session at a registry, and exceptions for responses after which the upload continues."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from kitfs.errors import KitfsError
 
 
 class Retryable(Exception):  # noqa: N818 - not an error unless no attempt is left
-    """An attempt that may be repeated after ``pause`` seconds (None: the default backoff); ``error`` is raised if no
-    attempt is left.
+    """An attempt failed but may be repeated.
 
-    ``lost``: the registry no longer has the session. ``other``: if no attempt is left, another method may work.
+    ``error``: the error to raise if no attempt is left. ``pause``: the seconds to wait before the next attempt (None:
+    the default backoff). ``lost``: the registry no longer has the session. ``other``: if no attempt is left, another
+    method may work.
     """
 
     def __init__(
@@ -27,8 +28,9 @@ class Retryable(Exception):  # noqa: N818 - not an error unless no attempt is le
 
 
 class Refused(Exception):  # noqa: N818 - not an error while another method is left
-    """The registry does not accept the bytes by this method. ``too_large``: bytes of the request, if its size was
-    refused.
+    """The registry refused a method of sending.
+
+    ``too_large``: the bytes of the request if its size was refused, otherwise None.
     """
 
     def __init__(self, error: KitfsError, *, too_large: int | None = None) -> None:
@@ -41,10 +43,10 @@ class Refused(Exception):  # noqa: N818 - not an error while another method is l
 class UploadSession:
     """An upload session at ``location``.
 
-    ``at``: bytes that the registry has, valid if ``sure``. ``least``: bytes that every chunk but the last must have.
-    ``exact``: this process sent every byte and the registry acknowledged them in order, so that a wrong digest cannot
-    be the session's fault. ``odd``: a Range differed from the expected one. ``doubted``: the offset at which a chunk
-    was refused with 416 before.
+    ``at``: how many bytes the registry has; it is valid if ``sure``. ``least``: the fewest bytes of every chunk except
+    the last. ``exact``: this process sent every byte, and the registry acknowledged the bytes in order, so that the
+    session cannot be the cause of a wrong digest. ``odd``: a Range differed from the expected Range. ``doubted``: the
+    offset at which a chunk was refused with 416.
     """
 
     location: httpx.URL

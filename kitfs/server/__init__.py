@@ -1,1 +1,1 @@
-"""The embedded registry: OCI distribution over a Store."""
+"""The embedded registry: the OCI distribution API over a Store."""

@@ -1,4 +1,4 @@
-"""The errors of a registry: distribution-spec's error codes and their bodies. Pure."""
+"""Make the error responses of the registry, with distribution-spec's error codes. These functions do no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNSUPPORTED: Final = "UNSUPPORTED"
 
 
 class ApiError(Exception):
-    """A response with ``status`` that reports one error. ``headers`` are sent with it."""
+    """An error response with HTTP status ``status`` that reports one error. ``headers`` are added to the response."""
 
     def __init__(
         self, status: int, code: str, message: str, *, detail: Any = None, headers: Mapping[str, str] | None = None
@@ -26,13 +26,13 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> bytes:
-        """Return the JSON of distribution-spec, "Error Codes"."""
+        """Return the body of the response as JSON (distribution-spec, "Error Codes")."""
         error = {"code": self.code, "message": self.message} | ({} if self.detail is None else {"detail": self.detail})
         return json.dumps({"errors": [error]}).encode()
 
 
 def out_of_descriptors(error: BaseException | None) -> bool:
-    """Tell whether an error is, or was caused by, a file that could not be opened because too many are open."""
+    """Return whether an error means, or was caused by, too many open files."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True
@@ -41,22 +41,22 @@ def out_of_descriptors(error: BaseException | None) -> bool:
 
 
 def unknown_blob(digest: str) -> ApiError:
-    """Return 404 for a blob that the repository does not have."""
+    """Return the 404 response for a blob that the repository does not have."""
     return ApiError(404, "BLOB_UNKNOWN", "blob unknown to registry", detail={"digest": digest})
 
 
 def unknown_manifest(reference: str) -> ApiError:
-    """Return 404 for a manifest that the repository does not have."""
+    """Return the 404 response for a manifest that the repository does not have."""
     return ApiError(404, "MANIFEST_UNKNOWN", "manifest unknown", detail={"reference": reference})
 
 
 def unknown_name(name: str) -> ApiError:
-    """Return 404 for a repository that nothing was pushed to."""
+    """Return the 404 response for a repository to which nothing was pushed."""
     return ApiError(404, "NAME_UNKNOWN", "repository name not known to registry", detail={"name": name})
 
 
 def unknown_upload() -> ApiError:
-    """Return 404 for an upload that has ended or never existed."""
+    """Return the 404 response for an upload that has ended or never existed."""
     return ApiError(404, "BLOB_UPLOAD_UNKNOWN", "blob upload unknown to registry")
 
 

@@ -1,9 +1,9 @@
-"""HTTP around the registry: the routes, the handler of each request, and its line in the log.
+"""Serve the registry over HTTP: route each request to its handler, and log it in one line.
 
-aiohttp speaks HTTP, and nothing outside this package knows its loop. Bodies are streamed (``bodies``). Everything that
-touches the disk runs on the threads of ``pool``. A push of a chunk that still waits for its body gives way to the next
-request for the same upload: a client that comes back after a broken connection must not wait until the server notices
-that it broke.
+aiohttp implements HTTP, and its event loop is used only in this package. Bodies are streamed (``bodies``). All disk
+access runs on the threads of ``pool``. A request that sends a chunk, and still waits for bytes of its body, is
+interrupted by the next request for the same upload: a client that reconnects after a broken connection need not wait
+until the server notices that the old connection is broken.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 
 
 class App:
-    """The handler for aiohttp's low-level server.
+    """The request handler for aiohttp's low-level server.
 
-    A body is given up after ``patience`` seconds without a byte, in either direction. At most ``uploads`` uploads are
-    kept open between two chunks.
+    ``patience``: a request or response fails when no byte of its body moves for this many seconds. ``uploads``: the
+    most uploads that stay open between two chunks.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class App:
             status, size = response.status, response.content_length or 0
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
-                request.transport.abort()  # closing it would wait for a client that takes nothing
-            # aiohttp finds that the response cannot be sent, and is done; an exception would log a traceback.
+                request.transport.abort()  # close() would wait for a client that no longer reads
+            # aiohttp finds that this response cannot be sent and ignores it; an exception would log a traceback.
             response = web.Response()
         finally:
             self._running -= 1
@@ -147,8 +147,9 @@ class App:
         return response
 
     def _refused(self, request: web.BaseRequest, error: Exception) -> web.StreamResponse:
-        """Return the response to a request that failed. Faults of the registry itself are logged; a bug is logged with
-        its traceback.
+        """Return the response to a request that failed.
+
+        Failures of the registry itself are logged. A bug is logged with its traceback.
         """
         if isinstance(error, RequestPayloadError):
             error = ApiError(400, "UNKNOWN", "the body is malformed: its chunks are not valid HTTP")
@@ -164,26 +165,26 @@ class App:
             self._log.error(
                 "an internal error (a bug in kitfs) in %s %s", request.method, log_text(request.path), exc_info=error
             )
-            error = ApiError(500, "UNKNOWN", "a bug in kitfs; its log has more")
+            error = ApiError(500, "UNKNOWN", "a bug in this registry (see its log)")
         return refusal(request, error)
 
     def end_logins(self) -> None:
-        """Stop checking passwords: requests that wait for a check get an error."""
+        """Stop checking passwords. Requests that wait for a check get an error."""
         if self._logins is not None:
             self._logins.close()
 
     async def wait_idle(self) -> None:
-        """Wait until no request is being answered."""
+        """Wait until no request is in progress."""
         while self._running:
             await asyncio.sleep(REST / 2)
 
     async def close(self) -> None:
-        """Close the uploads that are open."""
+        """Close all open uploads."""
         for ingest in self._uploads.taken():
             await self._run(ingest.close)
 
     async def _run(self, do: Callable[..., T], *args: Any) -> T:
-        """Run a blocking call on a thread. It runs to its end even when the request is cancelled."""
+        """Run a blocking call on a thread. The call runs to its end even if the request is cancelled."""
         return await await_to_end(asyncio.get_running_loop().run_in_executor(self._pool, do, *args))
 
     async def _admitted(self, request: web.BaseRequest) -> str:
@@ -248,7 +249,7 @@ class App:
                     raise ApiError(
                         416,
                         "RANGE_INVALID",
-                        "no byte of the blob is in that range",
+                        "the range does not contain any byte of the blob",
                         headers={"Content-Range": f"bytes */{size}"},
                     )
                 if asked is not None:
@@ -365,7 +366,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
-        """Give the request sole use of an upload for a block. The upload is kept open unless it has ended."""
+        """Yield an upload that only this request may use during the block. Keep it open unless it has ended."""
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)

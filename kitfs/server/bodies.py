@@ -1,7 +1,8 @@
-"""Bodies of requests and responses, streamed in pieces between a socket and the disk; no body is held in memory.
+"""Stream the bodies of requests and responses between a socket and the disk, without holding a body in memory.
 
-Incoming pieces are written by a thread while the next ones arrive. Outgoing blobs go by sendfile(2), or over TLS in
-pieces, since asyncio's sendfile is slow there. Threading: on the loop's thread; ``run`` and ``pool`` do what blocks.
+A thread writes incoming pieces while the next pieces arrive. Blobs are sent by sendfile(2), but over TLS in pieces,
+because asyncio's sendfile is slow with TLS. Threading: this module runs on the event loop's thread; blocking calls run
+on the threads of ``run`` and ``pool``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from kitfs.server.uploads import REST, UploadTurn
 from kitfs.store.ingest import Ingest
 
 TLS_PIECE: Final = 256 << 10
-SLICES: Final = (256 << 10, 8 << 20)  # bytes of one sendfile, least and most: what a client takes within the patience
+SLICES: Final = (256 << 10, 8 << 20)  # fewest and most bytes of one sendfile, which must end within ``patience``
 
 T = TypeVar("T")
 
 
 async def await_to_end(future: asyncio.Future[T]) -> T:
-    """Return the result of a future whose thread cannot be stopped. A cancellation is raised after its end."""
+    """Wait for a future whose thread cannot be stopped. A cancellation is raised after the thread has ended."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -44,14 +45,14 @@ async def await_to_end(future: asyncio.Future[T]) -> T:
 
 
 async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[bytes]:
-    """Yield a request's body as it arrives, and an empty piece whenever it pauses.
+    """Yield the pieces of a request's body as they arrive, and an empty piece whenever no bytes arrive for a moment.
 
-    A client that waits for "100 Continue" is sent it. Raises TimeoutError after ``patience`` seconds without a byte,
+    "100 Continue" is sent to a client that expects it. Raises TimeoutError after ``patience`` seconds without a byte,
     RequestPayloadError for a malformed body.
     """
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # otherwise aiohttp believes that the response has begun
+        request.writer.output_size = 0  # otherwise aiohttp assumes that the response has begun
     end = time.monotonic() + patience
     while True:
         try:
@@ -73,10 +74,10 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
 async def receive(
     request: web.BaseRequest, ingest: Ingest, turn: UploadTurn, *, pool: Executor, patience: float
 ) -> None:
-    """Append a request's body to an upload. When the body ends early, its bytes so far stay, and the next request
-    resumes after them.
+    """Append a request's body to an upload.
 
-    Raises ApiError when Content-Range does not continue the upload.
+    If the body ends early, the bytes that arrived are kept, and the next request resumes after them. Raises ApiError
+    when Content-Range does not continue the upload.
     """
     _check_content_range(request, ingest)
     with turn.interruptible():
@@ -135,8 +136,10 @@ async def send(
     run: Callable[..., Awaitable[Any]],
     patience: float,
 ) -> None:
-    """Send a span of a file. Raises ConnectionResetError when it cannot be sent to its end, TimeoutError when the
-    client takes nothing for ``patience`` seconds.
+    """Send a span of a file as the body of a response.
+
+    Raises ConnectionResetError when the span cannot be sent completely, TimeoutError when the client does not read for
+    ``patience`` seconds.
     """
     start, step = span.start, TLS_PIECE if request.secure else SLICES[0]
     while start < span.stop:
@@ -153,9 +156,9 @@ async def send(
                 else:
                     sent = await asyncio.get_running_loop().sendfile(request.transport, file, start, size)
             except (OSError, RuntimeError) as e:  # RuntimeError: the transport is closing
-                raise ConnectionResetError(f"{request.path} cannot be sent to its end: {e}")
+                raise ConnectionResetError(f"cannot send all bytes of {request.path}: {e}")
         if sent != size:
-            raise ConnectionResetError(f"{request.path} cannot be sent to its end: the file has become shorter")
+            raise ConnectionResetError(f"cannot send all bytes of {request.path}: the file has become shorter")
         start += size
         if not request.secure:
             step = min(step * 2, SLICES[1]) if time.monotonic() - began < 1.0 else max(step // 2, SLICES[0])

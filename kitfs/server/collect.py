@@ -1,21 +1,21 @@
-"""Free what removed kits leave in a served store: mark everything that the remaining manifests need, and free the rest.
+"""Collect garbage in a served store: mark all blobs that manifests refer to, and delete the other blobs.
 
-A blob leaves a repository when no manifest of that repository leads to it and for ``min_age`` seconds no client pushed
-it, mounted it or asked whether it exists: a push asks for its blobs first and sends its manifest last. A manifest leads
-to every descriptor in it, and in the indexes, children and subjects behind it, tagged or not. Bytes are freed when no
-repository and no packed or pulled kit has them any more, no reader has them open, and they are as old.
+A blob is removed from a repository when no manifest of that repository refers to it, and no client has pushed it,
+mounted it or asked whether it exists for ``min_age`` seconds. (A push asks for its blobs first and sends its manifest
+last.) A manifest, tagged or not, refers to its descriptors, and to those of its indexes, children and subjects. The
+bytes of a blob are deleted when no repository and no packed or pulled kit contains the blob, no reader has it open, and
+the bytes are older than ``min_age``.
 
-The parts of unfinished uploads are not blobs yet and are never touched. While an upload of a repository is open, the
-age of that repository's blobs is counted at the beginning of the upload, so that a push that takes days keeps what it
-has sent already.
+The parts of unfinished uploads are not blobs yet and are never deleted. While an upload to a repository is open, the
+ages of that repository's blobs are measured at the beginning of the upload, so that a push that takes days does not
+lose the blobs that it has sent.
 
-Ages are differences between times of files and ``now``, both of the system's clock. A time in the future counts as now,
-so that a clock that jumps back frees nothing; a running server passes in a ``SteadyClock``, which a jump ahead does not
-affect. ``kitfs serve gc`` has no memory of its own and trusts the clock: it must not run while the clock is known to be
-ahead.
+An age is the difference between a file's time and ``now``, both of the system's clock. A time in the future counts as
+now, so nothing is deleted after the clock jumps back. A running server passes in a ``SteadyClock``, which ignores jumps
+ahead. ``kitfs serve gc`` cannot detect such a jump and must not run while the clock is known to be ahead.
 
-A crash at any moment leaves less garbage than before, or the same. Threading and processes: any number of collectors
-may run, beside servers and pushes; a repository is locked only while its links are removed.
+A crash at any moment leaves no more garbage than before. Threading and processes: any number of collectors may run
+beside servers and pushes. A repository is locked only while its links are removed.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ MIN_AGE: Final = 86_400.0  # seconds
 
 
 class Collected(NamedTuple):
-    """The blobs that were freed and their bytes on disk; the blobs that no manifest needs but that are too young, and
-    their bytes.
+    """The result of a collection.
+
+    ``blobs`` and ``freed``: the number of deleted blobs and their bytes on disk. ``young_blobs`` and ``young``: the
+    number and the bytes of unused blobs that are too young to be deleted.
     """
 
     blobs: int
@@ -50,7 +52,7 @@ class Collected(NamedTuple):
 
 
 class SteadyClock:
-    """The system's time, but never later than this process's start plus the time that has passed since (with sleep)."""
+    """The system's time, limited to the start of this process plus the time since then, including system sleep."""
 
     def __init__(self) -> None:
         self._start = time.time()
@@ -66,11 +68,10 @@ def _ticks() -> float:
 
 
 def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now: float | None = None) -> Collected:
-    """Free blobs that no manifest needs and that were not used for ``min_age`` seconds before ``now`` (None: the
-    system's time).
+    """Delete blobs to which no manifest refers and that were not used for ``min_age`` seconds before ``now``.
 
-    A repository with a manifest that cannot be read is left as it is, and the log says so. Raises StoreError when the
-    store cannot be read.
+    ``now`` is in seconds since the epoch; None means the system's time. A repository with an unreadable manifest is
+    skipped with a warning. Raises StoreError when the store cannot be read.
     """
     now = time.time() if now is None else now
 
@@ -84,18 +85,18 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
             try:
                 young |= _unlink(store, repository, before=before(min(now, begun.get(repository, now))))
             except _UnreadableError as e:
-                log.warning("the repository %s is skipped, and nothing in it is freed: %s", repository, e)
+                log.warning("skipped the repository %s, so its unused blobs are not deleted: %s", repository, e)
         return _free(store, young, before=before(now))
     except OSError as e:
-        raise StoreError(f"cannot free anything in the store {store.root}: {(e.strerror or str(e)).lower()}") from e
+        raise StoreError(f"cannot collect garbage in {store.root}: {(e.strerror or str(e)).lower()}") from e
 
 
 class _UnreadableError(Exception):
-    """A linked manifest cannot be read, so it is unknown which blobs it needs."""
+    """A linked manifest cannot be read, so the blobs to which it refers are unknown."""
 
 
 def _begun(store: Store, now: float) -> dict[str, float]:
-    """Return when the oldest open upload of each repository began."""
+    """Return the start time of each repository's oldest open upload, by repository."""
     found: dict[str, float] = {}
     for upload in store.ingests.uploads():
         repository = upload.note.get("repository") if isinstance(upload.note, dict) else None
@@ -105,9 +106,9 @@ def _begun(store: Store, now: float) -> dict[str, float]:
 
 
 def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
-    """Unlink the blobs of a repository that nothing needs and that were last used at or before ``before``.
+    """Unlink the blobs of a repository to which no manifest refers and that were last used at or before ``before``.
 
-    Returns the digests of the blobs that are younger.
+    Returns the digests of the unused blobs that are younger.
     """
     links = store.repositories
     manifests = set(links.listed(repository, MANIFESTS))
@@ -115,7 +116,7 @@ def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
     idle = [name for name in links.listed(repository, BLOBS) if _digest(name) not in needed]
     if not idle:
         return set()
-    with links.locked(repository):  # no manifest can arrive while it is locked
+    with links.locked(repository):  # no manifest can be pushed while the repository is locked
         needed |= _needed(store, set(links.listed(repository, MANIFESTS)) - manifests)
         unneeded = [name for name in idle if _digest(name) not in needed]
         went = {name for name in unneeded if links.unlink_unused(repository, name, before=before)}
@@ -123,10 +124,10 @@ def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
 
 
 def _needed(store: Store, manifests: set[str]) -> set[str]:
-    """Return the digests of everything that manifests, given as names of links, lead to."""
+    """Return the digests to which manifests refer, directly or indirectly. ``manifests`` are names of links."""
     found = {_digest(name) for name in manifests}
     read: set[str] = set()
-    # The linked manifests come first: for them it matters whether they can be read.
+    # The linked manifests come first, because an unreadable linked manifest must raise an error.
     pending = deque((text, True) for text in found)
     while pending:
         text, linked = pending.popleft()
@@ -141,8 +142,9 @@ def _needed(store: Store, manifests: set[str]) -> set[str]:
 
 
 def _read(store: Store, text: str, *, linked: bool) -> Any:
-    """Return the JSON of a manifest. A missing or damaged manifest is None if it is only named by another one; if it is
-    linked, raises _UnreadableError.
+    """Return the parsed JSON of a manifest.
+
+    If the manifest is missing or damaged, raises _UnreadableError if it is ``linked``, otherwise returns None.
     """
     try:
         data = store.get(Digest.parse(text))
@@ -150,18 +152,17 @@ def _read(store: Store, text: str, *, linked: bool) -> Any:
     except (InvalidReference, ValueError, RecursionError) as e:
         if not linked:
             return None
-        raise _UnreadableError(f"its manifest {text} is damaged ({e}); delete it by its digest, or push it again")
+        raise _UnreadableError(f"its manifest {text} is damaged: {e} (delete it by its digest, or push it again)")
     if value is None and linked:
-        raise _UnreadableError(f"its manifest {text} is missing; delete it by its digest, or push it again")
+        raise _UnreadableError(f"its manifest {text} is missing (delete it by its digest, or push it again)")
     return value
 
 
 def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
-    """Yield (digest, whether it is a manifest's) of every descriptor, wherever it stands, so that fields of later
-    specifications count too.
+    """Yield (digest, whether it is a manifest's) of every descriptor at any depth, including unknown fields.
 
-    An entry of an index and the subject of a referrer count as manifests whatever their type. Names of fields are
-    compared without case, since clients in Go read them so.
+    An entry of an index and the subject of a referrer count as manifests, whatever their media type. Field names are
+    compared without case, because Go clients read them without case.
     """
     pending = [(manifest, "")]
     while pending:
@@ -177,11 +178,12 @@ def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _free(store: Store, young: set[str], *, before: float) -> Collected:
-    """Free the bytes that clients of the registry sent and that nothing pins. Bytes that mounts fetched into the same
-    store are not touched.
+    """Delete unpinned bytes that clients of the registry pushed.
+
+    Bytes that mounts fetched into the same store are not deleted.
     """
     there = list(store.entries())
-    pinned = store.pinned()  # after the list, as when evicting: a blob that is pinned later was leased later
+    pinned = store.pinned()  # read after the list: a blob that is pinned later is leased, and thus not deleted
     blobs = freed = young_blobs = young_bytes = 0
     for entry in there:
         if entry.digest in pinned:
@@ -197,5 +199,5 @@ def _free(store: Store, young: set[str], *, before: float) -> Collected:
 
 
 def _digest(name: str) -> str:
-    """Return the digest behind the name of a link."""
+    """Return the digest that the name of a link encodes."""
     return name.replace("-", ":", 1)

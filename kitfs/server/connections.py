@@ -1,13 +1,12 @@
-"""The connections of the server: they are accepted while descriptors last, and when none is left, the longest idle ones
-are closed.
+"""Accept the connections of the server, and close idle connections when file descriptors run out.
 
-At the limit of descriptors asyncio itself logs a traceback for each waiting connection, hundreds a second. Here some
-descriptors are reserved for the files that requests open (``most``), so that connections alone never reach the limit.
-When ``most`` connections are open, one that has been idle for ``SPARED`` seconds is closed for a new one; if there is
-none, new ones wait in the kernel's queue. The same happens when the system itself has no descriptor left. The log has
-one line about it per ``SAID_EVERY`` seconds.
+When asyncio reaches the limit of descriptors, it logs a traceback for each waiting connection, hundreds per second.
+Here at most ``most`` connections are open, so that descriptors are left for the files that requests open. When ``most``
+connections are open, the connection that has been idle longest, and for at least ``SPARED`` seconds, is closed to
+accept a new one. If none has been idle that long, new connections wait in the kernel's queue. The same happens when the
+whole system has no descriptors left. One warning is logged per ``SAID_EVERY`` seconds.
 
-Threading: used on the loop's thread only.
+Threading: only the event loop's thread may use this module.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ from aiohttp import web
 
 from kitfs.server.uploads import MAX_OPEN
 
-SPARED: Final = 1.0  # seconds that an idle connection has to send a request
+SPARED: Final = 1.0  # seconds for which an idle connection is not closed
 PAUSE: Final = 0.1  # seconds until connections are accepted again
-BATCH: Final = 16  # connections accepted before other work has its turn
+BATCH: Final = 16  # connections that are accepted before other callbacks of the loop run
 SAID_EVERY: Final = 60.0
 RESERVED: Final = 64  # descriptors for the server itself and the threads of its pool
 FEWEST: Final = 8
@@ -38,16 +37,16 @@ SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EN
 
 
 class Budget(NamedTuple):
-    """How many connections may be open, and how many uploads between two chunks."""
+    """The most connections that may be open, and the most uploads that stay open between two chunks."""
 
     connections: int
     uploads: int
 
 
 def budget(limit: int | None = None) -> Budget:
-    """Return how many connections and uploads a limit of descriptors allows, at two descriptors each.
+    """Return how many connections and uploads a limit of descriptors allows. Each needs two descriptors.
 
-    ``limit`` is by default that of this process.
+    ``limit``: the default is the limit of this process.
     """
     if limit is None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -58,12 +57,12 @@ def budget(limit: int | None = None) -> Budget:
 
 
 class Connections(web.Server):
-    """Makes a protocol for each connection, and knows which connections are idle."""
+    """A factory of protocols for connections that also tracks which connections are idle."""
 
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(self._handle, **options)
         self._answer = handler
-        # Idle connections and since when; the longest idle first.
+        # Idle connections and the times since when they are idle; the longest idle first.
         self._since: OrderedDict[asyncio.BaseTransport, float] = OrderedDict()
         self._busy: set[asyncio.BaseTransport] = set()
         self._transports: dict[web.RequestHandler, asyncio.BaseTransport] = {}
@@ -72,13 +71,13 @@ class Connections(web.Server):
         return len(self._since) + len(self._busy)
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        """Register a connection; it is idle until its first request."""
+        """Register a new connection. It is idle until its first request."""
         super().connection_made(handler, transport)
         self._transports[handler] = transport
         self._since[transport] = time.monotonic()
 
     def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        """Forget a connection that has ended."""
+        """Unregister a connection that has ended."""
         super().connection_lost(handler, exc)
         transport = self._transports.pop(handler, None)
         if transport is not None:
@@ -105,8 +104,9 @@ class Connections(web.Server):
                 self._since[transport] = time.monotonic()
 
     def shed(self) -> bool:
-        """Close the connection that has been idle longest. Returns False when none has been idle for ``SPARED``
-        seconds.
+        """Close the connection that has been idle longest.
+
+        Returns False if no connection has been idle for ``SPARED`` seconds.
         """
         transport, since = next(iter(self._since.items()), (None, 0.0))
         if transport is None or time.monotonic() - since < SPARED:
@@ -118,7 +118,7 @@ class Connections(web.Server):
 
 
 class Acceptor:
-    """Accepts connections on ``listening``, at most ``most`` at once, from ``start`` to ``stop``."""
+    """An acceptor of connections on the socket ``listening``, which keeps at most ``most`` connections open."""
 
     def __init__(
         self,
@@ -135,17 +135,17 @@ class Acceptor:
         self._log = log
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._opening: dict[asyncio.Task[None], float] = {}  # TLS handshakes, since when; the longest first
+        self._opening: dict[asyncio.Task[None], float] = {}  # TLS handshakes and their start times, the oldest first
         self._resume: asyncio.TimerHandle | None = None
         self._said = -SAID_EVERY
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Start accepting connections."""
         self._resume = None
         self._loop.add_reader(self._listening, self._accept)
 
     def stop(self) -> None:
-        """Stop accepting and close the listening socket. Open connections stay."""
+        """Stop accepting, and close the listening socket. Open connections stay open."""
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._listening)
@@ -164,7 +164,7 @@ class Acceptor:
                 if e.errno in SHORTAGE:
                     self._shed()
                     self._pause()
-                return  # any other error: no connection is waiting any more
+                return  # any other error means that no connection is waiting
             accepted.setblocking(False)
             task = self._loop.create_task(self._open(accepted))
             self._opening[task] = time.monotonic()
@@ -180,13 +180,13 @@ class Acceptor:
         return True
 
     def _pause(self) -> None:
-        """Leave new connections in the kernel's queue for a moment."""
+        """Leave new connections in the kernel's queue for ``PAUSE`` seconds."""
         now = time.monotonic()
         if now - self._said >= SAID_EVERY:
             self._said = now
             self._log.warning(
-                "%d connections are open, and no descriptors are left for more: new ones wait "
-                "(raise the limit: ulimit -n, LimitNOFILE=)",
+                "%d connections are open, and new connections wait because no file descriptors are left "
+                "(raise the limit with ulimit -n or LimitNOFILE=)",
                 len(self._connections) + len(self._opening),
             )
         self._loop.remove_reader(self._listening)

@@ -1,9 +1,9 @@
-"""The users of the registry: HTTP Basic against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
+"""Check HTTP Basic logins against an htpasswd file with bcrypt hashes, as CNCF distribution reads it.
 
-The file is read again when it changes. While it cannot be read, or has a wrong line, its previous contents are kept,
-which is logged once. bcrypt is slow by design, so a login that was right is remembered, as a keyed hash, for as long as
-the file has the same hash for that user. A wrong login takes the same time for every name, known or not: that of the
-file's most costly hash. Threading: any thread.
+The file is read again when it changes. While it cannot be read or contains an invalid line, its previous contents are
+used, and one warning is logged. bcrypt is slow by design, so a successful login is remembered, as a keyed hash, for as
+long as the file contains the same hash for that user. A failed login takes the same time for every user name, known or
+unknown: the time of the costliest hash in the file. Threading: any thread may use this module.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from kitfs.errors import UsageError
 
 MAX_PASSWORD: Final = 72  # bytes that bcrypt uses; newer releases refuse more
 MAX_REMEMBERED: Final = 1000
-# a hash of any cost, which is checked only to take its time
+# A hash whose cost is filled in. It is checked only to take the same time as a real hash.
 DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"
 HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
 
 class Login(NamedTuple):
-    """A user name and a password that were not checked yet."""
+    """A user name and a password that have not been checked."""
 
     user: str
     password: str
 
 
 class Htpasswd:
-    """The users of a file. Raises UsageError when it cannot be read, or has a line that is not a user with a bcrypt
-    hash.
+    """The users in an htpasswd file.
+
+    The constructor raises UsageError when the file cannot be read or has a line that is not a user with a bcrypt hash.
     """
 
     def __init__(self, path: str, *, log: logging.Logger) -> None:
@@ -49,7 +50,7 @@ class Htpasswd:
         self._key = os.urandom(32)
         self._stamp: tuple[int, int, int] | None = None
         self._users: dict[str, bytes] = {}
-        self._right: dict[bytes, tuple[str, bytes]] = {}  # by keyed hash of a login: its user and the file's hash
+        self._right: dict[bytes, tuple[str, bytes]] = {}  # keyed hash of a login → its user, and the hash in the file
         self._refresh()
 
     def _refresh(self) -> None:
@@ -81,12 +82,12 @@ class Htpasswd:
             }
 
     def user(self, authorization: str) -> str | None:
-        """Return the user whom an Authorization header proves; None when it proves none."""
+        """Return the user whose credentials are in an Authorization header, or None if they are missing or wrong."""
         login = self.login(authorization)
         return login.user if login is not None and (self.remembered(login) or self.check(login)) else None
 
     def login(self, authorization: str) -> Login | None:
-        """Return the user and password in an Authorization header; None when it has none."""
+        """Return the user name and password in an Authorization header, or None if it has none."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user, found, password = base64.b64decode(encoded, validate=True).decode().partition(":")
@@ -95,8 +96,9 @@ class Htpasswd:
         return Login(user, password) if scheme.lower() == "basic" and found else None
 
     def remembered(self, login: Login) -> bool:
-        """Tell whether a login was right before, by the file as it is now. This is quick; False means that ``check``
-        must decide.
+        """Return whether a login succeeded before, with a hash that the file still contains.
+
+        This check is quick. If it returns False, ``check`` must decide.
         """
         try:
             self._refresh()
@@ -105,11 +107,11 @@ class Htpasswd:
             with self._lock:
                 known, self._said = message == self._said, message
             if not known:
-                self._log.warning("%s; keeping the previous contents", message)
+                self._log.warning("%s; the previous contents are used", message)
         return self._seal(login) in self._right
 
     def check(self, login: Login) -> bool:
-        """Tell whether a login is right. This is slow, and equally slow for known and unknown names."""
+        """Return whether a login is right. The check is slow, and equally slow for known and unknown names."""
         users = self._users
         hashed = users.get(login.user)
         password = login.password.encode()[:MAX_PASSWORD]
@@ -134,5 +136,5 @@ class Htpasswd:
 
 
 def _cost(hashed: bytes) -> int:
-    """Return the binary logarithm of a hash's rounds."""
+    """Return the cost of a hash: the binary logarithm of its rounds."""
     return int(hashed[4:6])

@@ -1,10 +1,10 @@
-"""The order in which logins are checked: bcrypt costs a core's time for every unknown password, right or wrong.
+"""Schedule the checks of logins, because bcrypt occupies a core for every password that was not checked before.
 
-Passwords are checked on a few threads of low priority, so that guessing slows down no pull and no push. A login that
-was right once is remembered (``htpasswd``) and is not checked here. Waiting logins are ordered first by how often the
-same name has failed from the same address lately, and second in turn by address: a client that guesses waits behind
-those that do not. Known and unknown names are treated alike, so that no waiting time tells which names exist.
-Threading: used on the loop's thread only.
+Passwords are checked on a few threads with low priority, so that clients that guess passwords do not slow down pulls
+and pushes. A login that succeeded once is remembered (``htpasswd``) and is not scheduled. Waiting logins are ordered by
+the number of recent failures of the same name from the same address, and then in turn by address, so a client that
+guesses waits behind other clients. Known and unknown names are treated alike, so that waiting times do not reveal which
+names exist. Threading: only the event loop's thread may use this module.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kitfs.server.api_errors import ApiError
 from kitfs.server.htpasswd import Htpasswd, Login
 
 PATIENCE: Final = 60.0  # seconds that a login waits for its turn
-MAX_FAILURES: Final = 16  # more failures make no difference
+MAX_FAILURES: Final = 16  # further failures do not change the order
 MAX_FAILED: Final = 10_000  # pairs of a name and an address whose failures are remembered
 FORGIVEN: Final = 600.0  # seconds for which a failure counts
 NICE: Final = 10  # of the threads that check passwords (setpriority(2))
@@ -34,7 +34,7 @@ NICE: Final = 10  # of the threads that check passwords (setpriority(2))
 
 @dataclass(order=True, slots=True)
 class _Waiting:
-    """A login in the queue; the first three fields decide its place."""
+    """A login in the queue. The first three fields determine its position."""
 
     failures: int
     turn: int
@@ -46,7 +46,7 @@ class _Waiting:
 
 
 class Logins:
-    """The logins of ``users``. Remembered ones are looked up on ``pool``. ``threads``: by default, half the cores."""
+    """The queue of logins of ``users``. ``pool`` looks up remembered logins. ``threads`` defaults to half the cores."""
 
     def __init__(
         self, users: Htpasswd, pool: Executor, *, threads: int | None = None, patience: float = PATIENCE
@@ -57,17 +57,17 @@ class Logins:
         self._free = max(1, (os.cpu_count() or 1) // 2) if threads is None else threads
         self._checkers = ThreadPoolExecutor(self._free, thread_name_prefix="kitfs-logins", initializer=_yield_to_others)
         self._queue: list[_Waiting] = []
-        self._turn = 0  # of the login that was checked last; each address has one turn after the other
-        self._last: dict[str, tuple[int, int]] = {}  # by waiting address: its last turn, how many of its logins wait
+        self._turn = 0  # the turn of the login that was checked last; the logins of an address have successive turns
+        self._last: dict[str, tuple[int, int]] = {}  # address → its last turn, and how many of its logins wait
         self._failed: OrderedDict[tuple[str, str], tuple[int, float]] = OrderedDict()
         self._number = 0
         self._closed = False
 
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
-        """Return the user whom an Authorization header proves; None when it proves none.
+        """Return the user whose credentials are in an Authorization header, or None if they are missing or wrong.
 
-        ``peer`` is the address of the client. Once ``gone`` returns True, because the client has disconnected, no time
-        is spent on its password. Raises ApiError when too many other logins wait.
+        ``peer``: the address of the client. ``gone``: returns True once the client has disconnected; its password is
+        then not checked. Raises ApiError when too many other logins wait.
         """
         login = self._users.login(authorization)
         if login is None:
@@ -99,7 +99,7 @@ class Logins:
         return login.user if right else None
 
     def close(self) -> None:
-        """End the threads; logins that still wait get an error and are not checked."""
+        """End the threads. Logins that still wait fail with an error and are not checked."""
         self._closed = True
         for waiting in self._queue:
             if not waiting.right.done():
@@ -108,7 +108,7 @@ class Logins:
         self._checkers.shutdown(wait=False, cancel_futures=True)
 
     def _next(self) -> None:
-        """Give free threads their next logins."""
+        """Start the checks of the next logins on free threads."""
         while self._free and self._queue:
             waiting = heapq.heappop(self._queue)
             self._turn = max(self._turn, waiting.turn)
@@ -154,6 +154,6 @@ def _ending() -> ApiError:
 
 
 def _yield_to_others() -> None:
-    """Lower the priority of this thread; on Linux each thread has its own."""
+    """Lower the priority of this thread. On Linux each thread has its own priority."""
     with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

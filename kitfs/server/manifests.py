@@ -1,5 +1,6 @@
-"""The manifests that are pushed to the registry: what is accepted, what they need, and how they are listed as
-referrers. Pure.
+"""Check manifests that are pushed to the registry, list the blobs they need, and make their referrer descriptors.
+
+These functions do no I/O.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ NOT_DISTRIBUTED: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ServedManifest:
-    """A manifest as it is served."""
+    """A manifest that the registry serves."""
 
     digest: Digest
     media_type: str
@@ -35,7 +36,7 @@ class ServedManifest:
 
 
 class PushedManifest(NamedTuple):
-    """A manifest that was pushed: its digest, the subject that it refers to, the tags that it got."""
+    """A manifest that was pushed: its digest, the digest of its subject, and its new tags."""
 
     digest: Digest
     subject: Digest | None
@@ -44,23 +45,24 @@ class PushedManifest(NamedTuple):
 
 def too_big() -> ApiError:
     """Return the 413 response to a manifest that is too large."""
-    return ApiError(413, "MANIFEST_INVALID", f"a manifest has at most {MAX_MANIFEST} bytes")
+    return ApiError(413, "MANIFEST_INVALID", f"the manifest is too large: the limit is {MAX_MANIFEST} bytes")
 
 
 def read_manifest(data: bytes, content_type: str) -> tuple[dict[str, Any], str]:
-    """Return (manifest, media type). Raises ApiError for bytes that are not a manifest, or not of the type that the
-    header says.
+    """Parse a pushed manifest into (manifest, media type).
+
+    Raises ApiError if the bytes are not a manifest, or if their media type differs from the Content-Type.
     """
     try:
         manifest = loads(data)
     except ValueError as e:
-        raise _invalid(f"not JSON: {e}")
+        raise _invalid(f"it is not JSON: {e}")
     if not isinstance(manifest, dict):
-        raise _invalid("a manifest must be an object")
+        raise _invalid("it is not a JSON object")
     inside = manifest.get("mediaType")
     named = content_type.partition(";")[0].strip().lower()
     if named and isinstance(inside, str) and inside and inside != named:
-        raise _invalid(f"the Content-Type is {named[:100]}, the mediaType {inside[:100]}")
+        raise _invalid(f"its Content-Type is {named[:100]}, but its mediaType is {inside[:100]}")
     media_type = (
         named
         or (inside if isinstance(inside, str) else "")
@@ -82,7 +84,7 @@ def _invalid(message: str) -> ApiError:
 
 
 def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield (descriptor, kind of link) of everything that a repository must have before the manifest."""
+    """Yield (descriptor, kind of link) for everything that a repository must contain before the manifest is pushed."""
     if media_type in INDEXES:
         descriptors, kind = manifest.get("manifests"), MANIFESTS
     else:
@@ -91,7 +93,7 @@ def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[s
             raise _invalid("it must have a config and a list of layers")
         descriptors, kind = [manifest["config"], *(layers or ())], BLOBS
     if not isinstance(descriptors, (list, type(None))) or not all(isinstance(d, dict) for d in descriptors or ()):
-        raise _invalid("a list of descriptors was expected")
+        raise _invalid("its layers or manifests are not a list of descriptors")
     for descriptor in descriptors or ():
         elsewhere = str(descriptor.get("mediaType", "")).startswith(NOT_DISTRIBUTED) or bool(descriptor.get("urls"))
         if not elsewhere:
@@ -99,7 +101,7 @@ def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[s
 
 
 def subject_of(manifest: dict[str, Any]) -> Digest | None:
-    """Return the digest of the subject that a manifest names; None when it names none. Raises ApiError."""
+    """Return the digest of a manifest's subject, or None if it has no subject. Raises ApiError."""
     subject = manifest.get("subject")
     if subject is None:
         return None
@@ -109,9 +111,9 @@ def subject_of(manifest: dict[str, Any]) -> Digest | None:
 
 
 def referrer_of(manifest: dict[str, Any], media_type: str, digest: Digest, size: int) -> dict[str, Any]:
-    """Return the descriptor under which a manifest is listed as a referrer (distribution-spec, "Listing Referrers").
+    """Return a manifest's descriptor for the list of referrers (distribution-spec, "Listing Referrers").
 
-    Raises ApiError for types and annotations that no client could read in it.
+    Raises ApiError for an artifact type or annotations that are not strings.
     """
     config = manifest.get("config")
     config_type = config.get("mediaType") if isinstance(config, dict) and media_type not in INDEXES else None

@@ -1,4 +1,4 @@
-"""The names in a request: repositories and digests. Pure."""
+"""Check the names of repositories and the digests in a request. These functions do no I/O."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ MAX_NAME: Final = 255
 
 
 def is_repository(name: str) -> bool:
-    """Tell whether a text is a repository's name."""
+    """Return whether a string is a valid repository name."""
     return len(name) <= MAX_NAME and REPOSITORY.fullmatch(name) is not None
 
 
 def repository_name(name: str) -> str:
-    """Return a repository's name. Raises ApiError for any other text."""
+    """Return a repository name unchanged. Raises ApiError if it is invalid."""
     if not is_repository(name):
         raise ApiError(400, "NAME_INVALID", "invalid repository name", detail={"name": name[:MAX_NAME]})
     return name
 
 
 def digest_of(text: str, *, code: str = "DIGEST_INVALID") -> Digest:
-    """Return a digest. Raises ApiError for any other text."""
+    """Parse a digest. Raises ApiError if it is invalid."""
     try:
         return Digest.parse(text)
     except InvalidReference as e:

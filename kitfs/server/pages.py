@@ -1,4 +1,4 @@
-"""Lists that are served in pages: names, and the index of referrers. Pure."""
+"""Split lists of names and referrers into pages. These functions do no I/O."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.oci.manifest import IMAGE_INDEX
 
-PAGE: Final = 1000  # tags or repositories of one answer
+PAGE: Final = 1000  # tags or repositories in one response
 
 
 class Page(NamedTuple):
@@ -18,7 +18,7 @@ class Page(NamedTuple):
 
 
 class Referrers(NamedTuple):
-    """An index of referrers, and the digest after which the next page begins; None for the last page."""
+    """An index of referrers, and the digest after which the next page begins (None for the last page)."""
 
     data: bytes
     next: str | None
@@ -37,7 +37,7 @@ def compact(value: Any) -> bytes:
 
 
 def index_of(descriptors: list[bytes]) -> bytes:
-    """Return an image index of descriptors, which are JSON already."""
+    """Return an image index of descriptors that are already encoded as JSON."""
     return (
         compact({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": []})[:-2] + b",".join(descriptors) + b"]}"
     )

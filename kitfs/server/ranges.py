@@ -1,4 +1,7 @@
-"""Range and Content-Range, as clients of distribution-spec use them. Follows RFC 9110, section 14. Pure."""
+"""Parse Range and Content-Range headers as clients of distribution-spec send them (RFC 9110, section 14).
+
+These functions do no I/O.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ MAX_DIGITS: Final = 18
 
 
 class Unsatisfiable(Exception):  # noqa: N818 - RFC 9110's word
-    """No byte of the blob is in the range, or the text is not a range."""
+    """A range that contains no byte of the blob, or a header that is not a range."""
 
 
 class Span(NamedTuple):
-    """Bytes [start, stop)."""
+    """The bytes [start, stop) of a blob."""
 
     start: int
     stop: int
 
 
 def requested(header: str | None, size: int) -> Span | None:
-    """Return the range that a Range header asks of a blob of ``size`` bytes; None for the whole blob.
+    """Return the range that a Range header requests from a blob of ``size`` bytes, or None for the whole blob.
 
-    A unit other than bytes, and several ranges, mean the whole blob, which RFC 9110 14.2 allows. Empty elements of the
+    A header with several ranges or a unit other than bytes is ignored, as RFC 9110 14.2 allows. Empty elements of the
     list are ignored (5.6.1). Raises Unsatisfiable, also for a malformed header.
     """
     if not header:
@@ -54,8 +57,7 @@ def requested(header: str | None, size: int) -> Span | None:
 
 
 def pushed(header: str) -> Span:
-    """Return the range of a chunk's Content-Range: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC
-    9110).
+    """Parse the Content-Range of a chunk: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110).
 
     Raises Unsatisfiable.
     """

@@ -1,10 +1,10 @@
-"""What the registry does, without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
+"""Implement the registry without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
 
 Follows distribution-spec v1.1. Every failure raises ApiError with the specification's codes, or an error of the store,
-for which ``api_errors.of_error`` makes a response. A repository has a blob when it links the blob *and* the store has
-it whole and verified. The order of writes makes it durable: a blob's link, its bytes, then what names it, each fsynced
-before the next, and all before the call returns. Threading: every method from any thread; an upload by one thread at a
-time.
+for which ``api_errors.of_error`` makes a response. A repository has a blob when it links the blob *and* the store
+contains the complete, verified blob. For durability, a blob's link is written first, then its bytes, then the manifest
+or tag that names it. Each write is fsynced before the next, and all of them before the call returns. Threading: any
+thread may call every method, but only one thread at a time may use an upload.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from kitfs.store.lease import release
 from kitfs.store.repositories import BLOBS, MANIFESTS, REFERRERS, TAGS, link_name
 from kitfs.store.store import Store
 
-NOTED: Final = 60.0  # seconds for which a further read of a blob is not recorded as a use
+NOTED: Final = 60.0  # seconds after a use of a blob in which further reads are not recorded
 
 
 class Registry:
-    """The registry over a store; nothing outside the store is ever read or written."""
+    """The registry over a store. It neither reads nor writes files outside the store."""
 
     def __init__(
         self,
@@ -55,15 +55,18 @@ class Registry:
         self._room = ServerRoom(store, log=log or store.log, min_age=min_age, collect_every=collect_every)
 
     def expect(self, size: int) -> None:
-        """Make room for a body of ``size`` bytes that ends its upload. Raises StoreFull (``ServerRoom.expect``)."""
+        """Free space for a request body of ``size`` bytes that ends its upload.
+
+        Raises StoreFull (see ``ServerRoom.expect``).
+        """
         self._room.expect(size)
 
     # Blobs
 
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
-        """Return the digest of a blob and its open file, which the caller closes.
+        """Return the digest of a blob and its open file, which the caller must close.
 
-        ``promised``: the client only asks whether the blob exists (HEAD), and may push a manifest that names it next.
+        ``promised``: the client only asks whether the blob exists (HEAD), and may then push a manifest that names it.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         file = self._open(name, digest, promised)
@@ -79,7 +82,7 @@ class Registry:
     def delete_blob(self, repository: str, digest_text: str) -> None:
         """Remove a blob from a repository.
 
-        Its bytes are freed when the store needs room and no other repository or kit has them.
+        Its bytes are deleted when the store needs space and no other repository or kit contains the blob.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         if not self._links.exists(name):
@@ -90,9 +93,9 @@ class Registry:
         self._room.note_removal()
 
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
-        """Link a blob that the repository ``source`` has, or any repository when ``source`` is None.
+        """Link a blob of the repository ``source`` (None: any repository) into another repository.
 
-        Returns None when there is no such blob: the client must upload it.
+        Returns None if ``source`` does not have the blob, so that the client must upload it.
         """
         name = repository_name(repository)
         try:
@@ -115,19 +118,19 @@ class Registry:
     # Uploads
 
     def begin(self, repository: str) -> Ingest:
-        """Begin an upload."""
+        """Begin an upload to a repository."""
         name = repository_name(repository)
         return self._room.retry(
             lambda: self._store.ingest(resumable=True, note={"repository": name}, make_room=self._room.make)
         )
 
     def resume(self, repository: str, upload: str) -> Ingest:
-        """Open an upload that was begun by this process or another."""
+        """Open an upload that this process or another process began."""
         self._check_upload(repository, upload)
         return self._store.resume(upload, make_room=self._room.make)
 
     def progress(self, repository: str, upload: str) -> int:
-        """Return how many bytes of an upload were received."""
+        """Return how many bytes of an upload have been received."""
         self._check_upload(repository, upload)
         size = self._store.ingests.size(upload)
         if size is None:
@@ -140,15 +143,16 @@ class Registry:
             raise unknown_upload()
 
     def finish(self, repository: str, ingest: Ingest, digest_text: str) -> Digest:
-        """Make an upload's bytes a blob of the repository; durable when this returns. Bytes with a wrong digest are
-        dropped.
+        """Turn an upload into a blob of the repository. The blob is durable when this method returns.
+
+        Bytes with a wrong digest are deleted, and ApiError is raised.
         """
         name = repository_name(repository)
         digest = digest_of(digest_text)
 
         def commit() -> None:
             if ingest.ended:
-                raise StoreError(f"the upload {ingest.name} was dropped when the disk was full")
+                raise StoreError(f"the upload {ingest.name} was deleted because the disk was full")
             ingest.commit(digest, verified=lambda: self._links.add_blob(name, digest))
 
         try:
@@ -162,7 +166,7 @@ class Registry:
     # Manifests
 
     def manifest(self, repository: str, reference: str) -> ServedManifest:
-        """Return a manifest by tag or digest."""
+        """Return a manifest by its tag or digest. Raises ApiError, StoreError."""
         name = repository_name(repository)
         digest = self._resolved(name, reference)
         link = self._links.get(name, MANIFESTS, link_name(digest))
@@ -187,7 +191,7 @@ class Registry:
     ) -> PushedManifest:
         """Store a manifest under a tag or its digest.
 
-        Raises ApiError unless the repository has every blob that the manifest names.
+        Raises ApiError if the repository lacks a blob that the manifest names.
         """
         name = repository_name(repository)
         by_digest = ":" in reference
@@ -206,12 +210,12 @@ class Registry:
         subject = subject_of(manifest)
         descriptor = referrer_of(manifest, media_type, digest, len(data))
         if not self._links.exists(name):
-            self._check_parts(name, manifest, media_type)  # a manifest that is refused makes no repository
+            self._check_parts(name, manifest, media_type)  # a refused manifest must not create the repository
 
         def put() -> None:
             with self._links.locked(name):
                 self._check_parts(name, manifest, media_type)
-                ingest = self._store.ingest(make_room=lambda: False)  # room is made after the lock was released
+                ingest = self._store.ingest(make_room=lambda: False)  # space is freed after the lock is released
                 try:
                     ingest.write(data)
                     ingest.commit(digest)
@@ -227,8 +231,9 @@ class Registry:
         return PushedManifest(digest, subject, tags)
 
     def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
-        """Raise ApiError unless the repository has everything that a manifest names. A subject may be missing, by the
-        specification.
+        """Raise ApiError if the repository lacks a blob or manifest that a manifest names.
+
+        The specification allows a missing subject.
         """
         missing = []
         for descriptor, kind in parts_of(manifest, media_type):
@@ -247,7 +252,7 @@ class Registry:
             )
 
     def delete_manifest(self, repository: str, reference: str) -> None:
-        """Remove a tag; or, by digest, a manifest with every tag that points to it."""
+        """Remove a tag, or remove a manifest by its digest together with every tag that points to it."""
         name = repository_name(repository)
         if not self._links.exists(name):
             raise unknown_name(name)
@@ -261,7 +266,7 @@ class Registry:
                 raise unknown_manifest(reference)
             for tag in self._links.listed(name, TAGS):
                 meant = None
-                with contextlib.suppress(StoreError):  # a damaged tag does not keep the manifest from being removed
+                with contextlib.suppress(StoreError):  # a damaged tag must not prevent the removal of the manifest
                     meant = self._links.get(name, TAGS, tag)
                 if meant is not None and meant.get("digest") == digest:
                     self._links.unlink(name, TAGS, tag)
@@ -275,21 +280,22 @@ class Registry:
     # Lists
 
     def tags(self, repository: str, count: int | None, last: str | None) -> Page:
-        """Return the tags after ``last``, at most ``count``, in the order of their bytes."""
+        """Return at most ``count`` tags that follow ``last``, sorted by their bytes."""
         name = repository_name(repository)
         if not self._links.exists(name):
             raise unknown_name(name)
         return page_of(self._links.listed(name, TAGS), count, last)
 
     def catalog(self, count: int | None, last: str | None) -> Page:
-        """Return the repositories after ``last``, at most ``count``."""
+        """Return at most ``count`` repositories that follow ``last``."""
         return page_of(self._links.names(), count, last)
 
     def referrers(
         self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None
     ) -> Referrers:
-        """Return the referrers of a manifest after the digest ``last``: as many as clients read at once, but at least
-        one if there is one.
+        """Return the referrers of a manifest that follow the digest ``last``, in an index of a size that clients read.
+
+        The page contains at least one referrer if any follows.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         page: list[bytes] = []

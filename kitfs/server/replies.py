@@ -1,4 +1,4 @@
-"""The responses of the registry, and the conditions of requests. Pure."""
+"""Make the responses of the registry, and evaluate conditional requests. These functions do no I/O."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ VERSION: Final = {
 
 
 def malformed(request: web.BaseRequest) -> bool:
-    """Tell whether the parser has met bytes in a body that are not HTTP.
+    """Return whether the parser has found bytes in a request's body that are not HTTP.
 
-    aiohttp queues them as the connection's next message and lets the reader of the body wait; no other message can come
-    before the end of the body.
+    aiohttp queues such bytes as the connection's next message, while the reader of the body keeps waiting. No valid
+    message can be queued before the end of the body.
     """
     return not request.content.is_eof() and bool(getattr(request.protocol, "_messages", ()))
 
@@ -33,7 +33,7 @@ def malformed(request: web.BaseRequest) -> bool:
 def answer(
     status: int, data: bytes = b"", *, content_type: str = "", headers: Mapping[str, str] | None = None
 ) -> web.Response:
-    """Return a response whose body is in memory."""
+    """Return a response whose body is ``data``."""
     response = web.Response(status=status, body=data, headers=VERSION | dict(headers or {}))
     if content_type:
         response.headers["Content-Type"] = content_type
@@ -46,23 +46,23 @@ def refusal(request: web.BaseRequest, error: ApiError) -> web.Response:
     if request.method == "HEAD":
         response.headers["Content-Length"] = str(len(error.body()))
     if "Expect" in request.headers or malformed(request):
-        response.force_close()  # the client may still send the body, which would be taken for the next request
+        response.force_close()  # the client may still send the body, which would be parsed as the next request
     return response
 
 
 def created(name: str, digest: str) -> web.Response:
-    """Return 201 for a blob."""
+    """Return the 201 response for a blob."""
     return answer(201, headers={"Location": f"/v2/{name}/blobs/{digest}", "Docker-Content-Digest": digest})
 
 
 def pending(name: str, ident: str, size: int) -> web.Response:
-    """Return 202 for an upload that has ``size`` bytes."""
+    """Return the 202 response for an upload that has ``size`` bytes."""
     headers = {"Location": f"/v2/{name}/blobs/uploads/{ident}", "Range": uploaded(size), "Docker-Upload-UUID": ident}
     return answer(202, headers=headers)
 
 
 def uploaded(size: int) -> str:
-    """Return the bytes of an upload as the text of a Range header: "0-0" for none, as CNCF distribution does."""
+    """Return the value of the Range header for an upload of ``size`` bytes: "0-0" for 0, as in CNCF distribution."""
     return f"0-{max(0, size - 1)}"
 
 
@@ -73,14 +73,14 @@ def listed(request: web.BaseRequest, page: Page, value: dict[str, Any]) -> web.R
 
 
 def next_link(request: web.BaseRequest, last: str, count: str | None) -> str:
-    """Return the Link to the next page (RFC 8288); other parameters of the request stay."""
+    """Return the Link to the next page (RFC 8288). It keeps the other parameters of the request."""
     kept = [(k, v) for k, v in request.query.items() if k not in ("n", "last")]
     query = [*kept, ("last", last), *([] if count is None else [("n", count)])]
     return f'<{request.rel_url.raw_path}?{urlencode(query, errors="surrogateescape")}>; rel="next"'
 
 
 def counted(request: web.BaseRequest) -> int | None:
-    """Return the parameter n; None when it is missing. Raises ApiError for a text that is not a number."""
+    """Return the parameter n, or None if it is missing. Raises ApiError if it is not a number."""
     text = request.query.get("n")
     if not text:
         return None
@@ -92,20 +92,20 @@ def counted(request: web.BaseRequest) -> int | None:
 
 
 def matches(header: str | None, digest: str) -> bool:
-    """Tell whether If-None-Match names the content that would be sent."""
+    """Return whether If-None-Match names the content that would be sent."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return "*" in tags or f'"{digest}"' in tags or digest in tags
 
 
 def unchanged(header: str | None, digest: str) -> bool:
-    """Tell whether the request has no If-Match, or one that names the content that would be sent.
+    """Return whether If-Match is missing or names the content that would be sent.
 
-    A weak tag never does (RFC 9110, 13.1.1).
+    A weak entity tag never matches (RFC 9110, 13.1.1).
     """
     tags = [tag.strip() for tag in (header or "*").split(",")]
     return "*" in tags or f'"{digest}"' in tags
 
 
 def log_text(text: str) -> str:
-    """Return foreign text, escaped for the quotes in a line of the log."""
+    """Escape a string from a client for a quoted field of a log line."""
     return escaping.shown(text[:500]).replace('"', "\\x22")

@@ -1,6 +1,7 @@
-"""The life of the embedded registry: listen, serve until SIGTERM or SIGINT, let running requests end, keep uploads.
+"""Run the embedded registry: listen, serve until SIGTERM or SIGINT, and let running requests finish.
 
-Threading: ``serve`` runs a loop on the main thread, and a pool of threads for what blocks.
+Unfinished uploads are kept. Threading: ``serve`` runs an event loop on the main thread, and blocking calls on a pool of
+threads.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from kitfs.store.durable import NO_SPACE
 from kitfs.store.store import Store
 from kitfs.system import allow_files
 
-GRACE: Final = 2.0  # seconds that running requests have after SIGTERM
-CUT: Final = 0.5  # seconds that aiohttp gives them then, twice, to find that their connections are closed
-LAST: Final = 4.0  # seconds after SIGTERM until the process exits, even if a thread still reads a large upload back
-IDLE: Final = 75.0  # seconds that a connection may be idle, or take for its headers
+GRACE: Final = 2.0  # seconds after SIGTERM in which running requests may finish
+CUT: Final = 0.5  # seconds that aiohttp then waits, twice, until the handlers notice that their connections are closed
+LAST: Final = 4.0  # seconds after SIGTERM until the process exits, even if a thread still hashes a large upload
+IDLE: Final = 75.0  # seconds for which a connection may be idle, or may take to send its headers
 MAX_HEADER: Final = 16 << 10  # bytes of a request line, and of one header
 MAX_HEADERS: Final = 100
 BACKLOG: Final = 512
 THREADS: Final = 16
-FILES: Final = 65_536  # descriptors that the server wants: two for each connection
+FILES: Final = 65_536  # descriptors that the server tries to get: two for each connection
 
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """What ``kitfs serve`` was asked to do. ``port`` 0 means any free port."""
+    """The options of ``kitfs serve``. ``port`` 0 means any free port."""
 
     root: str
     host: str = "127.0.0.1"
@@ -60,8 +61,9 @@ class ServeRequest:
 
 
 def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) -> list[str]:
-    """Return what is risky about listening on an address, one line for each risk, with its remedy; nothing on loopback.
-    ``host`` is numeric.
+    """Return a warning, with its remedy, for each risk of listening on an address. A loopback address has no risk.
+
+    ``host`` is a numeric address.
     """
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
@@ -71,19 +73,20 @@ def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) ->
     if not users:
         may = "pull everything" if read_only else "pull, replace and delete everything"
         lines.append(
-            f"anybody who reaches {host} port {port} may {may}: require a login with --htpasswd, or listen on 127.0.0.1"
+            f"anybody who can connect to {host} port {port} can {may}"
+            " (require a login with --htpasswd, or listen on 127.0.0.1)"
         )
     if not tls:
-        sent = "passwords and what is pulled and pushed" if users else "what is pulled and pushed"
+        sent = "passwords, pulls and pushes" if users else "pulls and pushes"
         lines.append(
-            f"without TLS {sent} can be read and changed on the way to {host} port {port}: "
-            "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS"
+            f"without TLS, {sent} can be read and changed on the network between clients and {host} port {port} "
+            "(use --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS)"
         )
     return lines
 
 
 def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; ``ready`` is called with the URL when the server answers.
+    """Serve until SIGTERM or SIGINT. ``ready`` is called with the URL once the server accepts requests.
 
     Raises UsageError for an address, htpasswd file or certificate that cannot be used, StoreError.
     """
@@ -105,21 +108,19 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
 
 
 def _opened(request: ServeRequest, log: logging.Logger) -> Store:
-    """Open the store of a request. Pulls work with a full disk; with ``read_only`` they also work with a store that may
-    not be written.
-    """
+    """Open the store to serve. A full disk is accepted, and with ``read_only`` also a store that cannot be written."""
     unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
     despite = (*NO_SPACE, *(unwritable if request.read_only else ()))
     try:
         return Store.open(request.root, log=log, free_share=0.0, option="--root", despite=despite)
     except StoreError as e:
         if isinstance(e.__cause__, OSError) and e.__cause__.errno in unwritable and not request.read_only:
-            raise StoreError(f"{e}, or serve what it holds with --read-only")
+            raise StoreError(f"{e}, or serve its contents with --read-only")
         raise
 
 
 def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
-    """Return the HTTP side of an App; call it on the loop's thread. ``idle``: see IDLE."""
+    """Return the HTTP server of an App. The event loop's thread must call this function. ``idle``: see IDLE."""
     errors = log.getChild("http")
     errors.addFilter(_in_one_line)
     return Connections(
@@ -135,10 +136,9 @@ def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Log a request that is not HTTP, which aiohttp answers with 400, as one line like other requests and not as a
-    traceback.
+    """Log a request that is not HTTP (aiohttp returns 400) as one line like other requests, not as a traceback.
 
-    A client that has disconnected has its line already.
+    A request whose client has disconnected is dropped, because it has been logged.
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ConnectionError):
@@ -156,7 +156,7 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    last = threading.Timer(LAST, os._exit, (0,))  # the store survives it, as it survives SIGKILL
+    last = threading.Timer(LAST, os._exit, (0,))  # the store survives this as it survives SIGKILL
     last.daemon = True
 
     def end() -> None:
@@ -191,16 +191,16 @@ def _listen(host: str, port: int) -> socket.socket:
         )[0]
         made = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as e:
-        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}")
+        raise UsageError(f"--listen: cannot resolve {host}:{port}: {getattr(e, 'strerror', None) or e}")
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit it: a client that acknowledges nothing for so long is disconnected.
+        # Connections inherit this option. A client that acknowledges nothing for this long is disconnected.
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000))
         made.bind(address)
         made.listen(BACKLOG)
     except (OSError, OverflowError) as e:
         made.close()
-        raise UsageError(f"--listen: {host}:{port}: {getattr(e, 'strerror', None) or e}".lower())
+        raise UsageError(f"--listen: cannot listen on {host}:{port}: {getattr(e, 'strerror', None) or e}".lower())
     made.setblocking(False)
     return made
 

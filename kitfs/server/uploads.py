@@ -1,5 +1,6 @@
-"""Which request may write an upload, and the uploads that are kept open between two chunks. Threading: the loop's
-thread only.
+"""Decide which request may write an upload, and keep uploads open between two chunks.
+
+Threading: only the event loop's thread may use this module.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any, Final
 from kitfs.server.api_errors import ApiError
 from kitfs.store.ingest import Ingest
 
-REST: Final = 0.1  # seconds without a byte after which the bytes of a body so far are written
-SETTLE: Final = 1.0  # seconds that a request for an upload's progress waits for its body to pause
-TAKEOVER: Final = 10.0  # seconds that a request waits for an earlier one on the same upload
+REST: Final = 0.1  # seconds without a byte after which the received bytes of a body are written
+SETTLE: Final = 1.0  # most seconds that a request for an upload's progress waits until no more bytes arrive
+TAKEOVER: Final = 10.0  # most seconds that a request waits for an earlier request to the same upload
 MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that nothing is hashed twice
 
 
 class UploadQueue:
-    """The requests for one upload: how many there are, the number of the latest, the task that waits for a body, and
-    whether that body pauses.
+    """The requests for one upload.
+
+    It contains how many requests there are, the number of the latest request, the task that waits for bytes of a body,
+    and whether that body pauses.
     """
 
     def __init__(self) -> None:
@@ -33,20 +36,20 @@ class UploadQueue:
 
 
 class UploadTurn:
-    """The turn of a request to write an upload. While it waits for a body it gives way to a later request."""
+    """The turn of a request to write an upload. A later request ends the turn while it waits for its body."""
 
     def __init__(self, queue: UploadQueue, number: int) -> None:
         self.queue = queue
         self._number = number
 
     def check(self) -> None:
-        """Raise ApiError when a later request has come."""
+        """Raise ApiError when a later request has arrived."""
         if self.queue.latest > self._number:
             raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a later request for the same upload take over during the block, which waits for a body."""
+        """Let a later request for the same upload interrupt this block, which waits for a body."""
         self.check()
         task = asyncio.current_task()
         assert task is not None
@@ -63,7 +66,7 @@ class UploadTurn:
 
 
 class OpenUploads:
-    """The uploads that this process is writing: one request at a time, the latest first."""
+    """The uploads that this process is writing. One request at a time writes an upload, and the latest has priority."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -72,9 +75,9 @@ class OpenUploads:
 
     @contextlib.asynccontextmanager
     async def alone(self, ident: str) -> AsyncIterator[UploadTurn]:
-        """Give a request sole use of an upload for a block; an earlier request that waits for its body is interrupted.
+        """Let only this request use an upload during the block. An earlier request that waits for bytes is interrupted.
 
-        Raises ApiError when the earlier request does not end, or when a later one comes.
+        Raises ApiError when the earlier request does not end, or when a later request arrives.
         """
         queue = self._queues.setdefault(ident, UploadQueue())
         queue.users += 1
@@ -101,20 +104,21 @@ class OpenUploads:
                 del self._queues[ident]
 
     async def wait_idle(self, ident: str) -> None:
-        """Wait until no bytes come for an upload, at most SETTLE seconds.
+        """Wait until no more bytes arrive for an upload, at most SETTLE seconds.
 
-        A client that asks for the progress of an upload has lost the connection on which it sent the bytes.
+        A client that asks for the progress of an upload has usually lost the connection on which it sent the bytes, and
+        some of them may still arrive.
         """
         end = time.monotonic() + SETTLE
         while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
             await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:
-        """Return an upload that is kept open, for the request that has sole use of it; None when it is not open."""
+        """Return an open upload to the only request that may use it, or None if it is not open."""
         return self._open.pop(ident, None)
 
     def keep(self, ingest: Ingest) -> list[Ingest]:
-        """Keep an upload open for its next chunk. Returns the uploads that the caller must close instead."""
+        """Keep an upload open for its next chunk. Returns surplus uploads, which the caller must close."""
         if ingest.ended:
             return []
         self._open[ingest.name] = ingest
@@ -122,6 +126,6 @@ class OpenUploads:
         return [self._open.pop(name) for name in surplus]
 
     def taken(self) -> list[Ingest]:
-        """Return all open uploads and forget them; the caller closes them."""
+        """Remove and return all open uploads. The caller must close them."""
         found, self._open = list(self._open.values()), {}
         return found

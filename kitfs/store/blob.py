@@ -296,7 +296,7 @@ class Blob:
                 if self._dropped:
                     self._dropped = False
                     return False
-                raise IntegrityError(f"{self} is not whole")
+                raise IntegrityError(f"{self} is not complete")
             if self._of is not None:
                 if not self._of.sealed:
                     self._of.verify()
@@ -306,7 +306,7 @@ class Blob:
                     return False
             found = filling.prove()
             if found is not None:
-                error = IntegrityError(f"{self} does not have its digest: its bytes have sha256:{found}")
+                error = IntegrityError(f"{self} does not match its digest: its bytes have sha256:{found}")
                 if self._heal(filling, error):
                     return False
                 self._fail(filling, error)

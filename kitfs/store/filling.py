@@ -246,7 +246,7 @@ class Filling:
         full = error.errno in NO_SPACE  # the store itself logs that the disk is full
         self._home.log.log(
             logging.INFO if full else logging.WARNING,
-            "%s: bytes fetched lately would not survive a reboot: %s",
+            "%s: cannot flush fetched bytes to the disk, so a power failure may lose them: %s",
             self._owner,
             error.strerror,
         )

@@ -148,7 +148,7 @@ def test_labels_choose_what_is_mounted(
     again = host.kitfs("mount", f"{name}:all", mounts["basic"].path, "-l", "kind=basic")
     assert f"pid {mounts['basic'].pid} " in again.stdout
     other = host.kitfs("mount", f"{name}:all", mounts["basic"].path, "-l", "kind=parts", check=False)
-    assert "is already a mount" in other.stderr
+    assert "is already mounted there" in other.stderr
     there("index", "remove", f"{name}:all", f"{name}:basic")
     there("tag", f"{name}:parts", f"{name}:new")
     there("index", "add", f"{name}:all", f"{name}:new", "-l", "kind=basic")

@@ -47,7 +47,7 @@ def test_demo(anybody: Host, options: tuple[str, ...]) -> None:
     assert 0 < float(fetched[1]) <= 10
     for verb in ("serve", "pack", "push", "mount", "umount"):
         assert f"$ kitfs {verb} " in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("nothing of it is left")
+    assert done.stdout.splitlines()[-1].endswith("all files of the demo were removed")
     assert list((anybody.root / "tmp").iterdir()) == []
 
 
@@ -62,7 +62,7 @@ def test_demo_where_nothing_can_be_mounted(host: Host) -> None:
     """Without FUSE the demo says so, shows the tree with other verbs, and succeeds."""
     done = without_dev_fuse(host, "demo")
     assert (done.returncode, done.stderr) == (0, "")
-    told = [line for line in done.stdout.splitlines() if line.startswith("nothing can be mounted here")]
+    told = [line for line in done.stdout.splitlines() if line.startswith("cannot mount on this machine")]
     assert len(told) == 1
     assert "/dev/fuse" in told[0]
     assert shown(done.stdout)[: len(TREE)] == TREE
@@ -94,4 +94,7 @@ def test_demo_without_room(host: Host, tmp_path: Path) -> None:
         done = host.kitfs("demo", env={"TMPDIR": str(disk)}, check=False)
         left = os.listdir(disk)
     assert (done.returncode, done.stdout, left) == (7, "", [])
-    assert done.stderr == f"kitfs: {disk} has less than 256.0 MiB of free space; set TMPDIR to a directory with more\n"
+    assert done.stderr == (
+        f"kitfs: cannot run the demo in {disk}: it has less than 256.0 MiB of free space"
+        " (set TMPDIR to a directory with more)\n"
+    )

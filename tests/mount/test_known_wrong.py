@@ -121,7 +121,7 @@ def test_wrong_bytes_are_not_served_again(
     status = host.status(mount)
     assert (status["layers"][0]["state"], status["layers"][0]["fetched"]) == ("wrong", 0)
     assert os.getxattr(mount / "w.bin", "user.kitfs.state") == b"wrong"
-    assert "does not have its digest" in status["last_error"]
+    assert "does not match its digest" in status["last_error"]
 
 
 def test_files_are_opened_again_when_the_blob_was_fetched_right(host: Host, fake: FakeRegistry, transport: str) -> None:

@@ -185,8 +185,8 @@ def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
     done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)
     assert (done.returncode, done.stderr) == (
         9,
-        f"kitfs: {mount.path} is already a mount whose daemon died, or has another --run-dir; "
-        f"clear it with: kitfs umount {mount.path}\n",
+        f"kitfs: cannot mount at {mount.path}: it is already a mount of a kit, but its daemon died or has another "
+        f"--run-dir; unmount it with: kitfs umount {mount.path}\n",
     )
 
 

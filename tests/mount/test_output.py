@@ -69,8 +69,8 @@ def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host)
     assert words["state"].startswith("alive, up ")
     assert words["cached"] == "2.0 MiB of 2.0 MiB"
     assert words["fetched"].startswith("2.0 MiB in ")
-    assert words["read through"] == "nothing: every byte that was read could be cached"
-    assert words["waiting"] == "0 requests of programs"
+    assert words["uncached reads"] == "0 B"
+    assert words["waiting"] == "0 FUSE requests"
     assert words["errors"] == "0"
     assert " of at most " in words["cache"]
     assert words["log"] == str(mount.log)

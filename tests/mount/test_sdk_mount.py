@@ -58,7 +58,7 @@ def test_mount_for_the_time_of_a_block(place: Place) -> None:
             assert type(models) is str
             assert sorted(os.listdir(models)) == ["Kitfile", "w.bin"]
             assert Path(models, "w.bin").read_bytes() == b"weights" * 1000
-            with pytest.raises(MountError, match="already a mount"), kitfs.mount("kit:other", models, **place.options):
+            with pytest.raises(MountError, match="already mounted"), kitfs.mount("kit:other", models, **place.options):
                 pass
         assert not os.path.ismount(place.directory)
         with pytest.raises(NotFound), kitfs.mount(place.reference + "9", place.directory, **place.options):

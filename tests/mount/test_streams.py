@@ -66,7 +66,10 @@ def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
 def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
     """A message about the root directory of a kit calls it /."""
     done = host.kitfs("cat", ref, "", check=False)
-    assert (done.returncode, done.stderr) == (2, f"kitfs: / is a directory; list it with: kitfs ls {ref}\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"kitfs: cannot print /: it is a directory; list it with: kitfs ls {ref}\n",
+    )
 
 
 def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:

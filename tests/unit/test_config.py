@@ -165,14 +165,14 @@ def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
     """--tls-cert with a file that does not exist is refused at once."""
     with pytest.raises(UsageError, match=r"--tls-cert: cannot read .*absent"):
         load({"tls-cert": [str(tmp_path / "absent")]})
-    with pytest.raises(UsageError, match="settings: cannot read"):
+    with pytest.raises(UsageError, match="cannot read the settings file"):
         load({"settings": str(tmp_path / "absent")})
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b"])
 def test_a_settings_file_that_cannot_be_one(name: str) -> None:
     """A settings file without an end and an impossible file name raise UsageError."""
-    with pytest.raises(UsageError, match=r"settings: .*(more than 1048576 bytes|null)"):
+    with pytest.raises(UsageError, match=r"the settings file .*(more than 1048576 bytes|null)"):
         load({"settings": name})
 
 

@@ -1,1 +1,1 @@
-"""One module for each group of verbs of the command line."""
+"""The verbs of the command line, in one module for each group of verbs."""

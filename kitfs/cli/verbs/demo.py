@@ -1,7 +1,7 @@
-"""The verb demo: a kit from its files to a mount, in one command and a temporary directory.
+"""Run the verb demo, which packs, pushes and mounts a kit in a temporary directory.
 
-It runs every verb in a process of its own, as a user would, so that it shows what a user gets. It neither reads the
-user's settings nor touches their files.
+It runs every verb in a separate process and thus shows the output that a user gets. It neither reads the user's
+settings nor changes their files.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from kitfs.config import Settings
 from kitfs.errors import IntegrityError, KitfsError, StoreError
 
 TENSORS: Final = 128
-SHAPE: Final = (256, 512)  # of each tensor, in F32: 512 KiB
+SHAPE: Final = (256, 512)  # the shape of each tensor; its values are F32, so it has 512 KiB
 READ: Final = ("layers.7.weight", "layers.42.weight")
-MOST: Final = 0.10  # of the kit that may be fetched for reading two tensors
-NEEDED: Final = 4  # times the model's size: source, packed, served, and room
-NO_MOUNT: Final = 9  # exit code of a mount that cannot be made
-PATIENCE: Final = 120.0  # seconds that any step may take
+MOST: Final = 0.10  # the largest part of the kit that may be fetched for reading two tensors
+NEEDED: Final = 4  # free space as a multiple of the model's size: source, packed and served copy, and a reserve
+NO_MOUNT: Final = 9  # exit code of a mount that failed
+PATIENCE: Final = 120.0  # most seconds of a step
 KITFILE: Final = """manifestVersion: 1.0.0
 package:
   name: demo
@@ -64,10 +64,10 @@ class DemoFailed(KitfsError):  # noqa: N818 - as the classes of errors.py
 @click.command("demo", cls=Command, short_help="See it work: pack, serve, push, mount, read.")
 @takes("transport", "json")
 def demo(settings: Settings) -> None:
-    """Pack a model of 64 MiB, push it to a local registry, mount it, read two tensors, and report what was fetched.
+    """Pack a model of 64 MiB, push it to a local registry, mount it, read two tensors, and report the bytes fetched.
 
-    Everything happens in a temporary directory, which is removed at the end. If nothing can be mounted on this machine,
-    ls and cat show the same kit.
+    All files are in a temporary directory, which is removed at the end. If this machine cannot mount a kit, ls and cat
+    show the kit instead.
     """
     with _interruptible(), _workshop() as home:
         found = _run(Demo(home, settings["transport"], quiet=settings["json"]))
@@ -76,7 +76,7 @@ def demo(settings: Settings) -> None:
 
 
 class Demo:
-    """The directory of a demo, and how its steps are run and shown. With ``quiet`` they are not shown."""
+    """A demo: its directory, and functions that run and show its steps. ``quiet``: do not show them."""
 
     def __init__(self, home: Path, transport: str, *, quiet: bool) -> None:
         self.home = home
@@ -90,13 +90,13 @@ class Demo:
         self.mounts = ["--cache-dir", str(home / "cache"), "--run-dir", str(home / "run")]
 
     def show(self, line: str) -> None:
-        """Print a line for people."""
+        """Print a line, unless ``quiet``."""
         if not self.quiet:
             put(line)
             flush()
 
     def kitfs(self, *args: str, shown_as: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a verb. If ``shown_as`` is given, print it as the command, with the time it took."""
+        """Run a verb. ``shown_as``: a command line to print, followed by the time that the verb took."""
         began = time.monotonic()
         command = [*PROGRAM, *args]
         try:
@@ -104,7 +104,7 @@ class Demo:
                 command, env=self.env, cwd=self.home, text=True, capture_output=True, timeout=PATIENCE, check=False
             )
         except subprocess.TimeoutExpired:
-            raise DemoFailed(f"kitfs {args[0]} does not end within {PATIENCE:.0f} s")
+            raise DemoFailed(f"kitfs {args[0]} did not finish within {PATIENCE:.0f} s")
         if shown_as:
             self.show(f"$ kitfs {shown_as:<72} {time.monotonic() - began:6.2f} s")
         return done
@@ -114,7 +114,7 @@ class Demo:
         done = self.kitfs(*args, shown_as=shown_as)
         if done.returncode:
             raise DemoFailed(
-                f"kitfs {args[0]} failed with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
+                f"kitfs {args[0]} failed with exit code {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
             )
         return done.stdout
 
@@ -123,7 +123,7 @@ PROGRAM: Final = (sys.executable, "-m", "kitfs")
 
 
 def _run(demo: Demo) -> dict[str, Any]:
-    """Run the demo, and return its findings: the bytes of the kit, and how many of them a mount fetched."""
+    """Run the demo, and return its results: the bytes of the kit, and how many of them the mount fetched."""
     began = time.monotonic()
     _make_model(demo)
     size = demo.model.stat().st_size
@@ -139,7 +139,7 @@ def _run(demo: Demo) -> dict[str, Any]:
             done = demo.kitfs("mount", name, str(mountpoint), *options, shown_as=f"mount {name} models")
             if done.returncode == NO_MOUNT:
                 reason = done.stderr.strip().removeprefix("kitfs: ")
-                demo.show(f"nothing can be mounted here ({reason}): the same by ls and cat")
+                demo.show(f"cannot mount on this machine ({reason}): ls and cat show the kit instead")
                 found: dict[str, Any] = {"mounted": False, "reason": reason}
                 _show_unmounted(demo, name)
             elif done.returncode:
@@ -150,12 +150,12 @@ def _run(demo: Demo) -> dict[str, Any]:
             if os.path.ismount(mountpoint):
                 demo.must("umount", str(mountpoint), *demo.mounts, shown_as="umount models")
     took = time.monotonic() - began
-    demo.show(f"done in {took:.1f} s; nothing of it is left")
+    demo.show(f"done in {took:.1f} s; all files of the demo were removed")
     return {**found, "seconds": round(took, 3)}
 
 
 def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> dict[str, Any]:
-    """Show the tree, compare two tensors with those that were packed, and return and show what was fetched."""
+    """Show the tree, compare two tensors with the packed bytes, and show and return how many bytes were fetched."""
     for path in sorted(mountpoint.rglob("*")):
         kind = "/" if path.is_dir() else f"  ({human_size(path.stat().st_size)})"
         demo.show(f"  {path.relative_to(mountpoint)}{kind}")
@@ -163,7 +163,7 @@ def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> dict[str, Any]:
     how, got = _read_tensors(mountpoint / "model" / "model.safetensors")
     took = time.monotonic() - began
     if got != [_plain_tensor(demo.model, name) for name in READ]:
-        raise IntegrityError("the tensors that were read through the mount are not those that were packed")
+        raise IntegrityError("the tensors that were read through the mount differ from the packed tensors")
     read = sum(map(len, got))
     demo.show(f"read {' and '.join(READ)} {how}: {human_size(read)} in {took:.2f} s, equal to what was packed")
     status = json.loads(demo.must("status", str(mountpoint), "--json", *demo.mounts))
@@ -176,7 +176,7 @@ def _show_mounted(demo: Demo, mountpoint: Path, size: int) -> dict[str, Any]:
 
 
 def _show_unmounted(demo: Demo, name: str) -> None:
-    """Show the same tree, and a file of it, without a mount."""
+    """Show the tree and one file without a mount."""
     options = (*demo.mounts[:2], "--config", str(demo.home))
     for line in demo.must("ls", "-R", name, *options, shown_as=f"ls -R {name}").splitlines():
         demo.show(f"  {line}")
@@ -208,8 +208,9 @@ def _make_model(demo: Demo) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
-    """Return how the tensors in READ were read, and their bytes: by the safetensors library if it is installed, else by
-    plain reads.
+    """Return how the tensors in READ were read, and their bytes.
+
+    They are read with the safetensors library if it is installed, otherwise by plain reads.
     """
     try:
         import safetensors
@@ -218,12 +219,12 @@ def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
     try:
         with safetensors.safe_open(path, framework="numpy") as f:
             return f"with safetensors {safetensors.__version__}", [f.get_tensor(name).tobytes() for name in READ]
-    except (ImportError, ModuleNotFoundError):  # it wants numpy
+    except (ImportError, ModuleNotFoundError):  # safetensors needs numpy
         return "by plain reads", [_plain_tensor(path, name) for name in READ]
 
 
 def _plain_tensor(path: Path, name: str) -> bytes:
-    """Read the bytes of a tensor, by the format of safetensors."""
+    """Read the bytes of a tensor by the offsets in the header of its safetensors file."""
     with path.open("rb", buffering=0) as f:
         (length,) = struct.unpack("<Q", f.read(8))
         header = json.loads(os.pread(f.fileno(), length, 8))
@@ -244,7 +245,7 @@ def _registry(demo: Demo) -> Iterator[str]:
         line = server.stdout.readline()
         if "http://" not in line:
             raise DemoFailed(
-                f"kitfs serve does not start: {(demo.home / 'registry.log').read_text(errors='replace').strip()}"
+                f"kitfs serve did not start: {(demo.home / 'registry.log').read_text(errors='replace').strip()}"
             )
         address = line.rsplit("http://", 1)[1].strip()
         demo.show(f"$ kitfs serve --root registry --listen {address} &")
@@ -265,14 +266,13 @@ def _workshop() -> Iterator[Path]:
     try:
         home = Path(tempfile.mkdtemp(prefix="kitfs-demo-"))
     except OSError as e:
-        raise StoreError(
-            f"cannot make a temporary directory: {e.strerror}; set TMPDIR to a directory that can be written"
-        )
+        raise StoreError(f"cannot make a temporary directory: {e.strerror} (set TMPDIR to a writable directory)")
     try:
         needed = NEEDED * TENSORS * SHAPE[0] * SHAPE[1] * 4
         if shutil.disk_usage(home).free < needed:
             raise StoreError(
-                f"{home.parent} has less than {human_size(needed)} of free space; set TMPDIR to a directory with more"
+                f"cannot run the demo in {home.parent}: it has less than {human_size(needed)} of free space"
+                " (set TMPDIR to a directory with more)"
             )
         yield home
     finally:
@@ -281,7 +281,7 @@ def _workshop() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does, so that everything is cleaned up."""
+    """Let SIGTERM end the demo as Ctrl-C does, so that the demo cleans up."""
 
     def ended(_: int, __: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

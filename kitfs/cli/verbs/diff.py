@@ -1,4 +1,4 @@
-"""The verb diff. Its text about layers is that of kit (KITOPS §8); kit does not compare files and tensors."""
+"""Run the verb diff. Its output about layers is kit's (KITOPS §8); kit does not compare files and tensors."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 DIFF: Final = options_of(
     "diff",
-    Option("files", boolean, "Compare the files too, by reading only indexes.", default="false", flag=True),
+    Option("files", boolean, "Also compare the files, by reading only indexes.", default="false", flag=True),
     Option(
         "tensors",
         boolean,
-        "Compare the tensors of safetensors and GGUF files, by reading only their headers.",
+        "Also compare the tensors of safetensors and GGUF files, by reading only their headers.",
         default="false",
         flag=True,
     ),
     Option(
         "content",
         boolean,
-        "Compare the bytes of files that may have changed: files of one size in different layers.",
+        "Also compare the bytes of files that may have changed: files of equal size in different layers.",
         default="false",
         flag=True,
     ),
@@ -49,11 +49,12 @@ RULE: Final = "-" * 39
 def diff(settings: Settings, first: str, second: str) -> None:
     """Compare two kits by their manifests.
 
-    local://REF is looked up in the store, and remote://REF at its registry. Without either, the store is asked first.
+    local://REF is looked up in the store, and remote://REF at its registry. A plain REF is looked up in the store, and
+    then at its registry.
 
-    --files lists files that were added, removed or changed; it reads only indexes. Two files of one size in different
-    layers may be equal or not: --content compares their bytes. --tensors lists tensors that were added, removed,
-    reshaped, retyped or moved; it reads only the headers of safetensors and GGUF files, and compares no values.
+    --files lists files that were added, removed or changed; it reads only indexes. Two files of equal size in different
+    layers may still differ: --content compares their bytes. --tensors lists tensors that were added, removed, reshaped,
+    retyped or moved; it reads only the headers of safetensors and GGUF files, and does not compare values.
     """
     from kitfs.ops.diff import diff as compare
 
@@ -131,7 +132,7 @@ def _put_files(files: FileChanges) -> None:
             "size": f"{human_size(before.size)} -> {human_size(after.size)}",
             "mode": f"mode {before.mode:04o} -> {after.mode:04o}",
             "target": f"{shown(before.target)} -> {shown(after.target)}",
-            "content": "other bytes",
+            "content": "different bytes",
             "maybe": "its bytes were not compared",
         }
         put(f"~ {shown(change.path)} ({'; '.join(words[word] for word in change.what)})")
@@ -168,7 +169,7 @@ def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
         how = "" if content else "; --content compares the bytes of files"
         put(f"= {one} the same name, type and shape in both; {its} not compared{how}")
     if not any(tensors):
-        put("<none>: no safetensors or GGUF file is in layers that differ")
+        put("<none>: the layers that differ contain no safetensors or GGUF files")
     put("")
 
 
@@ -237,7 +238,7 @@ def _tensor_json(found: KitTensor) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """Return a name of a kit as text that JSON can hold; bytes that are not UTF-8 become \\xNN."""
+    """Return a name from a kit as a string that JSON can represent. Bytes that are not UTF-8 become \\xNN."""
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half of a surrogate pair, from the JSON of a header

@@ -1,4 +1,4 @@
-"""The verbs between kits and other forms: init, import, export. Their texts on stdout are kit's (KITOPS §9.1, §9.2)."""
+"""Run the verbs init, import and export. Their output on stdout is kit's (KITOPS §9.1, §9.2)."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ INIT = options_of(
     Option("desc", word, "Description of the package.", metavar="TEXT"),
     Option("author", word, "Author of the package.", metavar="NAME"),
     Option("force", boolean, "Overwrite an existing Kitfile.", default="false", flag=True, short="f", flag_only=True),
-    Option("output", word, "Path of the Kitfile (default: DIR/Kitfile); - is stdout.", metavar="FILE"),
+    Option("output", word, "Path of the Kitfile (default: DIR/Kitfile), or - for stdout.", metavar="FILE"),
 )
 IMPORT = options_of(
     "import",
     Option("ref", word, "Branch, tag or commit of the repository.", metavar="REF"),
-    Option("token", token, "Token for the repository (default for a hub: that of HF_TOKEN).", metavar="TOKEN"),
-    Option("tag", word, "Name of the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
-    Option("file", word, "The Kitfile; - reads it from stdin.", metavar="FILE", short="f"),
+    Option("token", token, "Token for the repository (default for a hub: HF_TOKEN).", metavar="TOKEN"),
+    Option("tag", word, "Name of the kit: repository:tag, with more tags after commas.", metavar="REF", short="t"),
+    Option("file", word, "Path of the Kitfile, or - for stdin.", metavar="FILE", short="f"),
     Option("tool", Choice("hf", "git", "auto"), "How to read the repository.", default="auto", metavar="hf|git|auto"),
-    Option("push", boolean, "Write to the registry, and keep no copy in the store.", default="false", flag=True),
+    Option("push", boolean, "Write to the registry, without a copy in the store.", default="false", flag=True),
 )
 
 
@@ -51,9 +51,9 @@ IMPORT = options_of(
 @click.argument("directory", metavar="DIR", shell_complete=directories)
 @takes(*INIT, "json", "settings")
 def init(settings: Settings, directory: str) -> None:
-    """Write a Kitfile for the files of DIR. The names of files decide what is a model, a dataset, a document or code.
+    """Write a Kitfile for the files of DIR. File names decide what is a model, a dataset, a document or code.
 
-    On a terminal it asks for the name, the description and the author unless they are given.
+    On a terminal, init asks for a name, a description and an author that the options do not set.
     """
     from kitfs.modelkit.kitfile import Package
     from kitfs.ops.events import Event, Warned
@@ -90,16 +90,16 @@ def init(settings: Settings, directory: str) -> None:
         put(f"Saved to path '{path}'")
 
 
-@click.command("import", cls=Command, short_help="Make a kit of a Hugging Face or git repository, or of an OCI layout.")
+@click.command("import", cls=Command, short_help="Make a kit from a Hugging Face or git repository, or an OCI layout.")
 @click.argument("repository", metavar="REPOSITORY")
 @takes(*IMPORT, "concurrency", "no-trunc", "json", *STORE, *NETWORK)
 def import_(settings: Settings, repository: str) -> None:
-    """Make a kit of REPOSITORY in the store, or with --push at the registry of --tag.
+    """Make a kit from REPOSITORY in the store, or with --push at the registry of --tag.
 
     REPOSITORY is owner/name or datasets/owner/name of a Hugging Face hub (HF_ENDPOINT, HF_TOKEN), the URL of a git
-    repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. Every file of a hub becomes a layer without another copy on
-    disk, and a file that is already at the destination is not transferred. An interrupted import resumes when it is run
-    again.
+    repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. A file of a hub is written directly into a layer, without a
+    temporary copy on disk. A file that the destination already has is not transferred. An interrupted import resumes
+    when the same command is run again.
     """
     from kitfs.ops.imports.run import ImportOptions, import_kit
 
@@ -127,7 +127,7 @@ def import_(settings: Settings, repository: str) -> None:
 
 
 def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
-    """Print a generated Kitfile, and if ``ask``, let the user edit it."""
+    """Print a generated Kitfile. With ``ask``, let the user edit it, and return the result."""
     from kitfs.ops.pack.kitfiles import parse_kitfile
 
     printed = f"Generated Kitfile:\n\n{kitfile.to_yaml(printable=True)}\n"
@@ -143,10 +143,10 @@ def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
 @click.argument("target", metavar="oci:DIR[:tag]")
 @takes("remote", "no-trunc", "json", *STORE, *NETWORK)
 def export(settings: Settings, reference: str, target: str) -> None:
-    """Write the kit REF to oci:DIR[:tag] or to oci-archive:FILE[:tag], for skopeo and other readers of layouts.
+    """Write the kit REF to oci:DIR[:tag] or oci-archive:FILE[:tag], for skopeo and other programs that read layouts.
 
-    REF is a kit of the store, or else of its registry, or an OCI layout. A directory that already is a layout keeps its
-    other manifests.
+    REF is an OCI layout, or a kit that is looked up in the store and then at its registry. A directory that already is
+    a layout keeps its other manifests.
     """
     from kitfs.oci.names import LayoutReference, parse_any
     from kitfs.ops.transfer.export import export as exporting

@@ -1,6 +1,4 @@
-"""The verbs of indexes (kit's ``index`` group), and convert. Texts, tables and JSON are those of kit 1.17 (KITOPS
-§8).
-"""
+"""Run the verbs of the group ``index``, and convert. The output is that of kit 1.17 (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -44,7 +42,13 @@ ADD: Final = options_of(
         many=True,
         short="l",
     ),
-    Option("annotate", word, "Annotate the kit: KEY=VALUE; KEY- removes one. Repeatable.", metavar="NOTE", many=True),
+    Option(
+        "annotate",
+        word,
+        "Annotate the kit: KEY=VALUE; KEY- removes an annotation. Repeatable.",
+        metavar="NOTE",
+        many=True,
+    ),
 )
 DELETE: Final = options_of(
     "index-delete",
@@ -60,14 +64,14 @@ DELETE: Final = options_of(
     Option(
         "all",
         boolean,
-        "Delete every index that has no tag; with --force every index.",
+        "Delete every index without a tag, or with --force every index.",
         default="false",
         flag=True,
         short="a",
         flag_only=True,
     ),
 )
-FORMAT: Final = Option("format", Choice("table", "json"), "table or json.", default="table", metavar="FORMAT")
+FORMAT: Final = Option("format", Choice("table", "json"), "Print table or json.", default="table", metavar="FORMAT")
 CONVERT: Final = options_of(
     "convert",
     Option("platform", platform, "OS/ARCHITECTURE of the image. Repeatable.", metavar="PLATFORM", many=True),
@@ -80,7 +84,7 @@ HEAD: Final = ("ORIGINAL REFERENCE", "SIZE", "LABELS", "ANNOTATIONS", "DIGEST")
 def index() -> None:
     """Manage indexes. An index lists kits of one repository, each with labels.
 
-    pull, unpack, mount, ls and cat choose a kit of an index with --label.
+    pull, unpack, mount, ls and cat select a kit of an index with --label.
     """
 
 
@@ -104,7 +108,7 @@ def create(settings: Settings, reference: str) -> None:
 @click.argument("kit", metavar="REF", shell_complete=references)
 @takes(REMOTE, *ADD, "no-trunc", "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
-    """Add the kit REF to INDEX, which must be of the same repository, or change the labels of a kit that it lists.
+    """Add the kit REF to INDEX, or change the labels of a kit that INDEX lists. Both must be in the same repository.
 
     Labels and annotations that are not named stay as they are.
     """
@@ -133,7 +137,7 @@ def add(settings: Settings, reference: str, kit: str) -> None:
 @click.argument("kit", metavar="REF", shell_complete=references)
 @takes("no-trunc", "json", *STORE)
 def remove(settings: Settings, reference: str, kit: str) -> None:
-    """Remove the kit REF from INDEX. The kit itself stays. A kit that is not in the store is named by its digest."""
+    """Remove the kit REF from INDEX. The kit itself stays. A kit that is not in the store must be named by digest."""
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes
 
@@ -154,9 +158,9 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 @click.argument("reference", metavar="[INDEX]", required=False, shell_complete=references)
 @takes(*DELETE, "no-trunc", "json", *STORE)
 def delete(settings: Settings, reference: str | None) -> None:
-    """Delete the tag INDEX from the store. An index is deleted with its last tag; its kits stay.
+    """Delete the tag INDEX from the store. Deleting the last tag also deletes the index. Its kits stay.
 
-    --force, or a digest, deletes the index at once. To delete it from a registry use: kitfs remove --remote.
+    --force, or a digest, deletes the index with all its tags. To delete it from a registry, use kitfs remove --remote.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes
@@ -194,7 +198,7 @@ def _deleted(one: Deleted) -> dict[str, object]:
 @index.command("list", cls=Command, short_help="List the indexes of the store.")
 @takes(*options_of("index-list", FORMAT), "no-trunc", "json", *STORE)
 def list_indexes(settings: Settings) -> None:
-    """List the indexes of the store, one row per tag, with the number of their kits."""
+    """List the indexes of the store with the number of their kits, one row per tag."""
     from kitfs.gocompat.json import indented
     from kitfs.ops.library import index as indexes
 
@@ -224,7 +228,10 @@ def list_indexes(settings: Settings) -> None:
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, *options_of("index-info", FORMAT), "no-trunc", "json", *STORE, *NETWORK)
 def info(settings: Settings, reference: str) -> None:
-    """Show the kits of INDEX with their labels and annotations, from the store or with --remote from its registry."""
+    """Show the kits of INDEX with their labels and annotations.
+
+    INDEX is read from the store, or with --remote from its registry.
+    """
     from kitfs.modelkit.index import indented
     from kitfs.ops.library import index as indexes
 
@@ -253,7 +260,7 @@ def info(settings: Settings, reference: str) -> None:
 
 
 def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[str, ...]]:
-    """Return a row of the table, and one more for each further label and annotation."""
+    """Return the rows of a kit: the first label and annotation are in the first row, each further pair in another."""
     labels, notes = variant.pairs(), [f"{key}={value}" for key, value in variant.notes().items()]
     first = (variant.name(named) or NONE, NONE if size is None else human_size(size)), (str(variant.digest),)
     rows = []
@@ -267,7 +274,7 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, "json", *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:
-    """Show INDEX as indented JSON, from the store or with --remote from its registry."""
+    """Show INDEX as indented JSON. It is read from the store, or with --remote from its registry."""
     from kitfs.modelkit.index import indented
 
     with workspace_of(settings) as workspace:
@@ -281,7 +288,7 @@ def inspect(settings: Settings, reference: str) -> None:
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push INDEX to its registry, or under the name DEST.
 
-    Kits of it that the registry does not have are pushed first.
+    Kits of the index that the registry does not have are pushed first.
     """
     from kitfs.ops.library import index as indexes
 
@@ -292,7 +299,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("no-trunc", "json", *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
-    """Pull INDEX into the store, without its kits. pull, unpack and mount choose one of its kits with --label."""
+    """Pull INDEX into the store, without its kits. pull, unpack and mount select one of its kits with --label."""
     from kitfs.oci.names import LOCAL
     from kitfs.ops.library import index as indexes
 
@@ -325,10 +332,11 @@ def pull(settings: Settings, reference: str) -> None:
     *NETWORK,
 )
 def convert(settings: Settings, reference: str, image: str) -> None:
-    """Make the OCI image IMAGE (registry/repository:tag, more tags after commas) of the kit REF, for container tools.
+    """Push the kit REF as the OCI image IMAGE, for container tools. Every layer of the kit must be a tar archive.
 
-    The image has the layers of the kit, so at the same registry no layer is sent. Every layer must be a tar. Several
-    --platform make an index of images that share everything; the default is linux/amd64.
+    IMAGE is registry/repository:tag, with more tags after commas. The image has the layers of the kit, so no layer is
+    sent if IMAGE is at the same registry. With several --platform options, an index of images that share all layers is
+    pushed. The default platform is linux/amd64.
     """
     from contextlib import closing
 
@@ -365,7 +373,7 @@ def convert(settings: Settings, reference: str, image: str) -> None:
 
 
 def _tag(text: str) -> Reference:
-    """Parse the name of an index that a verb changes."""
+    """Parse the name of an index that a verb changes. Raises UsageError for a digest."""
     from kitfs.oci.names import Reference
 
     named = Reference.parse(text)
@@ -375,7 +383,7 @@ def _tag(text: str) -> Reference:
 
 
 def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Reference, IndexDocument]:
-    """Find the index that a verb shows. Raises NotFound in kit's words."""
+    """Find the index that a verb shows. Raises UsageError, and NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import index as indexes
 
@@ -389,7 +397,7 @@ def _look(settings: Settings, workspace: Workspace, text: str) -> tuple[Referenc
     try:
         return named, indexes.stored(workspace.store, named)
     except NotFound as e:
-        raise NotFound(f"{e}; use kitfs index pull to download it, or --remote to read it from its registry")
+        raise NotFound(f"{e} (pull it with kitfs index pull, or read it from its registry with --remote)")
 
 
 def _repository(name: str) -> str:

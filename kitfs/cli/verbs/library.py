@@ -1,4 +1,4 @@
-"""The verbs of the store: list, inspect, info, tag, remove. Their texts on stdout are kit's (KITOPS §8)."""
+"""Run the verbs list, inspect, info, tag and remove. Their output on stdout is kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 HEAD: Final = ("REPOSITORY", "TAG", "MAINTAINER", "NAME", "SIZE", "DIGEST")
 LIST: Final = options_of(
     "list",
-    Option(
-        "format", word, "table, json, or a template of fields such as {{.Repo}}.", default="table", metavar="FORMAT"
-    ),
+    Option("format", word, "Print table, json, or a template such as {{.Repo}}.", default="table", metavar="FORMAT"),
     Option("filter", word, f"List only kits that contain this: {FILTER}.", metavar="FILTER", many=True, short="f"),
 )
 INFO: Final = options_of(
@@ -52,7 +50,7 @@ REMOVE: Final = options_of(
     Option(
         "all",
         boolean,
-        "Remove every kit that has no tag; with --force every kit.",
+        "Remove every kit without a tag, or with --force every kit.",
         default="false",
         flag=True,
         short="a",
@@ -75,9 +73,9 @@ FIELDS: Final = ("Repo", "Tags", "Digest", "ModelName", "Size", "Author")
 @click.argument("repository", metavar="[REPOSITORY]", required=False)
 @takes(*LIST, "no-trunc", "json", "concurrency", *STORE, *NETWORK)
 def list_kits(settings: Settings, repository: str | None) -> None:
-    """List the kits of the store, or those of REPOSITORY at its registry, one row per tag.
+    """List the kits of the store, or the kits of REPOSITORY at its registry, one row per tag.
 
-    --format takes table, json, or a template of Go's with fields and constants: {{.Repo}} {{.Tags}} {{.Digest}}
+    --format accepts table, json, or a Go template of constant text and these fields: {{.Repo}} {{.Tags}} {{.Digest}}
     {{.ModelName}} {{.Size}} {{.Author}}.
     """
     from kitfs.gocompat import template
@@ -91,8 +89,8 @@ def list_kits(settings: Settings, repository: str | None) -> None:
     reference = None if repository is None else Reference.parse(repository)
     if reference is not None and reference.registry == LOCAL:
         raise UsageError(
-            f"{repository} does not name a repository of a registry (write registry/repository);"
-            " without an argument, list shows the kits of the store"
+            f"{repository} does not name a repository of a registry (write registry/repository, or nothing to list the"
+            " kits of the store)"
         )
     with workspace_of(settings, waits=True) as workspace:
         if reference is None:
@@ -142,7 +140,7 @@ def _values(row: Row) -> Sequence[str]:
 
 
 def _put_go_json(value: object) -> None:
-    """Write JSON byte for byte as kit prints it."""
+    """Write a value as JSON, byte for byte as kit prints it."""
     from kitfs.gocompat.json import indented
 
     put_json_text(indented(value))
@@ -154,7 +152,7 @@ def _put_go_json(value: object) -> None:
 def inspect(settings: Settings, reference: str) -> None:
     """Show the manifest of the kit REF, its Kitfile with digests, and the version of kit that packed it, as JSON.
 
-    The kit is read from the store, or with --remote from its registry.
+    The kit is read from the store or an OCI layout, or with --remote from its registry.
     """
     from kitfs.ops.library.inspect import inspection
 
@@ -167,7 +165,7 @@ def inspect(settings: Settings, reference: str) -> None:
 def info(settings: Settings, reference: str) -> None:
     """Show the Kitfile of the kit REF, or with --filter one part of it.
 
-    The kit is read from the store, with --remote from its registry, or from an OCI layout.
+    The kit is read from the store or an OCI layout, or with --remote from its registry.
     """
     from kitfs.gocompat.yaml_writer import dump
     from kitfs.ops.library import inspect as inspecting
@@ -181,7 +179,7 @@ def info(settings: Settings, reference: str) -> None:
 
 
 def _look(settings: Settings, text: str) -> KitDocuments:
-    """Find the kit that a verb shows. Raises NotFound in kit's words."""
+    """Find the kit that a verb shows. Raises UsageError, and NotFound in kit's words."""
     from kitfs.oci.names import LOCAL, LayoutReference, parse_any
     from kitfs.ops.library import inspect as inspecting
     from kitfs.registry.layout import open_layout
@@ -202,7 +200,7 @@ def _look(settings: Settings, text: str) -> KitDocuments:
                 return inspecting.fetched(workspace.client.repository(reference), reference.identifier)
             return inspecting.stored(workspace.store, reference)
         except NotFound as e:
-            where = str(e) if remote else "it is not in the store; --remote asks its registry"
+            where = str(e) if remote else "it is not in the store (--remote reads it from its registry)"
             raise NotFound(f"Could not find modelkit {reference.display}: {where}")
 
 
@@ -211,14 +209,14 @@ def _look(settings: Settings, text: str) -> KitDocuments:
 @click.argument("target", metavar="TARGET")
 @takes("no-trunc", "json", *STORE)
 def tag(settings: Settings, source: str, target: str) -> None:
-    """Give the kit SOURCE of the store the name TARGET (repository:tag, more tags after commas)."""
+    """Add the name TARGET (repository:tag, with more tags after commas) to the kit SOURCE of the store."""
     from kitfs.oci.names import Reference
     from kitfs.ops.library.tags import assign, find
 
     old = _named(Reference.parse(source), "source")
     new = _named(Reference.parse(target, multiple_tags=True), "target")
     if new.digest is not None:
-        raise UsageError(f"cannot tag {source} as {target}: a kit cannot be given a digest")
+        raise UsageError(f"cannot tag {source} as {target}: the new name must be a tag, not a digest")
     with store_of(settings) as store:
         kit = find(store, old)
         if kit is None:
@@ -242,10 +240,10 @@ def _named(reference: Reference, role: str) -> Reference:
 @click.argument("reference", metavar="[REF]", required=False, shell_complete=references)
 @takes(*REMOVE, "no-trunc", "json", UNUSED_CONCURRENCY, *STORE, *NETWORK)
 def remove(settings: Settings, reference: str | None) -> None:
-    """Remove the tag REF (more tags after commas) from the store. A kit is removed with its last tag.
+    """Remove the tag REF from the store. More tags may follow after commas. Removing the last tag removes the kit.
 
-    A digest, or --force, removes the kit at once, with all its tags. --all removes every kit without a tag, and --all
-    --force every kit. --remote removes from the registry instead of the store.
+    A digest, or --force, removes the kit with all its tags. --all removes every kit without a tag, and --all --force
+    removes every kit. --remote removes from the registry instead of the store.
     """
     from kitfs.oci.names import LOCAL, Reference
     from kitfs.ops.library import remove as removing
@@ -264,7 +262,7 @@ def remove(settings: Settings, reference: str | None) -> None:
         raise UsageError("modelkit is required for remove unless --all is specified")
     first = Reference.parse(reference, multiple_tags=True)
     if not first.identifier:
-        raise UsageError(f"missing tag or digest in {reference}; to remove all of a repository, remove its digests")
+        raise UsageError(f"missing tag or digest in {reference} (to remove a whole repository, remove all its digests)")
     if remote and first.registry == LOCAL:
         raise UsageError(
             f"can not remove from a registry: {first.display} does not name a registry (write registry/repository:tag)"

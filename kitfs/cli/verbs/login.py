@@ -1,4 +1,4 @@
-"""The verbs of credentials: login, logout. Their texts are kit's (KITOPS §4.2)."""
+"""Run the verbs login and logout. Their output is kit's (KITOPS §4.2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LOGIN = options_of(
     "login",
-    Option("username", word, "User name; without it the password is a token.", metavar="NAME", short="u"),
+    Option("username", word, "User name. Without a user name, the password is a token.", metavar="NAME", short="u"),
     Option("password", password, "Password or token; --password-stdin is safer.", metavar="PASSWORD", short="p"),
     Option("password-stdin", boolean, "Read the password from stdin.", default="false", flag=True),
 )
@@ -31,9 +31,10 @@ LOGIN = options_of(
 @click.argument("registry", metavar="REGISTRY")
 @takes(*LOGIN, "json", UNUSED_CONCURRENCY, "settings", *NETWORK)
 def login(settings: Settings, registry: str) -> None:
-    """Check credentials at REGISTRY, and store them in kit's credentials.json or with the helper that it names.
+    """Check credentials at REGISTRY, and store them in kit's credentials.json or in its credential helper.
 
-    Without --password or --password-stdin it asks for them on a terminal. Without a user name the password is a token.
+    Without --password or --password-stdin, login asks for the credentials on the terminal. Without a user name, the
+    password is a token.
     """
     from kitfs.kit.workspace import open_client
     from kitfs.registry.credentials import store
@@ -77,19 +78,19 @@ def _asked(username: str) -> Credential:
     from kitfs.registry.credentials import Credential
 
     if not sys.stdin.isatty():
-        raise UsageError("attempting to read input from non-terminal; give the password with --password-stdin")
+        raise UsageError("attempting to read input from non-terminal (pass the password with --password-stdin)")
     try:
         username = username or input("Username: ").strip()
         return Credential(username, getpass.getpass("Password: "))
     except EOFError:
-        raise UsageError("no password was given")
+        raise UsageError("cannot log in: no password was entered")
 
 
 @click.command("logout", cls=Command, short_help="Log out of a registry.")
 @click.argument("registry", metavar="REGISTRY")
 @takes("json", "settings")
 def logout(settings: Settings, registry: str) -> None:
-    """Remove the credentials for REGISTRY from kit's credentials.json or from the helper that it names."""
+    """Remove the credentials for REGISTRY from kit's credentials.json or from its credential helper."""
     from kitfs.registry.credentials import Credentials, erase
 
     host = _host(registry)
@@ -97,10 +98,12 @@ def logout(settings: Settings, registry: str) -> None:
     try:
         left = Credentials.load(settings["config"]).of(host) is not None
     except KitfsError:
-        left = False  # docker's file, which is not ours to judge here
+        left = False  # logout does not report errors in docker's file
     if left:
-        where = f"docker's configuration has credentials for {host} too, which stay in use"
-        say(f"kitfs: {where}; docker logout {host} forgets them")
+        say(
+            f"kitfs: docker's configuration also contains credentials for {host}, and kitfs still uses them"
+            f" (remove them with: docker logout {host})"
+        )
     if settings["json"]:
         put_json({"registry": host, "erased": erased, "left_in_docker": left})
     else:
@@ -111,7 +114,7 @@ def _host(text: str) -> str:
     from kitfs.oci.names import REGISTRY
 
     if not REGISTRY.fullmatch(text):
-        raise UsageError(f"{text!r} is not a registry address (expected HOST or HOST:PORT, for example ghcr.io)")
+        raise UsageError(f"{text!r} is not a registry address (write HOST or HOST:PORT, such as ghcr.io)")
     return text
 
 

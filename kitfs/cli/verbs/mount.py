@@ -1,4 +1,4 @@
-"""The verbs of mounts: mount, umount, mounts, logs."""
+"""Run the verbs mount, umount, seal, mounts and logs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
-    """Return what a daemon needs to know, from the settings of ``mount``."""
+    """Make the request to a mount's daemon from the settings of the verb mount."""
     from kitfs.daemon.request import MountRequest
 
     return MountRequest.of(display(named(reference)), directory, settings)
@@ -46,7 +46,7 @@ def mount_request(reference: str, directory: str, settings: Settings) -> MountRe
 
 FOREGROUND = options_of(
     "mount",
-    Option("foreground", boolean, "Stay in the foreground, and log to stderr too.", default="false", flag=True),
+    Option("foreground", boolean, "Run in the foreground, and also log to stderr.", default="false", flag=True),
 )
 LOG_LINE = re.compile(r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) (?P<level>[A-Z]+) (?P<message>.*)")
 UMOUNT = options_of(
@@ -70,9 +70,9 @@ MOUNT_OPTIONS = (
 def mount(settings: Settings, reference: str, directory: str) -> None:
     """Mount the kit REF at DIR, read-only. Bytes are fetched when a program first reads them.
 
-    REF is registry/repository:tag or @digest, oci:DIR[:tag] or oci-archive:FILE[:tag]. If REF is an index, --label
-    chooses one of its kits. When the mount is ready, the digest, the process id of the daemon and the path of its log
-    are printed.
+    REF is registry/repository:tag or registry/repository@digest, oci:DIR[:tag] or oci-archive:FILE[:tag]. If REF is an
+    index, --label selects one of its kits. When the mount is ready, the digest, the process id of the daemon and the
+    path of its log are printed.
     """
 
     def announce(record: Record) -> None:
@@ -90,22 +90,22 @@ def mount(settings: Settings, reference: str, directory: str) -> None:
 
 
 def line_of(record: Record, *, full: bool = True) -> str:
-    """Return the line that says what was mounted: its digest, its process or that it is sealed, and its log."""
+    """Return the line about a new mount: its digest, its process id or "sealed", and its log."""
     served = "sealed" if record.pid is None else f"pid {record.pid}"
     return f"{short(record.digest, full=full)} {served} log {record.log}"
 
 
 def mount_in_daemon(request: MountRequest, announce: Callable[[Record], None]) -> None:
-    """Start a daemon that mounts a kit, and announce the mount when it is ready."""
+    """Start a daemon that mounts a kit, and call ``announce`` when the mount is ready."""
     from kitfs.daemon.start import start
 
     announce(start(request, lambda warning: say(f"kitfs: {warning}")).record)
 
 
 def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_json: bool) -> NoReturn:
-    """Mount a kit in this process, and end the process when the mount ends.
+    """Mount a kit in this process, and exit when the mount ends.
 
-    A stdout that cannot be written does not end the mount: the log gets a warning.
+    If stdout cannot be written, the mount continues, and a warning is logged.
     """
     import logging
 
@@ -115,7 +115,7 @@ def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_
         try:
             announce(record)
         except Unwritable as e:
-            logging.getLogger("kitfs").warning("%s; the mount stays up", e)
+            logging.getLogger("kitfs").warning("%s; the mount continues", e)
 
     code = 0
     try:
@@ -124,16 +124,16 @@ def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_
         code = report_failure(e, as_json=as_json)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # threads that still wait for a socket have nothing left to do
+    os._exit(code)  # do not wait for threads that wait for a socket
 
 
 @click.command("umount", cls=Command, short_help="Unmount a kit.")
 @click.argument("directory", metavar="[DIR]", required=False, shell_complete=mountpoints)
 @takes(*UMOUNT, "json", *COMMON)
 def umount(settings: Settings, directory: str | None) -> None:
-    """Unmount the kit at DIR, or with --all every mount of this store, and wait until the daemon has ended.
+    """Unmount the kit at DIR, or with --all every kit of this store, and wait until the daemon has exited.
 
-    A mount whose daemon has died is cleared too.
+    A mount whose daemon has died is also unmounted.
     """
     from kitfs.daemon.presence import records_of
     from kitfs.daemon.run_dir import RunDir
@@ -141,7 +141,7 @@ def umount(settings: Settings, directory: str | None) -> None:
     from kitfs.fuse.mount_table import canonical
 
     if (directory is None) != settings["all"]:
-        raise UsageError("umount needs either a DIR or --all")
+        raise UsageError("umount needs either DIR or --all")
     run = RunDir(settings["run-dir"])
     if directory is None:
         places = [record.mountpoint for record in records_of(run, os.path.realpath(settings["cache-dir"]))]
@@ -169,10 +169,10 @@ def umount(settings: Settings, directory: str | None) -> None:
 @click.argument("directory", metavar="DIR", shell_complete=mountpoints)
 @takes("json", *TRUST, *COMMON, *NETWORK)
 def seal(settings: Settings, directory: str) -> None:
-    """Seal the mount at DIR: the kernel serves its files from the store, and no daemon is needed.
+    """Seal the mount at DIR: the kernel then serves its files from the store, without a daemon.
 
-    A mount seals itself when it is complete, unless it was made with --seal never. Programs may use the mount
-    meanwhile. If the mount cannot be sealed, the reason is the error. With --verify-key or --policy, the kit is
+    A mount seals itself when it is complete, unless it was made with --seal never. Programs may use the mount while it
+    is sealed. If the mount cannot be sealed, the error gives the reason. With --verify-key or --policy, the kit is
     verified first.
     """
     from kitfs.daemon.run_dir import RunDir
@@ -190,10 +190,10 @@ def seal(settings: Settings, directory: str) -> None:
 @click.command("mounts", cls=Command, short_help="List the mounts of this store.")
 @takes("no-trunc", "json", *COMMON)
 def mounts(settings: Settings) -> None:
-    """List the mounts of this store, with their state.
+    """List the mounts of this store with their states.
 
-    The state is "alive"; "dead" if the daemon has died, which umount clears; "does not answer" if the daemon is stopped
-    or stuck; or "detached" if the mount was unmounted lazily and its daemon still serves open files.
+    The states are "alive"; "dead" if the daemon has died (umount clears the mount); "does not answer" if the daemon is
+    stopped or stuck; and "detached" if the mount was unmounted lazily and its daemon still serves open files.
     """
     from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.run_dir import RunDir
@@ -226,10 +226,10 @@ def mounts(settings: Settings) -> None:
 @click.argument("directory", metavar="DIR", shell_complete=mountpoints)
 @takes(*LOGS, "json", *COMMON)
 def logs(settings: Settings, directory: str) -> None:
-    """Print the log of the mount at DIR, even if it has been unmounted. With -f, keep printing until the daemon ends.
+    """Print the log of the mount at DIR, even if it has been unmounted. With -f, continue until the daemon exits.
 
-    With --json every line of the log is an object with time, level and message; a line that continues a message, as of
-    a traceback, has only the message.
+    With --json, every line of the log becomes an object with time, level and message. A line that continues a message,
+    such as a line of a traceback, has only the message.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.fuse.mount_table import canonical
@@ -239,7 +239,7 @@ def logs(settings: Settings, directory: str) -> None:
     try:
         log = run.open_log(mountpoint)
     except FileNotFoundError:
-        raise NotFound(f"there is no log of a mount at {mountpoint}")
+        raise NotFound(f"no log of a mount at {mountpoint} exists")
     with log:
         while True:
             alive = run.alive(mountpoint)
@@ -256,12 +256,12 @@ def logs(settings: Settings, directory: str) -> None:
 
 
 def fields_of(record: Record) -> dict[str, object]:
-    """Return the fields of a mount that JSON shows."""
+    """Return the fields of a mount for JSON output."""
     return {name: getattr(record, name) for name in ("reference", "digest", "mountpoint", "pid", "transport")}
 
 
 def log_fields(line: str) -> dict[str, str]:
-    """Return the parts of a line of a log: time, level and message, or the message alone."""
+    """Split a line of a log into time, level and message. A line of another form is a message only."""
     match = LOG_LINE.fullmatch(line)
     return match.groupdict() if match else {"message": line}
 

@@ -1,4 +1,4 @@
-"""The verbs of the embedded registry: serve and serve gc."""
+"""Run the verbs of the embedded registry, serve and serve gc."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kitfs.parsers import boolean, duration, listen, path
 
 ROOT, MIN_AGE = options_of(
     "serve",
-    Option("root", path, "Directory of the store that is served (default: that of --cache-dir).", metavar="DIR"),
+    Option("root", path, "Directory of the store to serve (default: that of --cache-dir).", metavar="DIR"),
     Option(
         "min-age",
         duration,
-        "Keep unused blobs that were pushed or asked for within this time.",
+        "Keep unused blobs that were pushed or requested within this time.",
         default="24h",
         metavar="TIME",
     ),
@@ -33,22 +33,22 @@ SERVE = options_of(
     Option(
         "listen",
         listen,
-        "Address to listen on; port 0 picks a free one.",
+        "Address to listen on. Port 0 chooses a free port.",
         default="127.0.0.1:5000",
         metavar="HOST:PORT",
     ),
     Option("tls-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True),
-    Option("tls-key", path, "Key of that certificate.", metavar="FILE", is_file=True),
-    Option("htpasswd", path, "Admit only the users of this htpasswd file (bcrypt).", metavar="FILE", is_file=True),
+    Option("tls-key", path, "Key of the certificate.", metavar="FILE", is_file=True),
+    Option("htpasswd", path, "Admit only the users in this htpasswd file (bcrypt).", metavar="FILE", is_file=True),
     Option("read-only", boolean, "Refuse pushes and deletes.", default="false", flag=True),
 )
 
 
 class ServeVerbs(Verbs, Command):
-    """The verb ``kitfs serve`` with the verb gc below it. Options before "gc" are passed to it."""
+    """The verb ``kitfs serve`` with the verb gc below it. Options before "gc" are passed to gc."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse as a verb without verbs below it: the arguments are not reordered."""
+        """Parse the arguments without moving options behind the verb, unlike other groups."""
         return Command.parse_args(self, ctx, args)
 
 
@@ -58,11 +58,12 @@ class ServeVerbs(Verbs, Command):
 )  # fmt: skip
 @takes(*SERVE, ROOT, MIN_AGE, "json", "log-level", *STORE)
 def serve(settings: Settings) -> None:
-    """Run an OCI registry. Content that clients push is kept in a store and served from it.
+    """Run an OCI registry. Content that clients push is stored in a store and served from it.
 
-    It prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to stderr. It
-    ends within 5 s of SIGTERM or Ctrl-C; unfinished uploads can resume when it runs again. When the disk is full, pulls
-    still work and pushes are refused, after the blobs of removed kits were freed as "kitfs serve gc" does.
+    The registry prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to
+    stderr. It exits within 5 s of SIGTERM or Ctrl-C, and unfinished uploads can resume when it runs again. When the
+    disk is full, it deletes the blobs of removed kits, as "kitfs serve gc" does. If the disk is still full, it refuses
+    pushes, but pulls work.
     """
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
@@ -103,7 +104,7 @@ def serve(settings: Settings) -> None:
 def _pass_options(context: click.Context) -> None:
     """Pass the options before a verb below serve to that verb.
 
-    Raises UsageError for an option that it does not take.
+    Raises UsageError for an option that the verb does not accept.
     """
     group = context.command
     assert isinstance(group, click.Group)
@@ -115,7 +116,7 @@ def _pass_options(context: click.Context) -> None:
     }
     foreign = sorted(given.keys() - {param.name for param in verb.params})
     if foreign:
-        raise UsageError(f"kitfs serve {verb.name} does not take --{foreign[0].replace('_', '-')}")
+        raise UsageError(f"kitfs serve {verb.name} does not accept --{foreign[0].replace('_', '-')}")
     context.default_map = {verb.name or "": given}
 
 
@@ -128,14 +129,14 @@ def _logging(settings: Settings) -> logging.Logger:
     return log
 
 
-@serve.command("gc", cls=Command, short_help="Free the blobs of removed kits.")
+@serve.command("gc", cls=Command, short_help="Delete the blobs of removed kits.")
 @takes(ROOT, MIN_AGE, "json", "log-level", *STORE)
 def collect_garbage(settings: Settings) -> None:
-    """Free the blobs of kits that were removed from the registry, whether it runs or not.
+    """Delete the blobs of kits that were removed from the registry. The registry may run meanwhile.
 
     A blob stays while a manifest of its repository, tagged or not, refers to it. It also stays for --min-age after it
-    was last pushed, mounted or asked for, since a push sends its manifest last: with --min-age 0, push nothing while
-    this runs. Unfinished uploads stay. A time in the future counts as now. Do not run this while the system's clock is
+    was last pushed, mounted or requested, because a push sends its manifest last. With --min-age 0, do not push while
+    gc runs. Unfinished uploads stay. A time in the future counts as now. Do not run gc while the system's clock is
     ahead of the real time.
     """
     from contextlib import closing
@@ -146,7 +147,7 @@ def collect_garbage(settings: Settings) -> None:
 
     root = settings["root"] or settings["cache-dir"]
     if not os.path.exists(os.path.join(root, "VERSION")):
-        raise UsageError(f"{root} is not a store; give the directory of the registry with --root")
+        raise UsageError(f"{root} is not a store (set --root to the directory of the registry)")
     log = _logging(settings)
     with closing(Store.open(root, log=log, free_share=0.0, option="--root", despite=NO_SPACE)) as store:
         found = collect(store, log=log, min_age=settings["min-age"])
@@ -155,7 +156,7 @@ def collect_garbage(settings: Settings) -> None:
         return
     put(f"freed {human_size(found.freed)} in {counted(found.blobs, 'blob')}")
     if found.young_blobs:
-        put(f"{human_size(found.young)} in {counted(found.young_blobs, 'blob')} are unused, but younger than --min-age")
+        put(f"kept {human_size(found.young)} in {counted(found.young_blobs, 'unused blob')} younger than --min-age")
 
 
 VERBS: Final = (serve,)

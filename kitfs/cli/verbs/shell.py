@@ -1,4 +1,4 @@
-"""The verbs around the others: cache, version, help, completion."""
+"""Run the verbs cache, version, help and completion."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from kitfs.store.store import Store
 
 
-@click.group("cache", cls=Verbs, short_help="Show, free or verify what mounts have cached.")
+@click.group("cache", cls=Verbs, short_help="Show, clear or verify the blobs that mounts have cached.")
 def cache() -> None:
-    """Manage the cache: blobs that mounts and other readers fetched. Kits that were packed or pulled are not in it."""
+    """Manage the cache: the blobs that mounts and other readers fetched. It does not contain packed or pulled kits."""
 
 
 @cache.command("info", cls=Command, short_help="Show the disk space of fetched blobs.")
 @takes("json", *STORE)
 def cache_info(settings: Settings) -> None:
-    """Show the disk space of fetched blobs, as registries have them (blobs) and decompressed (decoded)."""
+    """Show the disk space of fetched blobs, as registries store them (blobs) and decompressed (decoded)."""
     from kitfs.ops.library.cache import usage
 
     with store_of(settings) as store:
@@ -50,10 +50,10 @@ def cache_info(settings: Settings) -> None:
             put(f"{name.ljust(max(map(len, there)) + 4)}{human_size(size)}")
 
 
-@cache.command("clear", cls=Command, short_help="Free fetched blobs.")
+@cache.command("clear", cls=Command, short_help="Delete fetched blobs.")
 @takes("json", *STORE)
 def cache_clear(settings: Settings) -> None:
-    """Free fetched blobs. Blobs that a mount uses now stay, and so do kits that were packed or pulled."""
+    """Delete fetched blobs. Blobs that a mount uses stay, and so do kits that were packed or pulled."""
     from kitfs.ops.library.cache import clear
 
     with store_of(settings) as store:
@@ -64,16 +64,17 @@ def cache_clear(settings: Settings) -> None:
     elif is_terminal() and not cleared.in_use:
         put(f"freed {human_size(cleared.freed)}")
     elif cleared.in_use:
-        say(f"kitfs: {human_size(cleared.freed)} freed; {human_size(cleared.in_use)} are in use by mounts")
+        say(f"kitfs: freed {human_size(cleared.freed)}; {human_size(cleared.in_use)} are in use by mounts")
 
 
 @cache.command("verify", cls=Command, short_help="Read all verified blobs back from the disk.")
 @takes("progress", "json", *STORE)
 def cache_verify(settings: Settings) -> None:
-    """Read every verified blob of the store back from the disk, also those of kits that were packed or pulled.
+    """Read every verified blob of the store back from the disk, including blobs of packed and pulled kits.
 
-    A blob whose bytes have changed is removed, and the exit code is 6. It is fetched again when it is read; pull, pack
-    or push a kit of the store again that needs it. A mount that uses it must be mounted again.
+    A blob whose bytes have changed is removed, and the exit code is 6. A cached blob is fetched again when it is read.
+    A packed, pulled or pushed kit that needs the blob must be packed, pulled or pushed again. A mount that uses the
+    blob must be unmounted and mounted again.
     """
     from kitfs.ops.library.cache import verify
 
@@ -86,15 +87,15 @@ def cache_verify(settings: Settings) -> None:
     elif not done.changed:
         put(f"verified {total}")
     if done.changed:
-        raise IntegrityError(f"{len(done.changed)} of {total} had changed on the disk and were removed from the store")
+        raise IntegrityError(f"removed {len(done.changed)} of {total} from the store: their bytes changed on the disk")
 
 
 def _mention_registry(settings: Settings, store: Store) -> None:
-    """Mention the registry of the store to a user who may look here for the space of removed kits."""
+    """Mention the registry of the store to users who look for the disk space of removed kits."""
     if not settings["json"] and store.repositories.names():
         say(
-            f"kitfs: the cache does not include what was pushed to the registry in {store.root};"
-            f" to free the blobs of removed kits run: kitfs serve gc --root {store.root}"
+            f"kitfs: the cache does not include kits that were pushed to the registry in {store.root};"
+            f" to delete the blobs of removed kits, run: kitfs serve gc --root {store.root}"
         )
 
 
@@ -116,7 +117,7 @@ def version(settings: Settings) -> None:
 
 
 def _commit() -> str:
-    """Return the commit that pip installed (direct_url.json, PEP 610)."""
+    """Return the commit that pip installed (direct_url.json, PEP 610), or "" if it is unknown."""
     from importlib import metadata
 
     try:
@@ -134,7 +135,7 @@ def _commit() -> str:
 @click.argument("topic", metavar="[VERB|TOPIC]", nargs=-1)
 @takes()
 def help_(_: Settings, topic: tuple[str, ...]) -> None:
-    """Show what a verb does and its options, or a topic of the manual; without either, all verbs and topics."""
+    """Show the help of a verb or a topic of the manual. Without an argument, list all verbs and topics."""
     from kitfs import manual
 
     at = click.get_current_context().find_root()
@@ -149,7 +150,7 @@ def help_(_: Settings, topic: tuple[str, ...]) -> None:
         found = at.command.get_command(at, name) if isinstance(at.command, click.Group) else None
         if found is None:
             wanted = " ".join(topic)
-            raise UsageError(f"there is no verb or topic {wanted!r}; kitfs help lists them")
+            raise UsageError(f"unknown verb or topic {wanted!r} (kitfs help lists all verbs and topics)")
         at = click.Context(found, info_name=name, parent=at)
     put_lines(at.command.get_help(at))
     if not topic:
@@ -171,7 +172,7 @@ def completion(_: Settings, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     script = kind(click.get_current_context().find_root().command, {}, "kitfs", "_KITFS_COMPLETE")
-    put_lines(ShellComplete.source(script))  # bash's own looks for a bash first, which need not be where this runs
+    put_lines(ShellComplete.source(script))  # BashComplete.source runs bash, which may not be installed here
 
 
 VERBS = (cache, version, help_, completion)

@@ -1,6 +1,6 @@
-"""The verb status: what mounts have fetched and cached, and whether they are healthy.
+"""Run the verb status, which shows what mounts have fetched and cached, and whether they are healthy.
 
-On a terminal it shows more, in words; elsewhere the lines and the JSON are stable.
+On a terminal the output is for people and may change. Elsewhere the lines and the JSON are stable.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIELDS: Final = (
     "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s",
     "bytes_fetched", "requests", "errors", "last_error", "skipped_entries", "log",
 )  # fmt: skip
-ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "READ THROUGH", "ERRORS", "TAG")
+ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "UNCACHED", "ERRORS", "TAG")
 COLUMN: Final = 17
 
 
@@ -39,9 +39,9 @@ COLUMN: Final = 17
 @click.argument("directory", metavar="[DIR]", required=False, shell_complete=mountpoints)
 @takes(*STATUS, "cache-size", "no-trunc", "json", *COMMON, *NETWORK)
 def status(settings: Settings, directory: str | None) -> None:
-    """Show what the mount at DIR has fetched and whether it is healthy; without DIR every mount, one line each.
+    """Show what the mount at DIR has fetched and whether it is healthy. Without DIR, show one line for each mount.
 
-    With DIR it fails unless the mount is alive, so that it can be used as a health check.
+    With DIR, status fails unless the mount is alive, so it can be used as a health check.
     """
     from kitfs.daemon.presence import presences, record_at, records_of
     from kitfs.daemon.run_dir import RunDir
@@ -71,7 +71,7 @@ def status(settings: Settings, directory: str | None) -> None:
         _put_fields(states[0])
     if directory is not None and states[0]["state"] != "alive":
         where, pid, state = states[0]["mountpoint"], states[0]["pid"], state_text(states[0]["state"])
-        raise MountError(f"the daemon that serves {where} (process {pid}) {state}; run: kitfs umount {where}")
+        raise MountError(f"the daemon of the mount at {where} (process {pid}) {state}; run: kitfs umount {where}")
 
 
 def _fields(record: Record, presence: Presence) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _fields(record: Record, presence: Presence) -> dict[str, Any]:
 
 
 def _check(one: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return whether a tag, with the labels that chose from its index, still means the mounted digest."""
+    """Return the digest that the tag and labels of a mount name now, and whether it differs from the mounted one."""
     from kitfs.kit.freshness import current_digest
     from kitfs.registry.options import ClientOptions
 
@@ -90,7 +90,7 @@ def _check(one: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
-    """Write a line for each mount; on a terminal a table, and what the cache holds."""
+    """Write a line for each mount, or on a terminal a table and the size of the cache."""
     if not states:
         say(f"kitfs: no kit of the store {settings['cache-dir']} is mounted")
     elif is_terminal():
@@ -104,13 +104,13 @@ def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
 
 
 def _row(one: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a mount by their titles. A daemon that does not answer has only the first three."""
+    """Return the cells of a mount, keyed by column title. If the daemon does not answer, only three are known."""
     cells = {"MOUNTPOINT": one["mountpoint"], "REFERENCE": one["reference"], "STATE": one["state"]}
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
         cells |= {"CACHED": human_size(cached), "SIZE": human_size(size), "ERRORS": str(one["errors"])}
         if one["read_through"]:
-            cells["READ THROUGH"] = human_size(one["read_through"])
+            cells["UNCACHED"] = human_size(one["read_through"])
     if "check" in one:
         cells["TAG"] = "moved" if one["check"]["moved"] else "same"
     return cells
@@ -131,7 +131,7 @@ def _moved(one: dict[str, Any]) -> str:
 
 
 def _put_fields(one: dict[str, Any]) -> None:
-    """Write the lines of one mount as programs have read them since the first version."""
+    """Write the lines of one mount in the stable form that programs read."""
     for name in FIELDS:
         if one.get(name) is not None:
             put(f"{name + ':':{COLUMN}}{shown(str(one[name]))}")
@@ -141,7 +141,7 @@ def _put_fields(one: dict[str, Any]) -> None:
 
 
 def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> None:
-    """Write the state of one mount in words."""
+    """Write the status of one mount for people."""
     from kitfs.fuse.mount_table import requests_waiting
 
     full = settings["no-trunc"]
@@ -156,7 +156,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
         lines["cached"] = f"{human_size(cached)} of {human_size(size)}"
         lines["fetched"] = f"{human_size(one['bytes_fetched'])} in {counted(one['requests'], 'request')}"
-        lines["read through"] = _read_through(one)
+        lines["uncached reads"] = _uncached(one["read_through"])
     if one.get("fill", {}).get("layer"):
         lines["filling"] = f"{short(one['fill']['layer'], full=full)} in the background"
     if one.get("prefetch", {}).get("fetched"):
@@ -165,11 +165,11 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["not sealed"] = one["not_sealed"]
     waiting = requests_waiting(record.dev)
     if waiting is not None:
-        lines["waiting"] = f"{counted(waiting, 'request')} of programs"
+        lines["waiting"] = counted(waiting, "FUSE request")
     if "errors" in one:
         lines["errors"] = f"{one['errors']}" + (f" (last: {shown(one['last_error'])})" if one["last_error"] else "")
     if one.get("skipped_entries"):
-        lines["left out"] = f"{one['skipped_entries']} entries of the layers"
+        lines["skipped"] = f"{one['skipped_entries']} entries of layers that the mount cannot show"
     limit = record.terms.get("cache-size", "")
     lines["cache"] = _cache(settings, record.store, int(limit) if limit.isdecimal() else settings["cache-size"])
     lines["log"] = shown(one["log"])
@@ -193,14 +193,12 @@ def _fetched_ahead(prefetch: dict[str, Any]) -> str:
     return text + ("; repeats the reads of an earlier mount" if prefetch["replays"] else "")
 
 
-def _read_through(one: dict[str, Any]) -> str:
-    if not one.get("read_through"):
-        return "nothing: every byte that was read could be cached"
-    return f"{human_size(one['read_through'])} served without being cached, because the store is full"
+def _uncached(size: int) -> str:
+    return human_size(size) + (" (the store was full)" if size else "")
 
 
 def _cache(settings: Settings, directory: str, limit: int) -> str:
-    """Return how much of its limit the cache of fetched blobs in a store takes, and how much disk is free."""
+    """Return the size of the cache of fetched blobs in a store, its limit, and the free disk space, as a string."""
     import shutil
 
     from kitfs.ops.library.cache import usage

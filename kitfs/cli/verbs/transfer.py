@@ -1,4 +1,4 @@
-"""The verbs that make kits and transfer them: pack, push, pull, warm. Their texts on stdout are kit's (KITOPS §8)."""
+"""Run the verbs pack, push, pull and warm. Their output on stdout is kit's (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 PACK = options_of(
     "pack",
-    Option("file", word, "The Kitfile; - reads it from stdin.", metavar="FILE", short="f"),
-    Option("tag", word, "Name of the kit: repository:tag, more tags after commas.", metavar="REF", short="t"),
+    Option("file", word, "Path of the Kitfile, or - for stdin.", metavar="FILE", short="f"),
+    Option("tag", word, "Name of the kit: repository:tag, with more tags after commas.", metavar="REF", short="t"),
     Option(
         "compression",
         Choice("none", "gzip", "gzip-fastest", "zstd"),
-        "How layers are compressed: none, gzip, gzip-fastest or zstd.",
+        "Compression of layers: none, gzip, gzip-fastest or zstd.",
         default="none",
         metavar="METHOD",
     ),
@@ -42,7 +42,7 @@ PACK = options_of(
         metavar="FORMAT",
     ),
     Option("use-model-pack", boolean, "Write a CNCF ModelPack.", default="false", flag=True),
-    Option("push", boolean, "Write to the registry, and keep no copy in the store.", default="false", flag=True),
+    Option("push", boolean, "Write to the registry, without a copy in the store.", default="false", flag=True),
     Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
 )
 
@@ -53,8 +53,8 @@ PACK = options_of(
 def pack(settings: Settings, directory: str) -> None:
     """Pack the directory DIR into a kit in the store, as its Kitfile describes.
 
-    Layers and config are byte for byte those of kit. Files that .kitignore names are left out. SOURCE_DATE_EPOCH sets
-    the created time. With --push the kit is written to the registry of its tag, and not to the store.
+    Layers and config are the same bytes as kit writes. Files that .kitignore matches are left out. SOURCE_DATE_EPOCH
+    sets the time of creation. With --push, the kit is written to the registry of its tag, and not to the store.
     """
     from kitfs.ops.pack.pack import pack as packing
     from kitfs.ops.pack.pack import references_of
@@ -104,7 +104,7 @@ def _format(settings: Settings) -> KitFormat:
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push the kit REF to its registry, or under the name DEST.
 
-    Content that the registry already has is not sent. An interrupted push resumes when it is run again.
+    Blobs that the registry already has are not sent. An interrupted push resumes when it is run again.
     """
     from kitfs.ops.transfer import push as pushing
 
@@ -114,7 +114,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 def push_as(
     settings: Settings, reference: str, destination: str | None, *, noun: str, push: Callable[..., Digest]
 ) -> None:
-    """Push a kit or an index with the function of ``ops`` for it. ``noun`` names it in kit's words: "" or "index "."""
+    """Push a kit or an index with ``push``, and report it. ``noun`` is put before its name: "" or "index "."""
     from kitfs.oci.names import Reference
     from kitfs.system import allow_many_files
 
@@ -132,10 +132,11 @@ def push_as(
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes("label", "cache-size", "concurrency", "progress", "no-trunc", "json", *TRUST, *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
-    """Pull the whole kit REF, and the kits that its model comes from, into the store, where they stay until removed.
+    """Pull the whole kit REF and its parent kits into the store, where they stay until they are removed.
 
-    Content is verified. What a mount has fetched already is not fetched again, and an interrupted pull resumes when it
-    is run again. If REF is an index, --label chooses one of its kits, which gets the tag of the index in the store.
+    Every byte is verified. Bytes that a mount has fetched are not fetched again, and an interrupted pull resumes when
+    it is run again. If REF is an index, --label selects one of its kits, and the kit gets the tag of the index in the
+    store.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference
@@ -159,10 +160,10 @@ def pull(settings: Settings, reference: str) -> None:
     *STORE, *NETWORK,
 )  # fmt: skip
 def warm(settings: Settings, reference: str) -> None:
-    """Fetch the layers of the kit REF that --only chooses into the store, and verify them.
+    """Fetch the layers of the kit REF, or those that --only selects, into the store, and verify them.
 
-    A mount of these layers fetches nothing more, and can be sealed at once. Unlike pull, this gives the kit no tag, and
-    its layers may be evicted when the store needs room. An interrupted run resumes when it is run again.
+    A mount of these layers fetches nothing more, and can be sealed at once. Unlike pull, warm does not tag the kit, and
+    its layers may be evicted when the store needs space. An interrupted warm resumes when it is run again.
     """
     from kitfs.modelkit.filters import Filter
     from kitfs.modelkit.index import selector

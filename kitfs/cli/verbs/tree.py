@@ -1,4 +1,4 @@
-"""The verbs that read a kit without a mount: ls and cat. ls reads only indexes, and cat the bytes of one file."""
+"""Run the verbs ls and cat, which read a kit without a mount. ls reads only indexes, and cat reads one file."""
 
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ LS = (
     OPTIONS["label"]._replace(short=""),  # -l asks for the long format
     *options_of(
         "ls",
-        Option("long", boolean, "Show mode, size and time too.", default="false", flag=True, short="l"),
-        Option("human-readable", boolean, "With -l: sizes in KiB, MiB, GiB.", default="false", flag=True, short="h"),
+        Option("long", boolean, "Also show mode, size and time.", default="false", flag=True, short="l"),
         Option(
-            "recursive", boolean, "List directories with everything below them.", default="false", flag=True, short="R"
+            "human-readable",
+            boolean,
+            "With -l, print sizes in KiB, MiB and GiB.",
+            default="false",
+            flag=True,
+            short="h",
         ),
+        Option("recursive", boolean, "Also list everything below directories.", default="false", flag=True, short="R"),
     ),
 )
 
 
 @contextmanager
 def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterator[tuple[Kit, Tree]]:
-    """Open a kit and its merged tree. ``labels`` are texts as --label takes them; warnings go to stderr."""
+    """Open a kit and its merged tree. ``labels`` are the values of --label. Warnings are written to stderr."""
     from kitfs.kit.tree import tree_of
     from kitfs.modelkit.filters import Filter
     from kitfs.modelkit.index import selector
@@ -62,10 +67,10 @@ def opened(reference: str, settings: Settings, labels: Sequence[str]) -> Iterato
 
 
 class _Ls(Command):
-    """The verb ls: -h asks for sizes that people read, as in GNU's ls; alone it asks for help, as with every verb."""
+    """The verb ls. As in GNU ls, -h makes sizes readable, but -h as the only argument shows the help of the verb."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read a lone -h as --help."""
+        """Replace -h as the only argument by --help."""
         return super().parse_args(ctx, ["--help"] if args == ["-h"] else args)
 
 
@@ -76,7 +81,7 @@ class _Ls(Command):
 @click.argument("path", metavar="[PATH]", required=False, default="", shell_complete=paths)
 @takes(*LS, "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
-    """List the files at PATH of the kit REF, with -R also everything below. Only indexes are read."""
+    """List the files at PATH in the kit REF, or with -R everything below PATH. Only indexes are read."""
     with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         listed = (
@@ -119,16 +124,18 @@ def _long(name: str, node: Node, created: int, *, human: bool) -> str:
 @click.argument("path", metavar="PATH", shell_complete=paths)
 @takes("label", *CAT, *TREE_OPTIONS)
 def cat(settings: Settings, reference: str, path: str) -> None:
-    """Write the file at PATH of the kit REF to stdout. Only its bytes are fetched.
+    """Write the file at PATH in the kit REF to stdout. Only the bytes of the file are fetched.
 
-    With --tensor, only the values of one tensor are fetched and written, as the file has them.
+    With --tensor, only the values of one tensor are fetched, and written as they are in the file.
     """
     from kitfs.kit.tensors import KitTensors
 
     with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         if node.kind != "file":
-            raise UsageError(f"{path or '/'} is a directory; list it with: kitfs ls {reference} {path}")
+            raise UsageError(
+                f"cannot print {path or '/'}: it is a directory; list it with: kitfs ls {reference} {path}"
+            )
         if settings["tensor"] is not None:
             tensors = KitTensors(kit, tree)
             put_bytes(tensors.read(*tensors.find(settings["tensor"], path)))

@@ -1,4 +1,4 @@
-"""The verb unpack. Its flags and its texts on stdout are kit's (KITOPS §5)."""
+"""Run the verb unpack. Its flags and its output on stdout are kit's (KITOPS §5)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,9 @@ UNPACK = options_of(
     Option("dir", path, "Directory to unpack into.", default=".", metavar="DIR", short="d"),
     Option("overwrite", boolean, "Replace existing files.", default="false", flag=True, short="o", flag_only=True),
     Option("ignore-existing", boolean, "Keep existing files.", default="false", flag=True, short="i"),
-    Option(
-        "include-remote", boolean, "Unpack datasets that are in other kits or in S3 too.", default="false", flag=True
-    ),
+    Option("include-remote", boolean, "Also unpack datasets from other kits or from S3.", default="false", flag=True),
     *(
-        Option(kind, boolean, f"Deprecated: --only {kind}.", default="false", flag=True, flag_only=True)
+        Option(kind, boolean, f"Deprecated: use --only {kind}.", default="false", flag=True, flag_only=True)
         for kind in DEPRECATED
     ),
 )
@@ -47,9 +45,9 @@ UNPACK = options_of(
 def unpack(settings: Settings, reference: str) -> None:
     """Write the files of the kit REF to the directory --dir. Every byte is verified.
 
-    Content that is not in the store is fetched, but only the parts that --only chooses. If a file exists already, or if
-    the kit holds an unsafe path, it fails before anything is written. An interrupted unpack resumes when it is run
-    again.
+    Layers that are not in the store are fetched, but only those that --only selects. If a file already exists, or if
+    the kit contains an unsafe path, unpack fails before it writes anything. An interrupted unpack resumes when it is
+    run again.
     """
     from kitfs.modelkit.index import selector
     from kitfs.ops.unpack import unpack as unpacking
@@ -95,13 +93,13 @@ def unpack(settings: Settings, reference: str) -> None:
 
 
 def _filters(settings: Settings) -> list[Filter]:
-    """Return the filters of --only, or those of kit's deprecated flags if there are none."""
+    """Return the filters of --only, or if it is not given, those of kit's deprecated flags."""
     from kitfs.modelkit.filters import Filter
 
     filters = [Filter.parse(text) for text in settings["only"]]
     old = [kind for kind in DEPRECATED if settings[kind]]
     if old:
-        instead = "and left out beside --only" if filters else f"write --only {','.join(old)}"
+        instead = "and ignored because --only is given" if filters else f"use --only {','.join(old)}"
         say(f"kitfs: warning: {', '.join(f'--{kind}' for kind in old)}: deprecated, {instead}")
     return filters or ([Filter(tuple(old))] if old else [])
 

@@ -127,7 +127,7 @@ def unpack_kit(
     its own files in the way when it runs again.
 
     Raises UnsafePath for paths and links that lead out of the directory, ContextError for what is in the way or cannot
-    be written, IntegrityError for a layer that does not have its digest (none of its files is left then), LayerError,
+    be written, IntegrityError for a layer that does not match its digest (none of its files is left then), LayerError,
     and what the registries raise.
     """
     _check_directory(directory)

@@ -37,7 +37,7 @@ def write(checked: Checked, directory: SafeDirectory, journal: Journal, workers:
     """Write the plan, and look at the end whether all of it is there. From its beginning on, the same command can
     resume.
 
-    Raises ContextError for what cannot be written, IntegrityError for a layer that does not have its digest (none of
+    Raises ContextError for what cannot be written, IntegrityError for a layer that does not match its digest (none of
     its files is left then), LayerError, and what the registries raise.
     """
     _Writer(checked, directory, journal, workers, report).run()

@@ -41,7 +41,7 @@ def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
     """A layer that grows little is stored, whatever room is left. The output of other layers is limited by the room."""
     for size, cached in ((MiB, CACHED * MiB), (1000, CACHED_SMALL)):
         growth(size, spare=0).allow(cached)
-        with pytest.raises(StoreFull, match=r"50 times its size.*--cache-size"):
+        with pytest.raises(StoreFull, match=r"50 times its compressed size.*--cache-size"):
             growth(size, spare=0).allow(cached + 1)
 
 

@@ -54,7 +54,7 @@ def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Reposit
     digest = fake.put_manifest("team/kit", BODY)
     assert repository().manifest(digest)[1] == BODY
     fake.fail("/manifests/", Lie(3))
-    with pytest.raises(IntegrityError, match=f"{fake.host} does not have its digest {digest}"):
+    with pytest.raises(IntegrityError, match=f"{fake.host} does not match its digest {digest}"):
         repository().manifest(digest)
 
 
@@ -320,13 +320,13 @@ def test_a_registry_that_no_connection_can_reach(repository: Repositories, regis
 
 def test_a_mirror_that_is_not_a_url(repository: Repositories, fake: FakeRegistry) -> None:
     """A mirror that is not a URL raises UsageError with its text."""
-    with pytest.raises(UsageError, match="not the URL of a registry"):
+    with pytest.raises(UsageError, match="is not the URL of a registry"):
         repository(mirrors={fake.host: ("http://[::bad",)})
 
 
 def test_a_reference_without_a_registry_has_no_repository(client: Clients) -> None:
     """A reference to localhost means the store, so it has no repository at a registry."""
-    with pytest.raises(NotFound, match="names no registry"):
+    with pytest.raises(NotFound, match="does not name a registry"):
         client().repository(Reference.parse("team/kit:v1"))
 
 

@@ -170,7 +170,7 @@ def test_a_wrong_copy_is_not_used(
     assert pulled(host, ref) == kit.digest
     assert files(host, ref) == FILES
     assert fake.moved() == len(kit.manifest) + len(WEIGHTS)
-    warnings = [f"kit's copy of {kit.layers[0]} in {storage.home}/storage is not used: it does not have its digest"]
+    warnings = [f"kit's copy of {kit.layers[0]} in {storage.home}/storage is not used: it does not match its digest"]
     assert [r.getMessage() for r in caplog.records] == (warnings if wrong == "a byte" else [])
     assert storage.state() == before
 
@@ -355,7 +355,7 @@ def test_a_kit_that_only_kit_has(
         if how == "pull":
             assert pulled(host, ref) == kit.digest
         assert files(host, ref) == FILES
-    with pytest.raises(NotFound, match=f"{short}:v2 is not in the store, and it names no registry"):
+    with pytest.raises(NotFound, match=f"{short}:v2 is not in the store and does not name a registry"):
         files(host, f"{short}:v2")
     assert caplog.records == []
 

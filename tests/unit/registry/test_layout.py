@@ -87,11 +87,11 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
     """The error for an unknown tag, or for no tag, lists the tags of the layout."""
     layout = opened(directory)
-    with pytest.raises(NotFound, match="the tag 'v2' does not exist; the layout holds v1"):
+    with pytest.raises(NotFound, match=r"the tag 'v2' does not exist \(the layout contains v1\)"):
         layout.resolve("v2")
     other = {**INDEX_ROW, "digest": Digest.of(b"other"), "annotations": {"org.opencontainers.image.ref.name": "v0"}}
     rewrite_index(directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": "v1"}}, other])
-    with pytest.raises(NotFound, match="a tag is needed; the layout holds v0, v1"):
+    with pytest.raises(NotFound, match=r"name one of its manifests by a tag \(the layout contains v0, v1\)"):
         opened(directory).resolve("")
 
 
@@ -124,7 +124,7 @@ def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], 
     """A blob with another size, with other bytes or without a file raises its own error."""
     path = directory / "blobs" / KIT.layers[0].replace(":", "/")
     path.write_bytes(b"WEIGHTS" * 1000)
-    with pytest.raises(IntegrityError, match="does not have its digest"):
+    with pytest.raises(IntegrityError, match="does not match its digest"):
         opened(directory).blob_bytes(LAYER, 7000)
     path.write_bytes(b"short")
     with pytest.raises(IntegrityError, match="has 5 bytes, but the descriptor declares 7000"):

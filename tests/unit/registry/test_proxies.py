@@ -100,7 +100,7 @@ def test_which_variable_counts(environ: dict[str, str], expected: str | None) ->
 def test_a_cgi_program_takes_no_http_proxy() -> None:
     """In a CGI program HTTP_PROXY is refused, because the client could set it by a header. HTTPS_PROXY is used."""
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "REQUEST_METHOD": "GET"}
-    with pytest.raises(UsageError, match="HTTP_PROXY is not used in a CGI program"):
+    with pytest.raises(UsageError, match="HTTP_PROXY in a CGI program"):
         proxy_for(httpx.URL("http://registry.test/"), environ)
     assert proxy_for(httpx.URL("https://registry.test/"), environ) == PROXY
 

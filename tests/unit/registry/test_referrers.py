@@ -286,7 +286,7 @@ def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories)
 def test_a_response_that_is_not_a_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
     """A response that is not a list of tags raises an error of one line."""
     fake.fail("/tags/", Status(200, body=body))
-    with pytest.raises(RegistryError, match="something other than a list of tags"):
+    with pytest.raises(RegistryError, match="did not return a list of tags"):
         list(repository().tags())
 
 

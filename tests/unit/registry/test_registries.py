@@ -177,7 +177,7 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
     message = str(caught.value)
     refused = "it does not accept a manifest of this kind (manifest data does not match"
     assert message.startswith(f"team/kit:v1: {fake.host} returned 400: {refused}")
-    assert message.endswith("push to a registry that accepts OCI artifacts, or push the image that kitfs convert makes")
+    assert message.endswith("push to a registry that accepts OCI artifacts, or push an image made by kitfs convert")
     assert "\n" not in message
 
 

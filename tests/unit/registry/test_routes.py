@@ -35,9 +35,7 @@ def test_a_certificate_of_a_named_ca_is_trusted(secure: FakeRegistry, repository
 
 def test_an_unknown_certificate_names_the_way_out(secure: FakeRegistry, repository: Repositories) -> None:
     """The error for an untrusted certificate names the two options that help, without a retry."""
-    words = (
-        rf"{secure.host}: its certificate is not trusted \(.*\); name its CA with --tls-cert, or use --tls-verify=false"
-    )
+    words = rf"{secure.host}: its certificate is not trusted \(.*\); trust its CA with --tls-cert, or use --tls-verify"
     with pytest.raises(RegistryError, match=words):
         repository(registry=secure.host, plain_http=False).manifest("v1")
 
@@ -166,7 +164,7 @@ def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[...
 
 def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
     """The error for a registry on loopback with an untrusted certificate is about the certificate."""
-    with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; name its CA with --tls-cert"):
+    with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; trust its CA with --tls-cert"):
         repository(registry=secure.host).manifest("v1")
 
 

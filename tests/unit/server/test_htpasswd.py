@@ -143,7 +143,7 @@ def test_a_broken_file_changes_nothing_and_is_told_once(file: Path, caplog: pyte
             assert users.user(basic("ann", "secret")) == "ann"
             assert users.user(basic("ann", "wrong")) is None
         assert len(caplog.records) == 1
-        assert caplog.messages[0].endswith("; keeping the previous contents")
+        assert caplog.messages[0].endswith("; the previous contents are used")
     replaced(file, f"eve:{ANN}\n")
     assert users.user(basic("ann", "secret")) is None
     assert users.user(basic("eve", "secret")) == "eve"

@@ -140,7 +140,7 @@ def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
         RULE,
         "+ m/new (1.9 KiB)",
         "- m/gone (1 B)",
-        "~ m/content (other bytes)",
+        "~ m/content (different bytes)",
         "~ m/mode (mode 0644 -> 0755)",
         "~ m/size (1 B -> 2 B)",
         "",
@@ -162,8 +162,8 @@ def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
     assert files(kitfs, first, second)[2:] == [
         "+ e (1 B)",
         "- d (1 B)",
-        "~ Kitfile (other bytes)",
-        "~ w (other bytes)",
+        "~ Kitfile (different bytes)",
+        "~ w (different bytes)",
         "",
     ]
     assert not [
@@ -254,7 +254,10 @@ def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> 
     assert kitfs("diff", first, second, "--tensors", "--json").json["tensors"]["same"] == 1
     other = put(fake, "v3", part("docs", "d", b"x", format="raw"))
     another = put(fake, "v4", part("docs", "d", b"y", format="raw"))
-    assert tensors(kitfs, other, another)[2:] == ["<none>: no safetensors or GGUF file is in layers that differ", ""]
+    assert tensors(kitfs, other, another)[2:] == [
+        "<none>: the layers that differ contain no safetensors or GGUF files",
+        "",
+    ]
 
 
 def test_big_kits_are_compared_by_kilobytes(kitfs: Kitfs, fake: FakeRegistry) -> None:

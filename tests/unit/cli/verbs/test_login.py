@@ -202,7 +202,7 @@ def test_a_broken_file_is_left_alone(kitfs: Kitfs, fake: FakeRegistry, kept: Pat
     kept.write_text(text)
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw")
     assert (done.code, kept.read_text()) == (2, text)
-    assert f"credentials in {kept} cannot be read" in done.err
+    assert f"cannot read credentials in {kept}" in done.err
 
 
 @pytest.mark.parametrize("text", ["ghcr.io/team", "https://ghcr.io", "a b", ""])
