@@ -119,7 +119,7 @@ def test_long_values_are_not_read() -> None:
         (made(text("x" * 70_000) + bytes(4), 1), "a name in the GGUF file has 70000 bytes"),
         (made(struct.pack("<Q", 1) + b"\xff" + struct.pack("<IB", 0, 0), 1), "not UTF-8"),
         (made(tensors=(tensor(shape=(1,) * 9),)), "9 dimensions"),
-        (made(tensors=(tensor(), tensor())), "two tensors of one name"),
+        (made(tensors=(tensor(), tensor())), "two tensors with the same name"),
         (made(text("general.alignment") + struct.pack("<II", 4, 0), 1), "aligned to 0 bytes"),
     ],
 )
