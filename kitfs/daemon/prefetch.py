@@ -117,20 +117,29 @@ class Prefetcher:
         try:
             while not self._stopped.is_set():
                 self._wake.clear()
-                while self._reads:
-                    self._files.read(*self._reads.popleft())
-                step, quiet = self._next()
-                if step is None:
-                    self._wake.wait(self._patience)
-                elif self._demand.is_waiting(quiet):
-                    self._stopped.wait(PAUSE)
-                else:
-                    self._take(step)
+                try:
+                    self._work()
+                except (KitfsError, OSError) as e:
+                    if not self._stopped.is_set():
+                        self._log.info("nothing is fetched ahead for %d s: %s", RETRY, e)
+                        self._not_before = time.monotonic() + RETRY
                 if time.monotonic() - self._saved > SAVE_EVERY:
                     self._save()
         except Exception:  # noqa: BLE001 - the mount goes on without fetching ahead
             if not self._stopped.is_set():
                 self._log.exception("fetching ahead failed (a bug in kitfs)")
+
+    def _work(self) -> None:
+        """Look at what programs have read, and take a step or wait. Raises StoreFull, KitfsError, OSError."""
+        while self._reads:
+            self._files.read(*self._reads.popleft())
+        step, quiet = self._next()
+        if step is None:
+            self._wake.wait(self._patience)
+        elif self._demand.is_waiting(quiet):
+            self._stopped.wait(PAUSE)
+        else:
+            self._take(step)
 
     @property
     def _patience(self) -> float | None:
@@ -164,14 +173,8 @@ class Prefetcher:
                 yield from _steps(run.digest, run.first * UNIT, min((run.first + run.units) * UNIT, layer.size))
 
     def _take(self, step: Step) -> None:
-        """Take a step. When it fails, or the store has no room, none is taken for a while."""
-        try:
-            new = self._fetch(*step)
-        except (KitfsError, OSError) as e:
-            if not self._stopped.is_set():
-                self._log.info("layer %s: nothing is fetched ahead for %d s: %s", step.digest, RETRY, e)
-                self._not_before = time.monotonic() + RETRY
-            return
+        """Take a step, which is not taken again soon. Raises StoreFull, KitfsError."""
+        new = self._fetch(*step)
         self._done[step] = None
         while len(self._done) > STEPS:
             self._done.popitem(last=False)
