@@ -126,8 +126,10 @@ class Fetcher:
                 sink.park(Parked(first, last, missing, ready))
         if missing is None:
             ready(None)
-        else:
-            self._readahead.miss(first * sink.chunk, (last + 1) * sink.chunk)
+            return True
+        cursor = self._readahead.miss(first * sink.chunk, (last + 1) * sink.chunk)
+        if cursor is not None:
+            self._continue(cursor)
         return True
 
     def will_read(self, start: int, most: int) -> None:
@@ -164,7 +166,7 @@ class Fetcher:
         """
         with self._sink.lock:
             self._sink.check_open(self._name)
-            flight = self._carrier(missing) or self._predecessor(cursor)
+            flight = self._carrier(missing) or self._predecessor(cursor, missing)
             mine = flight is None
             if flight is None:
                 flight = self._depart(self._beginning(missing, cursor), want.last + 1, cursor)
@@ -225,15 +227,18 @@ class Fetcher:
                 return flight
         return None
 
-    def _predecessor(self, cursor: Cursor | None) -> Flight | None:
-        """Return the flight whose connection the long request of a reader should reuse; None if it should begin now.
+    def _predecessor(self, cursor: Cursor | None, missing: int) -> Flight | None:
+        """Return the flight whose connection the request for ``missing`` should take over; None if it should begin now.
 
-        On a link with a long round trip, a new connection needs several round trips to become as fast as the
-        connection that fetched the last window. The caller must hold the lock.
+        On a link that is far, a new connection needs several round trips until it has the speed of an old one, so that
+        the requests of a reader follow each other on one connection. The caller must hold the lock.
         """
-        if cursor is None or not (cursor.long and cursor.link.far):
+        if cursor is None or not cursor.link.far:
             return None
-        return next((f for f in self._flights if f.cursor is cursor and f.stop * self._sink.chunk == cursor.end), None)
+        end, chunk = cursor.end, self._sink.chunk
+        return next(
+            (f for f in self._flights if f.cursor is cursor and f.stop <= missing and f.stop * chunk == end), None
+        )
 
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin. The caller must hold the lock.
@@ -303,9 +308,11 @@ class Fetcher:
         size = sink.size or 0
         with sink.lock:
             limit = min(size if cursor.long else cursor.limit, size)
-            if sink.closed or not cursor.due or cursor.end >= limit or self._predecessor(cursor) is not None:
+            if sink.closed or not cursor.due or cursor.end >= limit:
                 return
             first, last = cursor.end // sink.chunk, (limit - 1) // sink.chunk
+            if self._predecessor(cursor, first) is not None:
+                return
             missing = sink.present.first_missing(first, last)
             if missing is None:
                 cursor.end = limit
