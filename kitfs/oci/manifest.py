@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
 from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads, own_json
@@ -206,14 +206,33 @@ class Manifest:
         return dumps(value | dict(self.extra))
 
 
+class Children(NamedTuple):
+    """The descriptors in a manifest, as JSON objects: of its config and layers, and of the manifests in an index."""
+
+    blobs: list[dict[str, Any]]
+    manifests: list[dict[str, Any]]
+
+
+def children(manifest: Mapping[str, Any]) -> Children:
+    """Return the descriptors in a manifest or an index. Values that are not descriptors are left out."""
+
+    def listed(name: str) -> list[Any]:
+        value = manifest.get(name)
+        return value if isinstance(value, list) else []
+
+    def descriptors(values: list[Any]) -> list[dict[str, Any]]:
+        return [value for value in values if isinstance(value, dict) and isinstance(value.get("digest"), str)]
+
+    return Children(descriptors([manifest.get("config"), *listed("layers")]), descriptors(listed("manifests")))
+
+
 def blob_digests(data: bytes) -> set[str]:
     """Return the digests of the config and the layers of a manifest; none of a manifest that is damaged."""
     try:
         manifest = own_json(data)
-        parts = [manifest.get("config"), *(manifest.get("layers") or ())]
-    except (ValueError, AttributeError, TypeError):
+    except ValueError:
         return set()
-    return {part["digest"] for part in parts if isinstance(part, dict) and isinstance(part.get("digest"), str)}
+    return {blob["digest"] for blob in children(manifest).blobs} if isinstance(manifest, dict) else set()
 
 
 @dataclass(frozen=True, slots=True)

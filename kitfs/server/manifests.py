@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.errors import ManifestError
 from kitfs.gocompat.json import loads
-from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, MAX_MANIFEST, check_fields
+from kitfs.oci.manifest import ACCEPT, DOCKER_LIST, IMAGE_INDEX, IMAGE_MANIFEST, MAX_MANIFEST, check_fields, children
 from kitfs.oci.names import Digest
 from kitfs.server.api_errors import ApiError
 from kitfs.server.names import digest_of
@@ -85,19 +85,23 @@ def _invalid(message: str) -> ApiError:
 
 def parts_of(manifest: dict[str, Any], media_type: str) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield (descriptor, kind of link) for everything that a repository must contain before the manifest is pushed."""
-    if media_type in INDEXES:
-        descriptors, kind = manifest.get("manifests"), MANIFESTS
-    else:
-        layers = manifest.get("layers")
-        if not isinstance(manifest.get("config"), dict) or not isinstance(layers, (list, type(None))):
-            raise _invalid("it must have a config and a list of layers")
-        descriptors, kind = [manifest["config"], *(layers or ())], BLOBS
-    if not isinstance(descriptors, (list, type(None))) or not all(isinstance(d, dict) for d in descriptors or ()):
+    is_index = media_type in INDEXES
+    listed = manifest.get("manifests" if is_index else "layers")
+    listed = [] if listed is None else listed
+    if not is_index and not (_is_descriptor(manifest.get("config")) and isinstance(listed, list)):
+        raise _invalid("it must have a config and a list of layers")
+    if not isinstance(listed, list) or not all(map(_is_descriptor, listed)):
         raise _invalid("its layers or manifests are not a list of descriptors")
-    for descriptor in descriptors or ():
+    found = children(manifest)
+    descriptors, kind = (found.manifests, MANIFESTS) if is_index else (found.blobs, BLOBS)
+    for descriptor in descriptors:
         elsewhere = str(descriptor.get("mediaType", "")).startswith(NOT_DISTRIBUTED) or bool(descriptor.get("urls"))
         if not elsewhere:
             yield descriptor, kind
+
+
+def _is_descriptor(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("digest"), str)
 
 
 def subject_of(manifest: dict[str, Any]) -> Digest | None:

@@ -334,7 +334,7 @@ class Blob:
         return False
 
     def filled(self, filling: Filling) -> None:
-        """Verify the complete blob on the store's thread for digests. Implements ``filling.Owner``."""
+        """Verify the complete blob on the store's thread for digests. Implements ``filling.FilledBlob``."""
         self._home.prove(self._verify_later)
 
     def _verify_later(self) -> None:
@@ -390,12 +390,12 @@ class Blob:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
     def lost(self, filling: Filling, error: OSError) -> None:
-        """Drop bytes that the disk failed to sync, so that they are fetched again. Implements ``filling.Owner``."""
+        """Drop bytes that the disk failed to sync, which are then fetched again. Implements ``filling.FilledBlob``."""
         self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 
     def room_needed(self) -> None:
-        """Ask the store to evict blobs that nobody reads. Implements ``filling.Owner``."""
+        """Ask the store to evict blobs that nobody reads. Implements ``filling.FilledBlob``."""
         self._home.make_way(self)
 
     def let_go(self) -> bool:

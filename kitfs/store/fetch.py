@@ -24,7 +24,7 @@ from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Parked, Sink, Want
-from kitfs.store.stream import Owner, Piece, Pieces, Stream
+from kitfs.store.stream import FetchOwner, Piece, Pieces, Stream
 
 POLL: Final = 0.005  # seconds between two checks of the marks of another process
 PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
@@ -69,7 +69,9 @@ class Fetcher:
     registry may not. A reader waits ``patience`` seconds for a chunk that another process is fetching.
     """
 
-    def __init__(self, source: Source, sink: Sink, owner: Owner, *, name: str, rests: bool, patience: float) -> None:
+    def __init__(
+        self, source: Source, sink: Sink, owner: FetchOwner, *, name: str, rests: bool, patience: float
+    ) -> None:
         self._source = source
         self._sink = sink
         self._owner = owner

@@ -32,7 +32,7 @@ LAG: Final = 512 << 20  # bytes that may be stored but not hashed while a reader
 QUIET: Final = 0.1  # seconds without a waiting reader after which all stored bytes are hashed
 
 
-class Owner(Protocol):
+class FilledBlob(Protocol):
     """The blob that is filled. Its ``str`` names it in messages."""
 
     @property
@@ -58,7 +58,9 @@ class Filling:
     True after this process has hashed every byte and found the right digest; the bytes may not be fsynced yet.
     """
 
-    def __init__(self, home: Home, owner: Owner, entry: OpenEntry, source: Source | None, *, decoded: bool) -> None:
+    def __init__(
+        self, home: Home, owner: FilledBlob, entry: OpenEntry, source: Source | None, *, decoded: bool
+    ) -> None:
         self.entry: Final = entry
         self.size: int | None = entry.meta["size"]
         self.proven = entry.sealed
@@ -207,8 +209,8 @@ class Filling:
     def seal(self) -> bool:
         """Make proven bytes durable, and move the entry to the place of verified blobs.
 
-        Returns False if the entry was removed meanwhile. Raises OSError. If the disk fails to sync, ``Owner.lost`` is
-        called.
+        Returns False if the entry was removed meanwhile. Raises OSError. If the disk fails to sync, calls
+        ``FilledBlob.lost``.
         """
         try:
             with self._syncing:
@@ -234,7 +236,7 @@ class Filling:
             raise StoreError(f"{self._owner} cannot be read back: {(e.strerror or str(e)).lower()}")
 
     def save(self) -> None:
-        """Make stored bytes survive a reboot. If the disk fails to sync them, call ``Owner.lost``."""
+        """Make stored bytes survive a reboot. If the disk fails to sync them, call ``FilledBlob.lost``."""
         with self._syncing:
             if self._closed or self.entry.sealed:
                 return
@@ -288,10 +290,10 @@ class Filling:
             self._unsynced = 0
             self._home.later(self.save)
 
-    # -- methods that the fetcher calls (``stream.Owner``)
+    # -- methods that the fetcher calls (``stream.FetchOwner``)
 
     def landed(self) -> None:
-        """Call ``Owner.filled`` after a flight, if the blob is complete."""
+        """Call ``FilledBlob.filled`` after a flight, if the blob is complete."""
         if not self._stopped and not self.entry.sealed and self.complete:
             self._owner.filled(self)
 

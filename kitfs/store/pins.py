@@ -12,6 +12,7 @@ from typing import Any
 
 from kitfs.errors import InvalidReference
 from kitfs.gocompat.json import own_json
+from kitfs.oci.manifest import children
 from kitfs.oci.names import Digest
 from kitfs.store.refs import Refs
 from kitfs.store.repositories import Repositories
@@ -53,22 +54,20 @@ class Pins:
         linked = set(self._repositories.linked())
         pending = [descriptor["digest"] for _, _, descriptor in self._refs.items()]
         while pending:
-            text = pending.pop()
-            if text in found:
+            digest = pending.pop()
+            if digest in found:
                 continue
-            found.add(text)
-            manifest = self._manifest(text)
-            below = [manifest.get("config"), *(manifest.get("layers") or ())]
-            found.update(d["digest"] for d in below if isinstance(d, dict) and "digest" in d)
-            listed = manifest.get("manifests") or ()
-            pending += [d["digest"] for d in listed if isinstance(d, dict) and "digest" in d]
+            found.add(digest)
+            blobs, manifests = children(self._manifest(digest))
+            found.update(blob["digest"] for blob in blobs)
+            pending += [manifest["digest"] for manifest in manifests]
         found.update(descriptor["digest"] for _, _, descriptor in self._indexes.items())
         return found.union(linked, *self._held)
 
-    def _manifest(self, text: str) -> dict[str, Any]:
+    def _manifest(self, digest: str) -> dict[str, Any]:
         """Return a manifest of the store; an empty dict if it is missing or damaged."""
         try:
-            data = self._read(Digest.parse(text))
+            data = self._read(Digest.parse(digest))
             manifest: Any = own_json(data) if data else {}
         except (ValueError, InvalidReference):
             return {}

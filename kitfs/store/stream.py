@@ -28,7 +28,7 @@ Pieces = Generator[Piece, None, None]
 _everyone: Final = 1 << 62  # the number of a chunk beyond the end of every blob
 
 
-class Owner(Protocol):
+class FetchOwner(Protocol):
     """The blob that is filled."""
 
     def finished(self, size: int, sha256: str) -> bool:
@@ -65,7 +65,7 @@ class Stream:
     """
 
     def __init__(
-        self, source: Source, sink: Sink, owner: Owner, *, name: str, rests: bool, patience: float,
+        self, source: Source, sink: Sink, owner: FetchOwner, *, name: str, rests: bool, patience: float,
         start: Callable[..., None],
     ) -> None:  # fmt: skip
         self._source = source
