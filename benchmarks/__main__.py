@@ -114,7 +114,7 @@ def main() -> int:
     scratch = Path(tempfile.mkdtemp(prefix="kitfs-bench-", dir=options.scratch))
     about = describe()
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(f"model of {options.mib} MiB, {options.runs} runs: median (least to most)\n", flush=True)
+    print(f"model of {options.mib} MiB, {options.runs} runs: median (minimum to maximum)\n", flush=True)
     watch = Profile() if options.verb == "profile" else None
     status = 0
     with ExitStack() as stack:

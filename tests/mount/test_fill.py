@@ -77,7 +77,7 @@ def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
         assert host.status(mount)["fill"] == {"mode": "touched", "layer": None, "bytes": 0}
         for _ in range(127):
             assert len(file.read(MiB)) == MiB
-    wait_until(lambda: states(host, mount)[0] == "verified", f"{host.status(mount)}", seconds=60)
+    wait_until(lambda: states(host, mount)[0] == "verified", f"unexpected status: {host.status(mount)}", seconds=60)
     assert states(host, mount)[1] == "absent"
     status = host.status(mount)
     assert 16 * MiB < status["fill"]["bytes"] < 200 * MiB
@@ -94,7 +94,9 @@ def test_all_completes_every_layer_unread_and_none_completes_nothing(
     assert states(host, mount) == ["absent", "absent"]
     host.umount(mount)
     mount = host.mount(ref, "--fill", "all")
-    wait_until(lambda: states(host, mount) == ["verified", "verified"], f"{host.status(mount)}", seconds=60)
+    wait_until(
+        lambda: states(host, mount) == ["verified", "verified"], f"unexpected status: {host.status(mount)}", seconds=60
+    )
     assert host.status(mount)["fill"]["layer"] is None
 
 
@@ -102,8 +104,8 @@ def test_a_layer_is_completed_by_few_requests(own_registry: RegistryProcess, hos
     """The rest of a layer comes in one long response rather than in one for each step."""
     ref = big(own_registry, tmp_path, 128 * MiB)
     mount = host.mount(ref, "--fill", "all")
-    wait_until(lambda: states(host, mount) == ["verified"], f"{host.status(mount)}", seconds=60)
-    assert host.status(mount)["requests"] <= 12, "the layer was fetched in steps (it has 32)"
+    wait_until(lambda: states(host, mount) == ["verified"], f"unexpected status: {host.status(mount)}", seconds=60)
+    assert host.status(mount)["requests"] <= 12, "the layer was fetched by more than a few requests"
 
 
 def test_a_mount_that_is_being_filled_ends_without_the_rest(

@@ -379,7 +379,7 @@ def test_symlinks_keep_their_targets(host: Host) -> None:
 
 
 def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
-    """A path that a layer of garbage might contain is EIO. The other layers can be read."""
+    """Reading a path that a broken layer might contain fails with EIO. The other layers can be read."""
     good = kit_tar({"good/w": b"good"})
     mount = mounted(host, build([part("model", "bad", b"no tar" * 1000), part("docs", "good", good)]))
     assert (mount / "good/w").read_bytes() == b"good"

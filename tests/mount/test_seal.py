@@ -542,7 +542,11 @@ def assert_lazy(host: Host, ref: str, *options: str, because: str) -> None:
     """Assert that a complete kit is mounted by FUSE, that only the status says why, and that nothing is printed."""
     mount = host.mount(ref, *options)
     host.scan(mount)
-    wait_until(lambda: because in (host.status(mount)["not_sealed"] or ""), f"{host.status(mount)}", seconds=60)
+    wait_until(
+        lambda: because in (host.status(mount)["not_sealed"] or ""),
+        f"unexpected status: {host.status(mount)}",
+        seconds=60,
+    )
     assert (host.status(mount)["mode"], mount.warnings) == ("lazy", "")
     host.umount(mount)
     mount = host.mount(ref, *options)
@@ -682,5 +686,5 @@ def test_a_mount_that_is_filled_seals_itself_unread(host: Host, own_registry: Re
         [part("model", "model", kit_tar({"model/w.bin": BIG})), part("dataset", "data", files, compression="gzip")]
     )
     mount = host.mount(own_registry.push(kit, "seal/fill"), "--fill", "all")
-    wait_until(lambda: host.status(mount)["mode"] == "sealed", f"{host.status(mount)}", seconds=60)
+    wait_until(lambda: host.status(mount)["mode"] == "sealed", f"unexpected status: {host.status(mount)}", seconds=60)
     assert (mount / "data/d.bin").read_bytes() == BIG

@@ -41,7 +41,8 @@ def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -
     The registry logs a request a moment after it has sent the last byte of the response.
     """
     wait_until(
-        lambda: registry.moved(since, digest=digest) >= size, f"fewer than the {size} bytes of {digest} were served"
+        lambda: registry.moved(since, digest=digest) >= size,
+        f"the registry served fewer than the {size} bytes of {digest}",
     )
     assert registry.moved(since, digest=digest) <= size + size // 32 + 4 * GAP
 

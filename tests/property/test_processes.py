@@ -72,7 +72,7 @@ class Processes(RuleBasedStateMachine):
             self.processes.remove(process)
             return "killed", None
         outcome, result, bugs = answer
-        assert bugs == 0, "a thread of the store has met a bug"
+        assert bugs == 0, "a bug occurred in a thread of the store"
         assert outcome in ("done", "IntegrityError", "StoreError", "StoreFull", "Closed"), (outcome, result)
         return outcome, result
 
