@@ -14,7 +14,7 @@ LAYERS = 2
 
 
 def write_llama(path: Path) -> None:
-    """Write a GGUF file of the architecture llama: 2 layers, a vocabulary of bytes and letters, 5.6 MiB."""
+    """Write a GGUF file of 5.6 MiB for the architecture llama, with 2 layers and a vocabulary of bytes and letters."""
     kinds = gguf.TokenType
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, "▁", *(f"▁{letter}" for letter in letters)]
@@ -48,7 +48,7 @@ def write_llama(path: Path) -> None:
 
 
 def _shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the tensors by their names, without the ending ``.weight``."""
+    """Return name → shape of the tensors. The names do not have the ending ``.weight``."""
     shapes: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, WIDTH)}
     for layer in range(LAYERS):
         block = f"blk.{layer}"

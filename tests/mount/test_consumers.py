@@ -1,4 +1,4 @@
-"""The libraries that load models read them through cold and warm mounts: llama.cpp, gguf and safetensors."""
+"""Libraries that load models (llama.cpp, gguf and safetensors) work with cold and warm mounts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.registry_process import RegistryProcess
 
 pytestmark = [pytest.mark.mount, pytest.mark.interop]
 MiB = 1 << 20
-OVERHEAD = 256 << 10  # bytes of the manifest, the config, and the index and the end of the archive
+OVERHEAD = 256 << 10  # bytes of the manifest, the config, and the headers and the end of the archive
 LLAMA = """
 import sys
 import xllamacpp
@@ -50,7 +50,7 @@ with safe_open(sys.argv[1], "numpy") as file:
 
 
 def run(code: str, path: Path) -> str:
-    """Run a program with the path of a model, and return what it prints on stdout."""
+    """Run a program with the path of a model, and return its stdout."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=200
     )
@@ -61,7 +61,7 @@ def run(code: str, path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a GGUF and a safetensors file."""
+    """Return a directory with a GGUF and a safetensors file."""
     directory = tmp_path_factory.mktemp("models")
     write_llama(directory / "m.gguf")
     random = np.random.default_rng(2)
@@ -77,8 +77,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_is_loaded_through_cold_and_warm_mounts(
     own_registry: RegistryProcess, host: Host, models: Path, program: str, name: str
 ) -> None:
-    """The program prints what it prints for a local file. A cold load moves the model once and no other file of the
-    kit, and a warm load moves nothing of it.
+    """The output of the program is the same as for a local file.
+
+    A cold load transfers the model once and no other file of the kit, and a warm load transfers nothing of it.
     """
     if program == LLAMA:
         pytest.importorskip("xllamacpp", reason="xllamacpp is missing: install the extra dev")

@@ -1,4 +1,4 @@
-"""A mount shows only a kit that is signed as the command line demands, and is refused otherwise."""
+"""A mount shows a kit only if the kit is signed as the command line requires."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ KIT = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.
 
 @pytest.fixture
 def signed(host: Host, fake: FakeRegistry) -> str:
-    """The reference of a kit that the key of PUB has signed."""
+    """Return the reference of a kit that is signed by the key of PUB."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     host.kitfs("sign", kit, "--key", KEY, env=PASSWORD)
     return kit
 
 
 def refused(host: Host, *words: str | os.PathLike[str]) -> str:
-    """Run a verb that must fail with exit code 11 and one line; return the line."""
+    """Run a verb that must fail with exit code 11 and one line, and return the line."""
     done = host.kitfs(*words, check=False)
     assert (done.returncode, done.stdout) == (11, ""), done.stderr
     assert done.stderr.count("\n") == 1
@@ -42,7 +42,7 @@ def test_a_signed_kit_is_mounted(host: Host, signed: str) -> None:
 
 
 def test_another_key_is_refused(host: Host, signed: str, tmp_path: Path) -> None:
-    """The directory is as before, and no daemon runs."""
+    """The directory stays as before, and no daemon runs."""
     host.kitfs("generate-key-pair", "--output-key-prefix", tmp_path / "other", env=PASSWORD)
     line = refused(host, "mount", signed, host.mnt / "a", "--verify-key", tmp_path / "other.pub")
     assert "--verify-key demands a signature by key SHA256:" in line
@@ -55,7 +55,7 @@ def test_a_kit_without_a_signature_is_refused(host: Host, fake: FakeRegistry) ->
 
 
 def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """A manifest that differs in one byte has another digest, which nobody has signed."""
+    """A manifest that differs in one byte has another digest, for which there is no signature."""
     changed = KIT.manifest.replace(b'"schemaVersion":2', b'"schemaVersion": 2', 1)
     assert changed != KIT.manifest
     fake.put_manifest("team/kit", changed, tag="v1")
@@ -63,7 +63,7 @@ def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegis
 
 
 def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """The same request succeeds while the signature is there. Other demands are another request."""
+    """The same request succeeds while the signature exists. Other requirements are another request."""
     mounted = host.mount(signed, "--verify-key", PUB)
     host.mount(signed, "--verify-key", PUB)
     done = host.kitfs("mount", signed, mounted.path, check=False)
@@ -83,7 +83,7 @@ def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -
 
 
 def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """The verdict of the first mount counts while the registry cannot be reached, with a warning."""
+    """If the registry is unavailable, the verdict of the first mount counts, with a warning."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     fake.stop()
     mounted = host.mount(signed, "--verify-key", PUB)
@@ -91,7 +91,7 @@ def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry,
 
 
 def test_another_policy_finds_no_verdict(host: Host, fake: FakeRegistry, signed: str, tmp_path: Path) -> None:
-    """A policy under which the kit was never verified refuses it while the registry cannot be reached."""
+    """If the registry is unavailable, a policy without an earlier verdict refuses the kit."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     policy = tmp_path / "policy.json"
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}

@@ -1,4 +1,4 @@
-"""What a mount fetches before programs ask for it: the next tensors of a file, and what was read the last time."""
+"""A mount fetches bytes before programs request them: the next tensors of a file, and the reads of the last mount."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TENSOR = 16 * MiB
 def header(count: int) -> bytes:
     """Return the header of a safetensors file with ``count`` tensors of 16 MiB.
 
-    They lie in the reverse of the order of their names, so that the read-ahead of sequential reads does not help.
+    The tensors are in the reverse order of their names, so that the readahead of sequential reads does not help.
     """
     spans = {f"layers.{n:02}": [(count - n - 1) * TENSOR, (count - n) * TENSOR] for n in range(count)}
     text = json.dumps({k: {"dtype": "U8", "shape": [TENSOR], "data_offsets": v} for k, v in spans.items()}).encode()
@@ -34,7 +34,7 @@ def header(count: int) -> bytes:
 
 
 def model(registry: RegistryProcess, directory: Path, shards: int = 1, tensors: int = 12) -> str:
-    """Push a kit with a model of ``shards`` files, each in a layer, and an index of shards if there are several."""
+    """Push a kit with a model of ``shards`` files, each in its own layer. Several files get an index of shards."""
     head, parts = header(tensors), []
     for number in range(shards):
         name, path = f"model/{number}.safetensors", directory / f"{number}.tar"
@@ -72,7 +72,7 @@ def read_tensors(path: Path, *numbers: int, tensors: int = 12) -> None:
 def test_the_second_tensor_in_order_leads_to_the_next(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """The header and the first tensor lead to nothing."""
+    """After the header and the first tensor, nothing is fetched in advance."""
     mount = host.mount(model(own_registry, tmp_path))
     file = mount / "model/0.safetensors"
     read_tensors(file, 3)
@@ -98,7 +98,7 @@ def test_page_faults_of_a_mapped_file_are_followed(own_registry: RegistryProcess
 
 
 def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """If the store has the index of shards."""
+    """The next shard is fetched if the store has the index of shards."""
     mount = host.mount(model(own_registry, tmp_path, shards=3, tensors=4))
     json.loads((mount / "model/model.safetensors.index.json").read_text())
     read_tensors(mount / "model/0.safetensors", 0, 1, 2, 3, tensors=4)
@@ -110,7 +110,7 @@ def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProces
 def test_the_next_mount_repeats_the_reads_of_the_last(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Those bytes, and no others, are fetched before a program reads, and the status says how many were used."""
+    """Only the bytes that were read last time are fetched in advance. The status says how many were used."""
     ref = model(own_registry, tmp_path)
     mount = host.mount(ref)
     read(mount / "model/0.safetensors", 100 * MiB, 108 * MiB)
@@ -133,7 +133,7 @@ def test_a_long_order_is_repeated_only_as_far_as_it_is_used(
 ) -> None:
     ref = model(own_registry, tmp_path, tensors=60)
     mount = host.mount(ref)
-    for at in range(100, 10, -1):  # no reader in order, and less than what leads to all of the layer
+    for at in range(100, 10, -1):  # not in order, and too few reads to fetch the whole layer
         read(mount / "model/0.safetensors", at * MiB, (at + 1) * MiB)
     host.umount(mount)
     host.kitfs("cache", "clear")

@@ -1,7 +1,7 @@
-"""A process with a Store of its own, which a test drives, kills and lets fail; and the origins of the blobs in it.
+"""A process with its own Store, which a test controls, kills and lets fail, and the origins of the blobs in the store.
 
-What reaches the disk is simulated: each process writes down what it has written and synced (``Journal``), so that a
-test can take away, as a power failure does, what no sync has covered.
+The content of the disk is simulated: each process records what it has written and synced (``Journal``), so that a test
+can remove the bytes that no sync has covered, as a power failure does.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
-PATIENCE: Final = 60  # seconds
+PATIENCE: Final = 60  # seconds to wait for an answer
 PAGE: Final = 4096
 CALLS: Final[tuple[tuple[ModuleType, str], ...]] = (
     (fcntl, "flock"),
     (fcntl, "fcntl"),
     *((os, name) for name in ("open", "mkdir", "pwrite", "rename", "replace", "unlink", "fsync", "fdatasync")),
-)  # calls right before which a process may be killed
+)  # the process may be killed right before these calls
 
 
 def deflate(plain: bytes) -> bytes:
-    """Compress without making it smaller, and without a checksum that would find wrong bytes."""
+    """Compress without reducing the size, and without a checksum that would detect wrong bytes."""
     encoder = zlib.compressobj(0, zlib.DEFLATED, -15)
     return encoder.compress(plain) + encoder.flush()
 
 
 def inflate(wire: bytes) -> bytes:
-    """Decompress as far as the stream goes; b"" when it is damaged."""
+    """Decompress as far as the stream is complete. A damaged stream gives b"" as its result."""
     try:
         return zlib.decompressobj(-15).decompress(wire)
     except zlib.error:
@@ -51,7 +51,7 @@ def inflate(wire: bytes) -> bytes:
 
 
 class Content(NamedTuple):
-    """A blob: its right bytes, and others of the same length that a liar sends for its digest."""
+    """A blob: its right bytes, and other bytes of the same length that a hostile registry sends for its digest."""
 
     right: bytes
     wrong: bytes
@@ -73,7 +73,8 @@ CONTENTS: Final = (_content(1, 150_000, 120_000), _content(2, 300_001, 0), _cont
 class Origin(NamedTuple):
     """A registry that sends ``sends`` for a blob, of which its manifest declares ``size`` bytes.
 
-    ``right``: a read never fails, and returns the right bytes. ``heals``: it has a second endpoint, which is right.
+    If ``right`` is set, a read never fails and returns the right bytes. If ``heals`` is set, a second endpoint sends
+    the right bytes.
     """
 
     sender: str
@@ -85,7 +86,7 @@ class Origin(NamedTuple):
 
 
 def origins(content: Content) -> tuple[Origin, ...]:
-    """Return the origins of a blob; the last one is a kit that is in the store only."""
+    """Return the origins of a blob. The last origin is a kit that only the store has."""
     right, wrong, size = content.right, content.wrong, len(content.right)
     lie = right[: size // 2] + bytes([right[size // 2] ^ 1]) + right[size // 2 + 1 :]
     return (
@@ -103,7 +104,7 @@ def origins(content: Content) -> tuple[Origin, ...]:
 
 
 class Sender(BytesSource):
-    """What an origin sends; ``distrust`` turns to the second endpoint."""
+    """The source of an origin's bytes. ``distrust`` selects the second endpoint."""
 
     def __init__(self, origin: Origin, content: Content) -> None:
         super().__init__(origin.sends or b"", ranged=origin.ranged)
@@ -118,7 +119,7 @@ class Sender(BytesSource):
 
 
 class Inflated:
-    """The decoder of a blob, as a Source."""
+    """A source that decodes a blob."""
 
     ranged = False
     sender = ""
@@ -143,17 +144,17 @@ class Inflated:
 
 
 class Journal:
-    """What one process has written and synced, in a file that survives it; the processes of a store share one file.
+    """The writes and syncs of one process, in a file that survives it. The processes of a store share one file.
 
-    A line is [event, inode, ...]: "write" with offset and length before the write; "sync" before a sync of the file and
-    "synced" after it, or "failed" when the disk did not take the bytes.
+    A line is [event, inode, ...]. "write" has the offset and the length, and is recorded before the write. "sync" is
+    recorded before a sync of the file. After the sync, "synced" is recorded, or "failed" if it failed.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._write = os.write
-        self.opened: dict[int, int] = {}  # by descriptor: the length of the journal when it was opened
+        self.opened: dict[int, int] = {}  # descriptor → length of the journal when it was opened
 
     def note(self, *event: object) -> None:
         self._write(self._file, json.dumps(event).encode() + b"\n")
@@ -162,7 +163,10 @@ class Journal:
         return os.fstat(self._file).st_size
 
     def failed_since(self, fd: int, inode: int) -> bool:
-        """Return whether a sync of the file failed after it was opened: every open file reports it once (fsync(2))."""
+        """Return whether a sync of the file failed after it was opened.
+
+        Every open file reports such a failure once (fsync(2)).
+        """
         with open(self._path, "rb") as f:
             f.seek(self.opened.get(fd, 0))
             failed = any(json.loads(line)[:2] == ["failed", inode] for line in f)
@@ -172,7 +176,7 @@ class Journal:
 
 
 class Faults:
-    """What is to happen to a process: it is killed right before call number ``die_at``, or its next sync fails."""
+    """The faults of a process: it is killed right before call number ``die_at``, or its next sync fails."""
 
     def __init__(self, journal: Journal) -> None:
         self.die_at: int | None = None
@@ -221,7 +225,7 @@ class Faults:
 
 
 def lost_pages(journal: str) -> dict[int, set[int]]:
-    """Return which pages of which inodes a power failure takes: written ones that no sync has covered."""
+    """Return inode → pages that a power failure loses, which are written pages that no sync has covered."""
     dirty: dict[int, set[int]] = {}
     lost: dict[int, set[int]] = {}
     syncing: dict[int, set[int]] = {}
@@ -244,20 +248,20 @@ def lost_pages(journal: str) -> dict[int, set[int]]:
 
 
 class Process:
-    """A process with the store in ``root``; ``run`` is what it does."""
+    """A process with the store in ``root``, which runs ``run``."""
 
     def __init__(self, root: str, journal: str) -> None:
         self.connection, theirs = _context.Pipe()
         self.process = _context.Process(target=run, args=(theirs, root, journal), daemon=True)
         self.process.start()
         theirs.close()
-        self.blobs: dict[int, tuple[Content, Origin, bool]] = {}  # by number: what is open
+        self.blobs: dict[int, tuple[Content, Origin, bool]] = {}  # number → open blob
 
     def send(self, *command: Any) -> None:
         self.connection.send(command)
 
     def answer(self) -> Any:
-        """Return the answer to a command; None when the process was killed."""
+        """Return the answer to a command, or None if the process was killed."""
         try:
             if not self.connection.poll(PATIENCE):
                 raise AssertionError("a process with a store does not answer")
@@ -266,7 +270,7 @@ class Process:
             return None
 
     def call(self, *command: Any) -> Any:
-        """Send a command and return its answer; None when the process was killed."""
+        """Send a command and return its answer, or None if the process was killed."""
         try:
             self.send(*command)
         except (BrokenPipeError, ConnectionResetError):
@@ -286,7 +290,7 @@ _context.set_forkserver_preload([__name__])
 
 
 def run(connection: Connection, root: str, journal: str) -> None:
-    """Open the store and do what the commands say, until the other end is closed or says "end"."""
+    """Open the store and execute commands, until the other end is closed or sends "end"."""
     faults = Faults(Journal(journal))
     counters = Counters()
     store = Store.open(root, counters=counters, log=logging.getLogger("kitfs.test"), free_share=0.0, patience=2.0)

@@ -1,7 +1,7 @@
-"""A mount is read at random by several threads and by mappings, while its layers are filled, evicted and sealed, and
-while its daemon is killed: every byte is the one that was packed, and no hole is read as zeros.
+"""Every byte of a mount is right while its layers are filled, evicted and sealed, and its daemon is killed.
 
-``KITFS_EXAMPLES`` sets how many runs are tried.
+Several threads and mappings read the mount at random. No hole may read as zeros. ``KITFS_EXAMPLES`` sets the number of
+runs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ GONE = {errno.ENOTCONN, errno.ECONNABORTED, errno.ENOENT, errno.ESTALE, errno.EN
 ACTIONS = ["fill", "read a file", "evict", "seal", "kill", "mount", "wait"]
 OPTIONS = [(), ("--cache-size", "6MiB"), ("--seal", "never"), ("--fill", "all"), ("--fill", "none")]
 
-# Reads pages of mapped files in a process of its own, which a mount that ends under it may kill (SIGBUS).
+# Reads pages of mapped files in a process of its own, which the end of the mount may kill (SIGBUS).
 MAPPED = """
 import mmap, random, sys, time
 mounted, packed, seed = sys.argv[1:4]
@@ -65,7 +65,7 @@ while True:
 class Readers:
     """Threads that read the files of a mount at random until the block of ``running`` ends.
 
-    A read may fail only while the mount is being ended or made, or through a file of a mount that was ended.
+    A read may fail only while the mount is being ended or made, or through a file of a mount that has ended.
     """
 
     def __init__(self, path: Path, seed: int) -> None:
@@ -73,7 +73,7 @@ class Readers:
         self.seed = seed
         self.wrong: list[str] = []
         self.reads = 0
-        self._epoch = 1  # odd while the mount may not be there
+        self._epoch = 1  # odd while the mount may not exist
         self._stop = threading.Event()
 
     @contextmanager
@@ -99,7 +99,7 @@ class Readers:
 
     def _read(self, number: int) -> None:
         r = random.Random(self.seed * 100 + number)
-        opened: dict[str, tuple[int, int]] = {}  # by name: the descriptor, and the epoch in which it was opened
+        opened: dict[str, tuple[int, int]] = {}  # name → (descriptor, epoch in which it was opened)
         while not self._stop.is_set():
             name = r.choice(list(FILES))
             epoch = self._epoch
@@ -135,7 +135,7 @@ class Scene:
         self.mapped: subprocess.Popen[str] | None = None
 
     def run(self, actions: list[tuple[str, tuple[str, ...]]]) -> None:
-        """Do the actions while everybody reads."""
+        """Run the actions while all readers read."""
         try:
             self.mount_again(())
             with self.readers.running(4):
@@ -173,7 +173,7 @@ class Scene:
             raise AssertionError(f"wrong bytes: {out} {err}")
 
     def end(self) -> None:
-        """End the mount, under its readers."""
+        """End the mount while its readers read."""
         if self.mapped is not None:
             self.check_mapped()
             self.mapped.kill()
@@ -190,7 +190,7 @@ class Scene:
             pid = self.host.status(self.mount)["pid"]
             if pid is not None:
                 if self.mapped is not None:
-                    self.mapped.kill()  # a mapping without a daemon is SIGBUS
+                    self.mapped.kill()  # a page fault without a daemon causes SIGBUS
                     self.mapped.communicate()
                     self.mapped = None
                 try:
@@ -201,20 +201,20 @@ class Scene:
             self.mount_again(())
 
     def fill(self) -> None:
-        """Another process completes every layer."""
+        """Let another process complete every layer."""
         self.host.kitfs("warm", self.ref)
 
     def read_a_file(self) -> None:
-        """One reader reads a file from its beginning to its end."""
+        """Let one reader read a file from its beginning to its end."""
         name = random.Random(self.readers.reads).choice(list(FILES))
         assert (self.readers.path / name).read_bytes() == FILES[name]
 
     def evict(self) -> None:
-        """Another process removes every blob that is not in use."""
+        """Let another process remove every blob that is not in use."""
         self.host.kitfs("cache", "clear")
 
     def seal(self) -> None:
-        """Ask for a sealed mount, which is refused while layers are missing."""
+        """Request a sealed mount, which is refused while layers are incomplete."""
         self.host.kitfs("seal", self.readers.path, check=False)
 
 
@@ -225,7 +225,7 @@ class Scene:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize="KITFS_EXAMPLES" not in os.environ,  # the same actions everywhere, unless more are asked for
+    derandomize="KITFS_EXAMPLES" not in os.environ,  # the same actions everywhere, unless KITFS_EXAMPLES is set
     suppress_health_check=list(HealthCheck),
 )
 def test_every_byte_is_the_packed_one(

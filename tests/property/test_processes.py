@@ -1,8 +1,8 @@
-"""A state machine over several processes that share a store: no byte is read that its origin did not send or that its
-digest does not prove.
+"""Several processes that share a store read only bytes that their origin sent or that their digest proves.
 
-Origins lie about bytes and sizes; processes are killed between any two system calls; disks fail to sync; blobs are
-evicted; and the machine loses power, with all that was not synced. ``KITFS_EXAMPLES`` sets how many runs are tried.
+This state machine has origins that lie about bytes and sizes, processes that are killed between any two system calls,
+disks that fail to sync, evictions, and power failures that lose all bytes that were not synced. ``KITFS_EXAMPLES`` sets
+the number of runs.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ALL = ("fill", "verify", "close")
 
 
 def expected(content: Content, origin: Origin, decoded: bool) -> list[bytes]:
-    """Return the forms of a blob that may be read: the right one, and the one that its origin sends."""
+    """Return the forms of a blob that may be read: the right form, and the form that its origin sends."""
     forms = [content.right] if origin.right or origin.sends is None else [content.right, origin.sends]
     return [inflate(form) for form in forms] if decoded else forms
 
 
 class Processes(RuleBasedStateMachine):
-    """The reference model is what the origins send."""
+    """A state machine whose reference model is the bytes that the origins send."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class Processes(RuleBasedStateMachine):
 
     @initialize(content=ANY, others=st.lists(st.integers(1, ORIGINS - 1), min_size=1, max_size=2, unique=True))
     def begin(self, content: int, others: list[int]) -> None:
-        """Two processes share a store from the beginning. A blob comes from a right origin and from one or two others.
+        """Start two processes that share a store. A blob comes from a right origin and from one or two others.
 
-        Few blobs and origins, so that they meet often.
+        There are few blobs and origins, so that they often meet.
         """
         self.content = content % len(CONTENTS)
         self.origins = [0, *others]
@@ -58,7 +58,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule()
     def start(self) -> None:
-        """A process opens the store, unless three have done so."""
+        """Let a process open the store, unless three processes have it open."""
         if len(self.processes) < 3:  # not a precondition: hypothesis needs the same choices in every run
             self.processes.append(Process(os.path.join(self.root, "store"), self.journal))
 
@@ -66,7 +66,7 @@ class Processes(RuleBasedStateMachine):
         return self.processes[number % len(self.processes)] if self.processes else None
 
     def done(self, process: Process, answer: Any) -> tuple[str, Any]:
-        """Check an answer; a process that was killed is forgotten."""
+        """Check an answer. A process that was killed is forgotten."""
         if answer is None:
             process.kill()
             self.processes.remove(process)
@@ -78,7 +78,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY, origin=ANY, decoded=st.booleans(), at=AT, size=SIZE)
     def open(self, process: int, origin: int, decoded: bool, at: int, size: int) -> None:
-        """A process opens a blob of a kit of one of the origins, and reads."""
+        """Let a process open a blob of a kit from one of the origins, and read it."""
         user = self.chosen(process)
         if user is None:
             return
@@ -93,7 +93,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY, decoded=st.booleans())
     def complete(self, process: int, decoded: bool) -> None:
-        """A process brings the whole blob from a right origin, and verifies it."""
+        """Let a process fetch the whole blob from a right origin, and verify it."""
         user = self.chosen(process)
         if user is not None:
             self.numbers += 1
@@ -118,19 +118,19 @@ class Processes(RuleBasedStateMachine):
 
     @rule(at=AT, size=SIZE, process=ANY, blob=ANY)
     def read(self, at: int, size: int, process: int, blob: int) -> None:
-        """One process reads."""
+        """Let one process read."""
         user = self.chosen(process)
         if user is not None and user.blobs:
             self.read_by([(user, list(user.blobs)[blob % len(user.blobs)])], at, size)
 
     @rule(at=AT, size=SIZE)
     def read_at_once(self, at: int, size: int) -> None:
-        """Every process reads at the same time from the blob that it opened last."""
+        """Let every process read at the same time from the blob that it opened last."""
         self.read_by([(user, max(user.blobs)) for user in self.processes if user.blobs], at, size)
 
     @rule(what=st.sampled_from(["fill", "verify", "let go", "state", "close"]), process=ANY, blob=ANY)
     def use(self, what: str, process: int, blob: int) -> None:
-        """A process fills a blob, verifies it, lets go of it, asks for its state or closes it."""
+        """Let a process fill a blob, verify it, let go of it, request its state or close it."""
         user = self.chosen(process)
         if user is None or not user.blobs:
             return
@@ -143,14 +143,14 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY)
     def evict(self, process: int) -> None:
-        """A process removes every blob that nobody uses."""
+        """Let a process remove every blob that is not in use."""
         user = self.chosen(process)
         if user is not None:
             self.done(user, user.call("evict"))
 
     @rule(process=ANY)
     def check(self, process: int) -> None:
-        """A verified blob that is read back has its digest."""
+        """Check that a verified blob that is read back has its digest."""
         user = self.chosen(process)
         if user is not None:
             outcome, result = self.done(user, user.call("check", self.content))
@@ -158,21 +158,21 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY)
     def sync_fails(self, process: int) -> None:
-        """The next sync of a process fails."""
+        """Let the next sync of a process fail."""
         user = self.chosen(process)
         if user is not None:
             self.done(user, user.call("syncs fail"))
 
     @rule(process=ANY, calls=st.integers(0, 120))
     def die(self, process: int, calls: int) -> None:
-        """A process is killed after some more system calls."""
+        """Kill a process after some more system calls."""
         user = self.chosen(process)
         if user is not None:
             self.done(user, user.call("die", calls))
 
     @rule(process=ANY)
     def kill(self, process: int) -> None:
-        """A process is killed."""
+        """Kill a process."""
         user = self.chosen(process)
         if user is not None:
             self.done(user, None)
@@ -180,7 +180,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY)
     def end(self, process: int) -> None:
-        """A process closes its store and ends."""
+        """Close the store of a process, and end the process."""
         user = self.chosen(process)
         if user is not None:
             self.done(user, user.call("end"))
@@ -189,8 +189,10 @@ class Processes(RuleBasedStateMachine):
 
     @rule(metadata=st.booleans())
     def lose_power(self, metadata: bool) -> None:
-        """Every process ends at once, and so does the boot. Pages that no sync has covered are zeros afterwards; with
-        ``metadata`` so are the files that the store never syncs.
+        """End every process and the boot at the same time.
+
+        Afterwards, pages that no sync has covered are zeros. With ``metadata``, files that the store never syncs are
+        zeros too.
         """
         for user in list(self.processes):
             self.done(user, None)
@@ -205,7 +207,7 @@ class Processes(RuleBasedStateMachine):
                         f.write(bytes(min(PAGE, max(0, path.stat().st_size - page * PAGE))))
             elif path.name == "present":
                 raw = path.read_bytes()
-                path.write_bytes(raw[:12] + bytes(16) + raw[28:])  # of another boot
+                path.write_bytes(raw[:12] + bytes(16) + raw[28:])  # the id of another boot
             elif path.name == "meta.json" and metadata:
                 path.write_bytes(bytes(path.stat().st_size))
         os.unlink(self.journal)
@@ -221,7 +223,7 @@ Processes.TestCase.settings = settings(
     max_examples=EXAMPLES,
     stateful_step_count=30,
     deadline=None,
-    derandomize="KITFS_EXAMPLES" not in os.environ,  # the same runs everywhere, unless more are asked for
+    derandomize="KITFS_EXAMPLES" not in os.environ,  # the same runs everywhere, unless KITFS_EXAMPLES is set
     suppress_health_check=list(HealthCheck),
 )
 TestProcesses = Processes.TestCase

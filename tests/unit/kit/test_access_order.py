@@ -1,4 +1,4 @@
-"""The order of first reads is recorded, kept by digest, and says what of the bytes fetched ahead was used."""
+"""The order of first reads is recorded by digest, and counts how many of the prefetched bytes were used."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kitfs.layers.index import Extent, Member
 
 
 class Layer:
-    """A layer of which only the digest matters."""
+    """A layer that has only a digest."""
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
 
 
 class File(Node):
-    """A file of ``extents`` of a layer."""
+    """A file with the given extents in a layer."""
 
     def __init__(self, digest: str, *extents: Extent) -> None:
         size = max(extent.file_offset + extent.length for extent in extents)
@@ -47,7 +47,7 @@ class Notes:
 
 
 def whole(digest: str, units: int) -> File:
-    """Return a file that is all of a layer of ``units`` units."""
+    """Return a file that is a whole layer of ``units`` units."""
     return File(digest, Extent(0, 0, units * UNIT))
 
 
@@ -63,7 +63,7 @@ def test_first_reads_are_recorded_in_their_order_as_runs() -> None:
 
 
 def test_the_extents_of_a_file_decide_which_units_it_touches() -> None:
-    """Holes are not in the layer."""
+    """Holes are not stored in the layer."""
     order = AccessOrder({"a": 100 * UNIT})
     file = File("a", Extent(0, 7 * UNIT, UNIT), Extent(5 * UNIT, 90 * UNIT, UNIT))
     order.read(file, 0, 6 * UNIT)
@@ -94,7 +94,7 @@ def test_an_order_is_bounded() -> None:
 
 
 def test_bytes_that_were_fetched_ahead_are_used_when_they_are_read() -> None:
-    """Bytes that were read before, or are read twice, do not count."""
+    """Bytes that were read before, or that are read twice, do not count."""
     order, a = AccessOrder({"a": 10 * UNIT}), whole("a", 10)
     order.read(a, 0, 1)
     order.fetched_ahead("a", 0, 3 * UNIT + 100)
@@ -118,7 +118,7 @@ def test_a_mount_that_read_nothing_keeps_the_order() -> None:
 
 
 def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
-    """What it has read comes first, and is not named twice."""
+    """Units that were read now come first, and each unit is listed once."""
     order = AccessOrder({"a": 100 * UNIT})
     order.read(whole("a", 100), 5 * UNIT, UNIT)
     before = [Run("a", 0, 20), Run("a", 60, 20), Run("a", 40, 20)]
@@ -126,7 +126,7 @@ def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
 
 
 def test_the_order_of_layers_whose_reads_were_not_seen_is_kept() -> None:
-    """Those that the kernel reads itself, and those that this mount does not show."""
+    """Such layers are those that the kernel reads itself, and those that this mount does not show."""
     order = AccessOrder({"a": 100 * UNIT, "b": 100 * UNIT})
     order.read(whole("a", 100), 0, 50 * UNIT)
     before = [Run("b", 0, 9), Run("a", 90, 9), Run("c", 1, 2)]

@@ -1,4 +1,4 @@
-"""Admission: what is asked, how a refusal reads, and when an earlier verdict counts."""
+"""Admission decides whether a kit may be used: its requests, its refusals, and when an earlier verdict counts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Hints:
 
 
 class Place:
-    """A repository with tagged signatures of keys; ``error`` is raised by every request."""
+    """A repository with tagged signatures of keys. If ``error`` is set, every request raises it."""
 
     def __init__(self, *keys: PrivateKey) -> None:
         self.error: KitfsError | None = None
@@ -76,7 +76,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def signer() -> PrivateKey:
-    """The key that belongs to PUB."""
+    """Return the private key that belongs to PUB."""
     return private_key((GOLDEN / "cosign/test-only.key").read_bytes(), "k", lambda: b"pw")
 
 
@@ -102,7 +102,7 @@ def unreachable() -> Unavailable:
 
 
 def test_a_signed_kit_is_accepted_and_the_verdict_is_kept(signer: PrivateKey) -> None:
-    """The verdict has the digests of the signatures that were right."""
+    """The verdict has the digests of the valid signatures."""
     world = World([Place(signer)])
     world.check()
     [verdict] = world.hints.notes.values()
@@ -120,7 +120,7 @@ def test_a_refusal_is_one_line_with_the_rule_and_the_signers(signer: PrivateKey)
 
 
 def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) -> None:
-    """A mirror without signatures, or one that fails, does not hide those of the registry."""
+    """A mirror that has no signatures or that fails does not hide the signatures at the registry."""
     broken, empty, registry = Place(), Place(), Place(signer)
     broken.error = unreachable()
     World([broken, empty, registry]).check()
@@ -130,7 +130,7 @@ def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) ->
 def test_a_verdict_counts_while_the_registry_cannot_be_reached(
     signer: PrivateKey, error: KitfsError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It counts for MAX_AGE, with a warning, and not a second longer; a clock that was set back does not help."""
+    """A verdict counts for MAX_AGE, with a warning. A clock that was set back does not extend this time."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = error
@@ -168,7 +168,7 @@ def test_a_verdict_is_for_one_repository_and_digest(signer: PrivateKey, other: C
 
 
 def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None:
-    """A policy that has changed since finds no verdict."""
+    """A policy that has changed since then has no verdict."""
     path = tmp_path / "policy.json"
 
     def write(kind: str) -> None:
@@ -188,7 +188,7 @@ def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None
 
 
 def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -> None:
-    """After the registry has answered without the signature, being unreachable does not bring the verdict back."""
+    """After the registry returned no signature, the verdict does not count, even if the registry is down later."""
     world = World([Place(signer)])
     world.check()
     world.places = [Place()]
@@ -200,7 +200,7 @@ def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -
 
 
 def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: PrivateKey) -> None:
-    """A registry that answers 401 decides: no verdict is used, and the reason is in the message."""
+    """If the registry returns 401, no verdict is used, and the message gives the reason."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = Unauthorized("registry.example.com denied access")
@@ -209,7 +209,7 @@ def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: Private
 
 
 def test_a_verdict_of_one_rule_does_not_count_for_another(signer: PrivateKey, tmp_path: Path) -> None:
-    """Two policies in one file match a kit. The first is satisfied; the second never was, so it has no verdict."""
+    """Two policies in one file match a kit. The second was never satisfied, so it has no verdict."""
     path = tmp_path / "policy.yaml"
     document = (
         "apiVersion: policy.sigstore.dev/v1beta1\nkind: ClusterImagePolicy\nmetadata: {name: NAME}\n"

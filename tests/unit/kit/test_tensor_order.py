@@ -1,4 +1,4 @@
-"""Programs that read the tensors of a file in order are recognized, and what they will read next is known."""
+"""Programs that read the tensors of a file in order are recognized, and their next reads are predicted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MiB = 1 << 20
 
 
 def tensors(count: int = 20, size: int = 16 * MiB, first: int = 4096, names: str = "{:03}") -> list[Tensor]:
-    """Return tensors that lie one behind the other."""
+    """Return contiguous tensors."""
     return [Tensor(names.format(n), "U8", (size,), first + n * size, size) for n in range(count)]
 
 
@@ -27,12 +27,12 @@ def read(order: TensorOrder, tensor: Tensor, *, step: int = MiB, share: float = 
 
 
 def ahead(order: TensorOrder) -> int:
-    """Return how many bytes should be fetched ahead."""
+    """Return how many bytes should be fetched in advance."""
     return sum(stop - start for start, stop in order.ahead())
 
 
 def test_a_header_and_one_tensor_lead_to_nothing() -> None:
-    """The neighbours of the tensor are touched by the kernel's read-ahead."""
+    """The kernel's readahead touches the neighbours of the tensor, which must not count as reads."""
     found = tensors()
     order = TensorOrder(found)
     order.feed(0, 4096)
@@ -45,7 +45,7 @@ def test_a_header_and_one_tensor_lead_to_nothing() -> None:
 
 
 def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
-    """At most half of what was read is fetched ahead, and at most 64 MiB."""
+    """At most half of the bytes that were read are fetched in advance, and at most 64 MiB."""
     found = tensors()
     order = TensorOrder(found)
     read(order, found[3])
@@ -62,7 +62,7 @@ def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
 
 @pytest.mark.parametrize("step", [128 << 10, 512 << 10])
 def test_page_faults_of_several_threads_with_gaps_are_readers(step: int) -> None:
-    """Four threads read a quarter of each tensor each, by faults that leave out a part."""
+    """Each of four threads reads a quarter of each tensor, by page faults that leave out a part."""
     found = tensors()
     order = TensorOrder(found)
     for tensor in found[:4]:
@@ -85,7 +85,7 @@ def test_a_slice_of_each_tensor_is_enough() -> None:
 
 
 def test_small_tensors_lie_on_the_way() -> None:
-    """They are fetched with the others, and a reader may have read them or not."""
+    """Small tensors are fetched with the others, whether a reader has read them or not."""
     sizes = [16 * MiB, 8192, 16 * MiB, 8192, 8192, 16 * MiB]
     found = [Tensor(str(n), "U8", (size,), sum(sizes[:n]), size) for n, size in enumerate(sizes)]
     order = TensorOrder(found)
@@ -99,7 +99,7 @@ def test_small_tensors_lie_on_the_way() -> None:
 
 
 def test_the_order_of_names_is_followed_where_it_differs() -> None:
-    """safetensors sorts its keys: layer 10 comes before layer 2."""
+    """safetensors sorts its keys, so that layer 10 comes before layer 2."""
     found = tensors(names="layer.{}")
     order = TensorOrder(found)
     for number in (1, 10, 11):
@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_the_order_is_forgotten() -> None:
 
 
 def test_several_readers_are_followed_at_the_same_time() -> None:
-    """As many as are remembered; the window of each is its own."""
+    """The number of readers is limited, and each reader has its own window."""
     found = tensors(200)
     order = TensorOrder(found)
     for number in range(3):
@@ -153,7 +153,7 @@ def test_several_readers_are_followed_at_the_same_time() -> None:
 
 
 def test_a_reader_goes_on_in_the_next_shard() -> None:
-    """The last tensors of a file lead beyond it, and the first tensor of the next file is in order."""
+    """The last tensors of a file lead to the next file, whose first tensor continues the order."""
     order, following = TensorOrder(tensors(4)), TensorOrder(tensors(4))
     for number, tensor in enumerate(tensors(4)):
         read(order, tensor)
@@ -168,7 +168,7 @@ def test_a_reader_goes_on_in_the_next_shard() -> None:
 
 
 def test_overlapping_tensors_of_a_hostile_file_cost_nothing() -> None:
-    """A hundred thousand tensors at one offset are one tensor."""
+    """A hundred thousand tensors at one offset count as one tensor."""
     found = [Tensor(str(n), "U8", (MiB,), 0, 4 * MiB) for n in range(100_000)]
     order = TensorOrder(found)
     read(order, found[0])
@@ -177,7 +177,7 @@ def test_overlapping_tensors_of_a_hostile_file_cost_nothing() -> None:
 
 @given(st.randoms(use_true_random=False), st.integers(1, 30))
 def test_what_is_ahead_lies_in_tensors_and_is_bounded(source: random.Random, count: int) -> None:
-    """For any sizes, names and reads."""
+    """This is true for any sizes, names and reads."""
     at, found = 100, []
     for n in range(count):
         size = source.choice([0, 10, 5000, 2 * MiB, 9 * MiB])

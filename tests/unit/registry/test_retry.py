@@ -197,7 +197,7 @@ def test_many_mirrors_share_the_patience() -> None:
 
 
 def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
-    """Connections that a registry refuses during its restart are retried for several seconds."""
+    """Refused connections to a host that answered before are retried for several seconds."""
     script = Script([200])
     ask = script.run()
     assert ask() == 200
@@ -208,7 +208,7 @@ def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
 
 
 def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
-    """The time for a restart begins with the first refused connection, and a later response renews it."""
+    """The time for a restart starts with the first refused connection. A later response renews it."""
     script = Script([200])
     ask = script.run()
     refused = httpx.ConnectError("[Errno 111] Connection refused")
@@ -224,7 +224,7 @@ def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
 
 
 def test_a_mirror_is_not_waited_for() -> None:
-    """A request to a mirror that answered before has a smaller budget, since another endpoint can answer."""
+    """A request to a mirror that answered before has a smaller budget, because another endpoint can answer."""
     script = Script([200])
     ask = script.run()
     assert ask() == 200

@@ -323,8 +323,9 @@ def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, dam
 
 @pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("sealed", "damaged")])
 def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
-    """Reading back finds a sealed entry that has lost its data, or that has neither a meta.json nor a ``sealed`` that
-    can be read.
+    """Reading back finds a sealed entry that has lost its data.
+
+    It also finds an entry in which neither meta.json nor ``sealed`` can be parsed.
     """
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST), "meta.json").write_text("{")

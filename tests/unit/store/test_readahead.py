@@ -155,7 +155,7 @@ def test_an_announced_reader_may_limit_its_window() -> None:
 
 
 def test_a_request_is_not_held_back_when_another_cursor_is_at_the_same_place() -> None:
-    """The reader of a file meets the background filler of its layer. Each may have a request, which follows both."""
+    """If a reader and the background filler are at the same place, a request follows both."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         read(readahead, start, start + MIB)

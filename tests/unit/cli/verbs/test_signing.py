@@ -317,12 +317,12 @@ def test_a_key_of_the_settings_file_is_the_client_key(
     assert kitfs("sign", kit, "--settings", settings).code == 0
 
 
-# -- pull and unpack demand signatures
+# -- signatures that pull and unpack require
 
 
 @pytest.mark.parametrize("verb", [["pull"], ["unpack", "-d", "out"]])
 def test_a_kit_is_used_only_if_it_is_signed(kitfs: Kitfs, kit: str, key: Path, other: Path, verb: list[str]) -> None:
-    """With --verify-key a kit without the key's signature is refused before a layer is fetched, and nothing is kept."""
+    """With --verify-key, a kit without the key's signature is refused before a layer is fetched. Nothing is stored."""
     refused = kitfs(*verb, kit, "--verify-key", PUB)
     assert (refused.code, refused.err.count("\n")) == (11, 1)
     assert "no signature was found" in refused.err
@@ -340,7 +340,7 @@ def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRe
 
 
 def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """A kit of the store is checked at its registry too; without the registry, the verdict of the pull counts."""
+    """A stored kit is checked at its registry too. If the registry is unavailable, the verdict of the pull counts."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     assert kitfs("pull", kit).code == 0
     assert kitfs("unpack", kit, "-d", "a", "--verify-key", PUB).code == 11
@@ -354,7 +354,7 @@ def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry
 
 
 def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """A kit whose model is that of another kit is used only if both are signed."""
+    """A kit with a parent is used only if both are signed."""
     weights = kits.Part(kind="model", path="model", content=kits.kit_tar({"model/w.bin": b"weights"}))
     parent = fake.put_kit("team/parent", kits.build([weights]), "v1")
     docs = kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"child"}))
@@ -368,7 +368,7 @@ def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry
 
 
 def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
-    """A refusal says which rule of which file; both options together must be satisfied."""
+    """A refusal names the rule and the file. If both options are given, both must be satisfied."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     policy = tmp_path / "policy.json"
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}
@@ -385,6 +385,6 @@ def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path
 
 
 def test_a_signed_layout_is_unpacked(kitfs: Kitfs, other: Path) -> None:
-    """The signatures in the golden layout let its kit be unpacked with their key, and with no other."""
+    """The kit in the golden layout is unpacked with the key that signed it, and with no other key."""
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "a", "--verify-key", other.with_suffix(".pub")).code == 11
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "b", "--verify-key", PUB).code == 0
