@@ -35,8 +35,9 @@ from kitfs.store.evict import remove_entry
 from kitfs.store.lease import exclusive, hold_sealed, release
 from kitfs.store.meta import new_meta
 from kitfs.store.paths import entry_path, ingest_path
+from kitfs.system import begin_writeback
 
-SYNC_EVERY: Final = 64 << 20  # bytes written between two fdatasyncs, so that the last fdatasync is short
+WRITEBACK: Final = 8 << 20  # bytes that the kernel is asked to write to the disk at once, so that the sync is short
 NEW: Final = "new-"
 UPLOAD: Final = re.compile(r"upload-[0-9a-f]{32}")
 STARVED: Final = 0.0  # the modification time, in seconds since the epoch, that marks an upload that found no room
@@ -78,7 +79,7 @@ class Ingest:
         self.size = os.fstat(self._fd).st_size
         self._hasher = hashlib.sha256()
         self._hashed = 0
-        self._synced = self.size
+        self._writing = self.size  # bytes that are on the disk or on their way to it
 
     def _open(self, create: bool) -> None:
         flags = os.O_RDWR | (os.O_CREAT if create else 0)
@@ -149,9 +150,9 @@ class Ingest:
                     self._hashed += done
                 self.size += done
                 view = view[done:]
-            if self.size - self._synced >= SYNC_EVERY:
-                self._synced = self.size
-                self._sync()
+            if self.size - self._writing >= WRITEBACK:
+                begin_writeback(self._fd, self._writing, self.size - self._writing)
+                self._writing = self.size
 
     def _sync(self) -> None:
         """Sync the written bytes to the disk. If that fails, discard the ingest.
@@ -168,7 +169,7 @@ class Ingest:
         """Drop all bytes, so that the next write is at offset 0."""
         with _store_errors(f"the ingest {self.name}"):
             os.ftruncate(self._fd, 0)
-        self.size = self._hashed = self._synced = 0
+        self.size = self._hashed = self._writing = 0
         self._hasher = hashlib.sha256()
 
     def digest(self, algorithm: str = "sha256") -> Digest:

@@ -24,7 +24,8 @@ from kitfs.layers.index import LayerIndex
 from kitfs.layers.tar import index_tar
 from kitfs.openfile import PIECE
 from kitfs.ops.unpack.progress import Stopped
-from kitfs.ops.unpack.safe_directory import begin_writeback, write_all
+from kitfs.ops.unpack.safe_directory import write_all
+from kitfs.system import begin_writeback
 
 WRITEBACK: Final = 8 << 20  # bytes of a file that the kernel is asked to write to the disk at once
 LITTLE: Final = 4 << 20  # bytes between two files of an earlier run that are worth a request of their own

@@ -23,8 +23,6 @@ from kitfs.errors import ContextError
 
 OPEN_DIRECTORIES: Final = 32  # descriptors that stay open
 FOLLOW_NOTHING: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_RDONLY | os.O_CLOEXEC
-LIBC: Final = ctypes.CDLL(None, use_errno=True)
-BEGIN_WRITE: Final = 2  # SYNC_FILE_RANGE_WRITE of linux/fs.h
 COPY: Final = 16 << 20  # bytes of one copy_file_range(2)
 NO_COPY: Final = frozenset(
     {errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EPERM, errno.EIO}
@@ -275,7 +273,7 @@ class SafeDirectory:
     def sync(self) -> None:
         """Wait until all data of the file system is on the disk (syncfs(2), where the system has it)."""
         with suppress(OSError, AttributeError):
-            LIBC.syncfs(self._root)
+            ctypes.CDLL(None, use_errno=True).syncfs(self._root)
 
     def _temporary(self) -> str:
         return f".kitfs-{self.nonce}-{next(self._numbers)}"
@@ -319,14 +317,6 @@ def copy_range(source: int, at: int, size: int, target: int, offset: int) -> int
         if e.errno in NO_COPY:
             return 0
         raise
-
-
-def begin_writeback(fd: int, offset: int, size: int) -> None:
-    """Let the kernel begin to write cached bytes of a file to the disk, without waiting for it (sync_file_range(2)), so
-    that ``sync`` has little left to wait for. Does nothing where the system does not have this call.
-    """
-    with suppress(AttributeError):
-        LIBC.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), BEGIN_WRITE)
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
