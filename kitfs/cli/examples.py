@@ -58,8 +58,16 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         f"kitfs convert {KIT} ghcr.io/team/llama-image:v1",
         f"kitfs convert {KIT} ghcr.io/team/llama-image:v1 --platform linux/amd64 --platform linux/arm64",
     ),
-    "sign": (f"kitfs sign {KIT} --key cosign.key", f"kitfs sign {KIT} --key cosign.key --signature-format tag"),
-    "verify": (f"kitfs verify {KIT} --key cosign.pub", f"kitfs verify {KIT} --key cosign.pub --json"),
+    "sign": (
+        f"kitfs sign {KIT} --key cosign.key",
+        f"kitfs sign {KIT} --key cosign.key --signature-format tag",
+        f"kitfs sign {KIT} --key cosign.key --oms --bundle model.sig",
+    ),
+    "verify": (
+        f"kitfs verify {KIT} --key cosign.pub",
+        f"kitfs verify {KIT} --key cosign.pub --json",
+        f"kitfs verify {KIT} --key cosign.pub --oms",
+    ),
     "generate-key-pair": ("kitfs generate-key-pair", "kitfs generate-key-pair --output-key-prefix team"),
     "list": ("kitfs list", "kitfs list ghcr.io/team/llama", "kitfs list --format '{{.Repo}} {{.Tags}}'"),
     "info": (f"kitfs info {KIT}", f"kitfs info {KIT} --remote --filter model.path"),

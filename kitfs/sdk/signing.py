@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack
 
@@ -18,8 +18,9 @@ class KitSignature:
     """A signature over a kit.
 
     ``digest``: of the kit's manifest. ``signer``: "key SHA256:…", with the SHA-256 of the public key in base64.
-    ``format``: "bundle" or "tag". ``signature``: the digest of what holds the signature: when it was verified, of its
-    bundle or payload; when it was made, of the manifest that was pushed, or None if the key had signed the kit before.
+    ``format``: "bundle", "tag" or "oms". ``signature``: the digest of what holds the signature: when it was verified,
+    of its bundle or payload; when it was made, of the manifest that was pushed (with ``oms`` of the bundle), or None if
+    the key had signed the kit before.
     """
 
     digest: str
@@ -35,6 +36,8 @@ def sign(
     password: str | None = None,
     labels: Mapping[str, str] | None = None,
     signature_format: Literal["bundle", "tag"] = "bundle",
+    oms: bool = False,
+    bundle: StrPath | None = None,
     **options: Unpack[Options],
 ) -> KitSignature:
     """Sign a kit at its registry with a private key, as cosign does.
@@ -42,27 +45,31 @@ def sign(
     ``private_key``: the file of the key. ``password``: of an encrypted key; None means that of KITFS_KEY_PASSWORD or
     COSIGN_PASSWORD. ``labels`` choose one kit of an index. ``signature_format``: "bundle" stores the signature as a
     referrer of the kit, as cosign 3 does, "tag" under a tag, as earlier versions did. Nothing is stored if the key has
-    signed the kit in this format before. Raises UsageError for a key that cannot be used, NotFound, RegistryError,
-    ManifestError.
+    signed the kit in this format before. ``oms``: sign the files of the kit, as OpenSSF Model Signing v1.0 does, and
+    write the signature to the file ``bundle`` too. Raises UsageError for a key that cannot be used, NotFound,
+    RegistryError, ManifestError.
     """
     from datetime import UTC, datetime
 
-    from kitfs.ops.signing.key_files import read_private_key
+    from kitfs.ops.signing.files import read_private_key, write_file
+    from kitfs.ops.signing.model import sign_model
     from kitfs.ops.signing.sign import sign as run
 
     settings = settings_of(options, Options)
     if signature_format not in ("bundle", "tag"):
         raise UsageError(f"signature_format: {signature_format!r} is neither bundle nor tag")
+    if bundle is not None and not oms:
+        raise UsageError("bundle goes with oms")
     key = read_private_key(os.fspath(private_key), lambda: _password(password))
+    target, now = remote_reference(reference, "sign"), datetime.now(UTC)
+    if oms:
+        with workspace_of(settings) as workspace:
+            made = sign_model(workspace, target, key, labels=labels or {}, now=now, report=_unreported)
+        if bundle is not None:
+            write_file(os.fspath(bundle), made.bundle)
+        return KitSignature(str(made.digest), made.signer, "oms", str(made.signature))
     with workspace_of(settings) as workspace:
-        done = run(
-            workspace,
-            remote_reference(reference, "sign"),
-            key,
-            labels=labels or {},
-            shape=signature_format,
-            now=datetime.now(UTC),
-        )
+        done = run(workspace, target, key, labels=labels or {}, shape=signature_format, now=now)
     return KitSignature(
         str(done.digest), done.signer, done.shape, None if done.signature is None else str(done.signature)
     )
@@ -73,22 +80,37 @@ def verify(
     *,
     public_key: StrPath,
     labels: Mapping[str, str] | None = None,
+    oms: bool = False,
+    bundle: StrPath | None = None,
+    ignore_paths: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> list[KitSignature]:
     """Return the signatures of a key over a kit, at least one; the registry or the layout is always asked.
 
-    ``public_key``: the file of the key. ``labels`` choose one kit of an index. Raises SignatureError when the key has
-    not signed the kit, UsageError for a key that cannot be used, NotFound, RegistryError, ManifestError.
+    ``public_key``: the file of the key. ``labels`` choose one kit of an index. ``oms``: verify the files of the kit, as
+    OpenSSF Model Signing v1.0 does, with the signature in the file ``bundle``, or with those that are attached to the
+    kit; ``ignore_paths`` are not compared. Raises SignatureError when the key has not signed the kit, UsageError for a
+    key that cannot be used, NotFound, RegistryError, ManifestError.
     """
     from kitfs.oci.names import Reference
-    from kitfs.ops.signing.key_files import read_public_key
+    from kitfs.ops.signing.files import read_bundle, read_public_key
+    from kitfs.ops.signing.model import verify_model
     from kitfs.ops.signing.verify import verify as run
 
     settings = settings_of(options, Options)
     source = kit_reference(reference)
-    if isinstance(source, Reference):
+    if isinstance(source, Reference) and bundle is None:
         source = remote_reference(reference, "verify")
+    if (bundle is not None or ignore_paths) and not oms:
+        raise UsageError("bundle and ignore_paths go with oms")
     key = read_public_key(os.fspath(public_key))
+    if oms:
+        data = None if bundle is None else read_bundle(os.fspath(bundle))
+        with workspace_of(settings) as workspace:
+            done = verify_model(
+                workspace, source, key, labels=labels or {}, bundle=data, ignored=ignore_paths, report=_unreported
+            )
+        return [KitSignature(str(done.digest), done.signer, "oms", str(done.signature))]
     with workspace_of(settings) as workspace:
         digest, good = run(workspace, source, key, labels=labels or {})
     return [KitSignature(str(digest), one.signer, one.shape, str(one.digest)) for one in good]
@@ -100,9 +122,13 @@ def generate_key_pair(prefix: StrPath = "cosign", *, password: str | None = None
     ``password``: as in ``sign``; it may be empty. Raises UsageError when a file exists or no password is given,
     ContextError when the files cannot be written.
     """
-    from kitfs.ops.signing.key_files import write_key_pair
+    from kitfs.ops.signing.files import write_key_pair
 
     return write_key_pair(os.path.abspath(os.fspath(prefix)), _password(password))[:2]
+
+
+def _unreported(_: object) -> None:
+    """Take a report of progress that nobody asked for."""
 
 
 def _password(given: str | None) -> bytes:

@@ -79,14 +79,22 @@ class PrivateKey:
     key: Any
     public: PublicKey
 
-    def sign(self, data: bytes) -> bytes:
-        """Return the signature over ``data``; of ECDSA in ASN.1."""
+    @property
+    def is_ecdsa(self) -> bool:
+        """Whether the key is on an elliptic curve of NIST's."""
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        return isinstance(self.key, ec.EllipticCurvePrivateKey)
+
+    def sign(self, data: bytes, *, hash_of_curve: bool = False) -> bytes:
+        """Return the signature over ``data``; of ECDSA in ASN.1, with SHA-256 or the hash of the curve's size."""
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
         signature: bytes
         if isinstance(self.key, ec.EllipticCurvePrivateKey):
-            signature = self.key.sign(data, ec.ECDSA(hashes.SHA256()))
+            name = CURVES[self.key.curve.name] if hash_of_curve else "SHA256"
+            signature = self.key.sign(data, ec.ECDSA(getattr(hashes, name)()))
         elif isinstance(self.key, rsa.RSAPrivateKey):
             signature = self.key.sign(data, padding.PKCS1v15(), hashes.SHA256())
         else:

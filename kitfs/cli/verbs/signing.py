@@ -11,14 +11,19 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import references
 from kitfs.cli.options import takes
-from kitfs.cli.output import put, put_json, short
+from kitfs.cli.output import counted, put, put_json, short
+from kitfs.cli.progress import Reporter
 from kitfs.cli.session import display, named, registry_target, workspace_of
 from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
-from kitfs.parsers import Choice, path
+from kitfs.parsers import Choice, boolean, path, word
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from kitfs.oci.names import LayoutReference, Reference
+    from kitfs.ops.signing.model import SignedModel
+    from kitfs.trust.keys import PrivateKey, PublicKey
 
 CLIENT_KEY: Final = Option(
     "client-key", path, "Key of the client certificate.", metavar="FILE", is_file=True, setting="key"
@@ -34,10 +39,15 @@ SIGN: Final = options_of(
         default="bundle",
         metavar="FORMAT",
     ),
+    Option("oms", boolean, "Sign the kit's files, as OpenSSF Model Signing does.", default="false", flag=True),
+    Option("bundle", path, "With --oms: write the signature to this file too.", metavar="FILE"),
 )
 VERIFY: Final = options_of(
     "verify",
     Option("key", path, "Public key that must have signed.", metavar="FILE", is_file=True, setting="verify-key"),
+    Option("oms", boolean, "Verify the kit's files, as OpenSSF Model Signing does.", default="false", flag=True),
+    Option("bundle", path, "With --oms: read the signature from this file.", metavar="FILE", is_file=True),
+    Option("ignore-path", word, "With --oms: leave out this path of the kit. Repeatable.", metavar="PATH", many=True),
 )
 GENERATE: Final = options_of(
     "generate-key-pair",
@@ -47,15 +57,16 @@ GENERATE: Final = options_of(
 
 @click.command("sign", cls=Command, short_help="Sign a kit at its registry.")
 @click.argument("reference", metavar="REF", shell_complete=references)
-@takes(*SIGN, "label", "no-trunc", "json", *STORE, *REGISTRY)
+@takes(*SIGN, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
 def sign(settings: Settings, reference: str) -> None:
     """Sign the kit REF at its registry with the private key --key, so that kitfs verify and cosign verify accept it.
 
-    The manifest's digest is signed. The password of an encrypted key is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD;
-    otherwise a terminal is asked for it. If REF is an index, --label chooses one of its kits.
+    The manifest's digest is signed; with --oms, the digest of each file. The password of an encrypted key is in
+    KITFS_KEY_PASSWORD or COSIGN_PASSWORD; otherwise a terminal is asked for it. If REF is an index, --label chooses one
+    of its kits.
     """
     from kitfs.modelkit.index import selector
-    from kitfs.ops.signing.key_files import read_private_key
+    from kitfs.ops.signing.files import read_private_key
     from kitfs.ops.signing.sign import sign as signing
 
     if settings["key"] is None:
@@ -64,7 +75,12 @@ def sign(settings: Settings, reference: str) -> None:
     if target.extra_tags:
         raise UsageError("only one tag can be signed at a time; signing it signs every tag of the same kit")
     labels = selector(settings["label"])
+    if settings["bundle"] is not None and not settings["oms"]:
+        raise UsageError("--bundle goes with --oms")
     key = read_private_key(settings["key"], lambda: _password("Enter password for private key: "))
+    if settings["oms"]:
+        _sign_files(settings, target, labels, key)
+        return
     with workspace_of(settings, waits=True) as workspace:
         done = signing(workspace, target, key, labels=labels, shape=settings["signature-format"], now=_now())
     if settings["json"]:
@@ -84,25 +100,31 @@ def sign(settings: Settings, reference: str) -> None:
 
 @click.command("verify", cls=Command, short_help="Verify that a kit is signed.")
 @click.argument("reference", metavar="REF", shell_complete=references)
-@takes(*VERIFY, "label", "no-trunc", "json", *STORE, *REGISTRY)
+@takes(*VERIFY, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
 def verify(settings: Settings, reference: str) -> None:
     """Verify that the kit REF is signed by the key --key, at its registry or in an OCI layout.
 
     Signatures of kitfs and of every version of cosign are accepted. The registry is always asked. If REF is an index,
-    --label chooses one of its kits.
+    --label chooses one of its kits. With --oms a signature of OpenSSF Model Signing is verified: every file of the kit
+    is compared with it, and files of raw layers need not be fetched.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference
-    from kitfs.ops.signing.key_files import read_public_key
+    from kitfs.ops.signing.files import read_public_key
     from kitfs.ops.signing.verify import verify as verifying
 
     if settings["key"] is None:
         raise UsageError("verify needs a public key (write --key cosign.pub)")
     source = named(reference)
-    if isinstance(source, Reference) and source.registry == LOCAL:
+    if isinstance(source, Reference) and source.registry == LOCAL and settings["bundle"] is None:
         raise UsageError("registry is required when verifying (write registry/repository:tag)")
+    if not settings["oms"] and (settings["bundle"] is not None or settings["ignore-path"]):
+        raise UsageError("--bundle and --ignore-path go with --oms")
     labels = selector(settings["label"])
     key = read_public_key(settings["key"])
+    if settings["oms"]:
+        _verify_files(settings, source, labels, key)
+        return
     with workspace_of(settings, waits=True) as workspace:
         digest, good = verifying(workspace, source, key, labels=labels)
     if settings["json"]:
@@ -113,6 +135,50 @@ def verify(settings: Settings, reference: str) -> None:
         put(f"{short(digest, full=settings['no-trunc'])} is signed by {one.signer} ({one.shape})")
 
 
+def _sign_files(settings: Settings, target: Reference, labels: dict[str, str], key: PrivateKey) -> None:
+    """Sign the files of a kit, and print what was signed."""
+    from kitfs.ops.signing.files import write_file
+    from kitfs.ops.signing.model import sign_model
+
+    with workspace_of(settings) as workspace, Reporter(settings["progress"]) as report:
+        done = sign_model(workspace, target, key, labels=labels, now=_now(), report=report)
+    if settings["bundle"] is not None:
+        write_file(settings["bundle"], done.bundle)
+    _put_files(settings, target.display, done, "signed")
+
+
+def _verify_files(
+    settings: Settings, source: Reference | LayoutReference, labels: dict[str, str], key: PublicKey
+) -> None:
+    """Verify the files of a kit, and print what was verified."""
+    from kitfs.ops.signing.files import read_bundle
+    from kitfs.ops.signing.model import verify_model
+
+    bundle = None if settings["bundle"] is None else read_bundle(settings["bundle"])
+    with workspace_of(settings) as workspace, Reporter(settings["progress"]) as report:
+        done = verify_model(
+            workspace, source, key, labels=labels, bundle=bundle, ignored=settings["ignore-path"], report=report
+        )
+    _put_files(settings, display(source), done, "is signed")
+
+
+def _put_files(settings: Settings, reference: str, done: SignedModel, how: str) -> None:
+    if settings["json"]:
+        put_json(
+            {
+                "reference": reference,
+                "digest": done.digest,
+                "signer": done.signer,
+                "format": "oms",
+                "files": done.files,
+                "signature": done.signature,
+            }
+        )
+    else:
+        digest = short(done.digest, full=settings["no-trunc"])
+        put(f"{digest} {how} by {done.signer} (oms, {counted(done.files, 'file')})")
+
+
 @click.command("generate-key-pair", cls=Command, short_help="Make a key pair for signatures.")
 @takes(*GENERATE, "json", "settings")
 def generate_key_pair(settings: Settings) -> None:
@@ -121,7 +187,7 @@ def generate_key_pair(settings: Settings) -> None:
 
     The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty; otherwise a terminal is asked for it.
     """
-    from kitfs.ops.signing.key_files import write_key_pair
+    from kitfs.ops.signing.files import write_key_pair
 
     password = _password("Enter password for the new private key: ", again="Enter the password again: ")
     secret, public, key = write_key_pair(settings["output-key-prefix"], password)

@@ -1,4 +1,4 @@
-"""Read and write the files of key pairs. Threading: no state."""
+"""Read and write the files of key pairs and signatures. Threading: no state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from kitfs.errors import ContextError, UsageError
 from kitfs.ownership import read_start
+from kitfs.trust.bundle import MAX_BUNDLE
 from kitfs.trust.keys import MAX_FILE, PrivateKey, PublicKey, generate, private_key, public_key
 
 
@@ -46,11 +47,25 @@ def write_key_pair(prefix: str, password: bytes) -> tuple[str, str, PublicKey]:
     return secret, public, key
 
 
-def _read(path: str) -> bytes:
+def read_bundle(path: str) -> bytes:
+    """Read a signature from a file. Raises UsageError."""
+    return _read(path, "the signature", MAX_BUNDLE)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file, which replaces one of its name. Raises ContextError."""
     try:
-        data = read_start(path, MAX_FILE + 1)
+        with open(path, "wb") as f:
+            f.write(data)
+    except OSError as e:
+        raise ContextError(f"cannot write {path}: {e.strerror}")
+
+
+def _read(path: str, what: str = "the key", limit: int = MAX_FILE) -> bytes:
+    try:
+        data = read_start(path, limit + 1)
     except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read the key {path}: {getattr(e, 'strerror', None) or e}")
-    if len(data) > MAX_FILE:
-        raise UsageError(f"cannot use the key {path}: it has more than {MAX_FILE} bytes")
+        raise UsageError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}")
+    if len(data) > limit:
+        raise UsageError(f"cannot use {what} {path}: it has more than {limit} bytes")
     return data
