@@ -396,12 +396,17 @@ class Fetcher:
         return cutter.at >= stop or self._sink.closed
 
     def _lock_ahead(self, flight: Flight) -> bool:
-        """Lock the next segment if a flight is close to it. Returns False if another process is fetching it."""
+        """Lock the next segment if a flight is close to it.
+
+        Returns False if the flight should end before it: another process is fetching it, or another flight has stored
+        it meanwhile.
+        """
         chunk, present = self._sink.chunk, self._sink.present
         if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:
             return True
         stop = min(flight.stop, max(flight.locked_to, flight.at // chunk) + max(1, SEGMENT // chunk))
-        if not present.try_lock(flight.locked_to, stop - flight.locked_to):
+        is_stored = present.first_missing(flight.locked_to, stop - 1) is None
+        if is_stored or not present.try_lock(flight.locked_to, stop - flight.locked_to):
             return flight.at < flight.locked_to * chunk
         done = flight.at // chunk
         if done > flight.locked:

@@ -65,6 +65,18 @@ def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
     assert source.asked == [(at, at + 2 * CHUNK) for at in range(0, 20 * CHUNK, 2 * CHUNK)]
 
 
+def test_a_long_request_ends_before_bytes_that_were_stored_meanwhile(store: Store) -> None:
+    """They are not received twice, and the reader gets the rest by another request."""
+    data = DATA * 8
+    source = BytesSource(data, piece=CHUNK)
+    blob = opened(store, source, data)
+    blob.will_read(0, CHUNK)
+    assert blob.pread(0, CHUNK) == data[:CHUNK]  # the request runs to the end, and pauses ahead of its reader
+    assert blob.fetch(12 << 20, 8 << 20, alone=True)
+    assert b"".join(blob.pread(at, 100_000) for at in range(0, len(data), 100_000)) == data
+    assert source.given < len(data) + (1 << 20)
+
+
 def test_reads_at_the_end_are_short(store: Store) -> None:
     """Reads at and after the end return what pread(2) returns."""
     blob = opened(store, BytesSource(DATA))
