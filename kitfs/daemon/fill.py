@@ -2,7 +2,8 @@
 
 ``touched`` completes a layer once programs have read at least 64 MiB of it, and at least an eighth of it. ``all``
 completes every layer, in the order of the kit. Layers are fetched in steps of 4 MiB. No step begins while a program
-waits for bytes, or less than ``QUIET`` seconds after that. A layer is not completed if the store would have to evict
+waits for bytes, or less than ``QUIET`` seconds after that, or while a request of a program brings the rest of the
+layer. A layer is not completed if the store would have to evict
 other blobs.
 
 Threading: each mount has a thread that fills it. Any thread may read the status.
@@ -114,7 +115,7 @@ class Filler:
             if room <= 0:
                 check_room(self._store, layer.size - layer.fetched())
                 room = ROOM_EVERY
-            self._let_readers_go_first()
+            self._let_readers_go_first(layer)
             before = layer.fetched()
             size = next(steps, None)
             if size is None:
@@ -123,9 +124,11 @@ class Filler:
             self._filled += new
             room -= new if size else ROOM_EVERY  # a step that decodes does not report its size
 
-    def _let_readers_go_first(self) -> None:
-        """Wait until no program waits for bytes, or until the filler is stopped."""
-        while self._demand.is_waiting(QUIET):
+    def _let_readers_go_first(self, layer: Layer) -> None:
+        """Wait until no program waits for bytes and no request of a program is completing the layer anyway, or until
+        the filler is stopped.
+        """
+        while self._demand.is_waiting(QUIET) or layer.wire().streaming:
             if self._stopped.wait(PAUSE):
                 return
 

@@ -152,10 +152,8 @@ class Blob:
         if self.failure is not None:
             return "absent"
         filling = self._current()
-        if filling.sealed:
-            return "verified"
-        if filling.complete:
-            return "present"
+        if filling.sealed or filling.complete:
+            return "verified" if filling.sealed else "present"
         return "partial" if filling.fetched else "absent"
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
@@ -177,8 +175,7 @@ class Blob:
 
     def _read(self, filling: Filling, offset: int, size: int, wait: bool) -> bytes:
         known = filling.size
-        if known is not None:
-            size = min(size, known - offset)
+        size = size if known is None else min(size, known - offset)
         if size <= 0:
             return b""
         chunk = filling.entry.chunk
@@ -254,6 +251,11 @@ class Blob:
         self._current().will_read(start, most)
 
     @property
+    def streaming(self) -> bool:
+        """Return whether a request is completing the blob ahead of a sequential reader (``Fetcher.streaming``)."""
+        return self._current().streaming
+
+    @property
     def ranged(self) -> bool:
         """Return whether several parts of the blob may be fetched at the same time."""
         return self._current().ranged
@@ -262,8 +264,7 @@ class Blob:
         """Fetch all missing bytes, as far as the store has room for them."""
         at = 0
         while not self.complete:
-            size = self.size
-            if size is not None and at >= size:
+            if self.size is not None and at >= self.size:
                 return  # the store is full
             got = len(self.pread(at, FILL))
             if not got:

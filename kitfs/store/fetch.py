@@ -45,7 +45,20 @@ class Flight:
     flight early. If ``keep`` is False, nothing is stored.
     """
 
-    __slots__ = ("at", "cursor", "delay", "done", "error", "first", "keep", "locked", "locked_to", "needed", "stop")
+    __slots__ = (
+        "at",
+        "cursor",
+        "delay",
+        "done",
+        "error",
+        "first",
+        "held_back",
+        "keep",
+        "locked",
+        "locked_to",
+        "needed",
+        "stop",
+    )
 
     def __init__(
         self, first: int, stop: int, chunk: int, *, locked_to: int, cursor: Cursor | None = None, keep: bool = True
@@ -58,6 +71,7 @@ class Flight:
         self.locked_to = locked_to
         self.cursor = cursor
         self.keep = keep
+        self.held_back = False
         self.done = False
         self.error: KitfsError | None = None
 
@@ -133,6 +147,14 @@ class Fetcher:
         if cursor is not None:
             self._continue(cursor)
         return True
+
+    @property
+    def streaming(self) -> bool:
+        """Return whether a request is running to the end of the blob ahead of a reader that was recognized as
+        sequential, and is not held back at the moment.
+        """
+        cursors = [flight.cursor for flight in list(self._flights) if not flight.held_back]
+        return any(cursor is not None and cursor.long and not cursor.announced for cursor in cursors)
 
     def will_read(self, start: int, most: int) -> None:
         """Announce a reader that reads everything from ``start`` on, as ``Readahead.announce`` does."""
@@ -423,12 +445,14 @@ class Fetcher:
         present, chunk = self._sink.present, self._sink.chunk
         present.unlock(flight.locked, flight.locked_to - flight.locked)
         deadline, pause = time.monotonic() + IDLE, PAUSE
+        flight.held_back = True
         while flight.at >= max(cursor.limit, flight.needed):
             if self._sink.closed or time.monotonic() > deadline:
                 flight.locked = flight.locked_to
                 return False
             time.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
+        flight.held_back = False
         flight.locked = flight.at // chunk
         flight.locked_to = max(flight.locked_to, flight.locked + 1)
         if present.try_lock(flight.locked, flight.locked_to - flight.locked):

@@ -126,6 +126,11 @@ class Filling:
         if self._fetcher is not None and not self.entry.sealed:
             self._fetcher.will_read(start, most)
 
+    @property
+    def streaming(self) -> bool:
+        """Return whether a sequential reader has a request to the end, as ``Fetcher.streaming`` does."""
+        return self._fetcher is not None and not self.entry.sealed and self._fetcher.streaming
+
     def touch(self, start: int, stop: int) -> None:
         """Record that stored bytes are read."""
         if self._fetcher is not None and not self.entry.sealed:

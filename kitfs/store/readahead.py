@@ -69,7 +69,8 @@ class Link:
 class Cursor:
     """The state of a sequential reader, in bytes: how much it has read, its position, and the end of its requests.
 
-    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more.
+    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced``: the
+    reader was announced rather than recognized.
     """
 
     read: int
@@ -77,6 +78,7 @@ class Cursor:
     end: int
     link: Link
     most: int = MAX_WINDOW
+    announced: bool = False
 
     @property
     def window(self) -> int:
@@ -146,7 +148,7 @@ class Readahead:
 
         At most ``most`` bytes are fetched ahead of the reader, or the bandwidth-delay product of the link if larger.
         """
-        self._cursors = (Cursor(LONG, start, start, self.link, most), *self._cursors[: CURSORS - 1])
+        self._cursors = (Cursor(LONG, start, start, self.link, most, True), *self._cursors[: CURSORS - 1])
 
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None if the read moves no cursor."""
