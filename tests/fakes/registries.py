@@ -206,7 +206,7 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """GitLab has no referrers API, and reads the tag that replaces that API as the digest in the tag's name.
+    """GitLab has no referrers API, and treats the tag that replaces that API as the digest in the tag's name.
 
     It returns 404 to DELETE of a tag. Source: oras-go 1396 (tag).
     """

@@ -110,7 +110,7 @@ def test_an_end_takes_over_too(server: Server, method: str) -> None:
 
 
 def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Server) -> None:
-    """Whichever of eight clients wins, nothing is written twice or in a wrong place."""
+    """Nothing is written twice or in a wrong place, whichever of eight clients wins."""
     with client_of(server) as client:
         location = begun(client, "a")
         wires = [Wire(server.host) for _ in range(8)]

@@ -1,4 +1,4 @@
-"""What read(2) returns, and when, through a real mount of a badly behaved registry."""
+"""Badly behaved registries, through a real mount: what read(2) returns, and when."""
 
 from __future__ import annotations
 

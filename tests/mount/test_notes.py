@@ -1,4 +1,4 @@
-"""What ``mount`` prints about a kit: files that other users cannot read, and layers that it cannot list."""
+"""Notes that ``mount`` prints about files that other users cannot read, and about layers that it cannot list."""
 
 from __future__ import annotations
 

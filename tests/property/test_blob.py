@@ -113,9 +113,9 @@ class BlobMachine(RuleBasedStateMachine):
 
     @invariant()
     def bytes_come_once(self) -> None:
-        """The source sends a byte twice only if a short run of stored chunks is within a request.
+        """Check that the source sends a byte twice only if a short run of stored chunks is within a request.
 
-        Counts stay within the size of the blob.
+        Counts must stay within the size of the blob.
         """
         assert self.source.given <= len(DATA) + self.source.piece + len(self.source.asked) * GAP
         assert 0 <= self.blob.fetched <= len(DATA)

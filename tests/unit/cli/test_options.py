@@ -56,12 +56,12 @@ LEVELS: list[object] = []
 
 @click.group(cls=Verbs)
 def kitfs() -> None:
-    """A group with the options of every verb."""
+    """Group verbs with the options of every verb."""
 
 
 @kitfs.group("cache", cls=Verbs)
 def cache() -> None:
-    """A group in the group ``kitfs``."""
+    """Group verbs in the group ``kitfs``."""
 
 
 @click.command("verb", cls=Command)

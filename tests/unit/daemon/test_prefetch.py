@@ -1,4 +1,4 @@
-"""A mount fetches ahead only while no program waits, and only as far as the store has room."""
+"""A mount prefetches only while no program waits, and only as far as the store has room."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = 12 * UNIT
 
 
 class Gate:
-    """A source that sends nothing until ``open`` is set, and raises ``failure`` if it is set."""
+    """A source that sends nothing until ``open`` is set. If ``failure`` is set, it raises that error."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -82,8 +82,9 @@ Opened = tuple[Kit, Tree, list[Gate]]
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Callable[[Store], Opened]:
-    """Return a function that opens a kit of the files a and b, each a layer of 3 MiB. The order of a mount is recorded,
-    which has read b.
+    """Return a function that opens a kit of the files a and b, each in a layer of 3 MiB.
+
+    The recorded order is that of a mount that has read b.
     """
 
     def make(store: Store) -> Opened:
@@ -101,7 +102,7 @@ def opened(tmp_path: Path) -> Callable[[Store], Opened]:
 
 
 def test_no_step_begins_while_a_program_waits(store: Store, opened: Callable[[Store], Opened]) -> None:
-    """The recorded order is fetched when the program has its bytes."""
+    """The recorded order is fetched only after the program has its bytes."""
     kit, tree, (a, b) = opened(store)
     b.open.set()
     reader = threading.Thread(target=lambda: tree.pread(tree.resolve("a"), 0, 4096))
@@ -139,7 +140,7 @@ def test_nothing_is_fetched_that_would_evict_blobs(
 def test_a_registry_that_fails_ends_nothing(
     store: Store, opened: Callable[[Store], Opened], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The failure is logged once, programs read on, and what they read is saved at the end."""
+    """The failure is logged once. Programs can still read, and their reads are saved at the end."""
     kit, tree, (a, b) = opened(store)
     caplog.set_level(logging.INFO, "kitfs.test")
     b.failure = Unavailable("the registry is away")
@@ -155,7 +156,7 @@ def test_a_registry_that_fails_ends_nothing(
 
 
 def test_a_mount_without_fill_looks_at_nothing(store: Store, opened: Callable[[Store], Opened]) -> None:
-    """It records nothing either."""
+    """Such a mount does not record its reads either."""
     kit, tree, (a, b) = opened(store)
     a.open.set()
     prefetcher = Prefetcher(kit, store, tree, mode="none", log=LOG)

@@ -1,4 +1,4 @@
-"""Which names of a layer other users cannot read."""
+"""Names in a layer that other users cannot read are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses a URL may have if a registry, a kit or a repository names it, for every kind of such URLs."""
+"""The addresses that a URL may have if a registry, a kit or a repository names it, for every kind of such URLs."""
 
 from __future__ import annotations
 

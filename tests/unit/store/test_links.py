@@ -1,4 +1,4 @@
-"""How the store fetches for a sequential reader whose registry is far away."""
+"""Sequential reads from a registry that is far away."""
 
 from __future__ import annotations
 
