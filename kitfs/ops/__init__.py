@@ -1,1 +1,1 @@
-"""Verbs on a Kit: no printing, progress by callback."""
+"""The verbs as functions. They print nothing, and report progress by a callback."""

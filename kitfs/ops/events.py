@@ -1,7 +1,7 @@
-"""The events that a verb reports to its caller while it works. The caller prints them, draws a bar or ignores them;
-``ops`` itself prints nothing.
+"""The events that a verb reports to its caller while it runs.
 
-Threading: a verb may report from any of its threads.
+The caller prints them, draws a bar or ignores them; ``ops`` itself prints nothing. Threading: a verb may report events
+from any of its threads.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from kitfs.oci.names import Digest
 
 
 class Saved(NamedTuple):
-    """A blob was stored. ``what`` is "layer", "config" or "manifest", and ``kind`` the kind of a layer's Kitfile entry.
+    """A blob was stored.
 
-    ``added`` is False if the store had the blob already.
+    ``what``: "layer", "config" or "manifest". ``kind``: the kind of a layer's Kitfile entry. ``added``: False if the
+    store already had the blob.
     """
 
     what: str
     kind: str
     digest: Digest
     added: bool
-    path: str = ""  # of a layer, as in the Kitfile
-    size: int = 0  # bytes of a layer
+    path: str = ""  # the path of a layer, as in the Kitfile
+    size: int = 0  # the bytes of a layer
 
 
 class Sent(NamedTuple):
@@ -40,14 +41,14 @@ class Sent(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """``size`` more bytes of ``name`` are done; a negative number takes back bytes that must be transferred again."""
+    """``size`` more bytes of ``name`` are done. A negative number means bytes that must be transferred again."""
 
     name: str
     size: int
 
 
 class Total(NamedTuple):
-    """``name`` has ``size`` bytes in total; ``label`` is its name for people."""
+    """``name`` has ``size`` bytes in total. ``label`` is its name for display."""
 
     name: str
     size: int
@@ -55,7 +56,7 @@ class Total(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """A step begins; ``text`` is kit's line for it."""
+    """A step begins. ``text`` is the line that kit prints for it."""
 
     text: str
 
@@ -71,4 +72,4 @@ Report = Callable[[Event], None]
 
 
 def quiet(_: Event) -> None:
-    """Ignore an event: the Report of a caller that needs none."""
+    """Ignore an event. This is the Report of a caller that needs no events."""

@@ -205,7 +205,7 @@ def test_events_for_programs(box: Host, hub: FakeHub) -> None:
 @pytest.mark.parametrize(
     ("args", "env", "code", "text"),
     [
-        (["team/none"], {}, 5, "the repository does not exist, or it is private; give a token"),
+        (["team/none"], {}, 5, "the repository does not exist, or it is private (pass a token"),
         (["Team/Net", "--ref", "v9"], {}, 3, "the branch, tag or commit does not exist"),
         (["too/many/path/segments"], {}, 2, "use flag --tag"),
         (["Team/Net", "--push"], {}, 2, "registry is required when pushing"),
@@ -358,7 +358,7 @@ def test_large_files_come_from_an_lfs_server(
     [
         (None, {}, 4, "has no LFS object .*: Object does not exist"),
         (Lie(5), {"w": WEIGHTS}, 6, "w.gguf: the downloaded LFS object does not match"),
-        (Status(401), {}, 5, "give a token .--token., or install git-lfs"),
+        (Status(401), {}, 5, "pass a token with --token, or install git-lfs"),
         (Status(200, body=b"[]"), {}, 4, "not a valid list of objects"),
     ],
 )

@@ -1,6 +1,6 @@
 """Compare two kits: find both, compare their manifests, and on request their files and tensors.
 
-Threading: one thread, beside those of the store and the registries.
+Threading: each call uses one thread, besides the threads of the store and the registries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMOTE_PREFIX: Final = "remote://"
 
 
 class DiffSide(NamedTuple):
-    """One of the two kits that are compared. ``remote`` is True if its registry or layout was asked, not the store."""
+    """One of the two kits. ``remote``: whether it was read from its registry or layout instead of the store."""
 
     reference: Reference | LayoutReference
     remote: bool
@@ -36,7 +36,7 @@ class DiffSide(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The reference as people write it."""
+        """Return the reference as a user writes it."""
         return str(self.reference) if isinstance(self.reference, LayoutReference) else self.reference.display
 
 
@@ -51,7 +51,7 @@ class Difference(NamedTuple):
 
     @property
     def identical(self) -> bool:
-        """Whether both references lead to one manifest."""
+        """Return whether both references name the same manifest."""
         return self.first.digest == self.second.digest
 
 
@@ -66,10 +66,10 @@ def diff(
 ) -> Difference:
     """Compare the kits that two references name.
 
-    ``local://REF`` is looked up in the store and ``remote://REF`` at its registry; a reference without a prefix is
-    looked up in the store first. ``files`` compares files by the indexes of their layers, ``content`` also reads files
-    that may differ, ``tensors`` compares the headers of safetensors and GGUF files. Identical kits are not compared any
-    further. Raises NotFound, ManifestError, LayerError, and what the registries raise.
+    ``local://REF`` is looked up in the store, and ``remote://REF`` at its registry. A reference without a prefix is
+    looked up in the store and then at its registry. ``files``: compare files by the indexes of their layers.
+    ``content``: also read files that may differ. ``tensors``: compare the headers of safetensors and GGUF files. The
+    files and tensors of identical kits are not compared. Raises NotFound, ManifestError, LayerError, RegistryError.
     """
     a, b = _side(workspace, first, 1), _side(workspace, second, 2)
     layers = compare_layers(a.manifest, b.manifest)
@@ -86,7 +86,7 @@ def diff(
 
 
 def _side(workspace: Workspace, text: str, number: int) -> DiffSide:
-    """Find one of the kits. Errors keep their class, and their message begins as kit's does."""
+    """Find one of the kits. Errors keep their class, and their message begins with kit's words."""
     try:
         return _found(workspace, text)
     except KitfsError as e:
@@ -109,7 +109,7 @@ def _found(workspace: Workspace, text: str) -> DiffSide:
             raise NotFound(f"{reference.display}: its manifest is missing from the store; pull the kit again")
         return DiffSide(reference, False, local.digest, Manifest.parse(data))
     if reference.registry == LOCAL:
-        raise NotFound(f"{reference.display} is not in the store, and it names no registry to ask")
+        raise NotFound(f"{reference.display} is not in the store and does not name a registry")
     descriptor, data = workspace.client.repository(reference).manifest(reference.identifier)
     return DiffSide(reference, True, descriptor.digest, Manifest.parse(data))
 
@@ -118,8 +118,9 @@ def _found(workspace: Workspace, text: str) -> DiffSide:
 def _files(
     workspace: Workspace, a: DiffSide, b: DiffSide
 ) -> Iterator[tuple[dict[str, ComparedFile], dict[str, ComparedFile]]]:
-    """List the files of both kits with those of their parents, without layers that cannot make a difference. The files
-    can be read until the end of the block.
+    """List the files of both kits, including the files of their parents, without layers that are equal in both.
+
+    The files can be read until the end of the block.
     """
     resolver = workspace.resolver
     with (

@@ -1,7 +1,7 @@
 """Compare the files of two kits by the indexes of their layers.
 
-An index has names, sizes and modes. Two files of one size in different layers may be equal or not: they are read only
-if the caller asks for it (``content=True``). Threading: none.
+An index contains names, sizes and modes. Two files of equal size in different layers may still differ, and they are
+read only if the caller passes ``content=True``. Threading: the functions have no state.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from kitfs.openfile import PIECE
 class ComparedFile(NamedTuple):
     """A regular file or symbolic link of a kit.
 
-    ``layer`` is the digest of its layer and ``position`` says where in that layer its bytes are. If ``is_whole_layer``
-    is True, the layer is this file and nothing else, so the digest of the layer is the digest of the file.
-    ``read(offset, size)`` returns bytes of the file.
+    ``layer``: the digest of its layer. ``position``: where in that layer its bytes are. ``is_whole_layer``: the layer
+    consists of only this file, so the digest of the layer is the digest of the file. ``read(offset, size)`` returns
+    bytes of the file.
     """
 
     kind: str
@@ -34,14 +34,14 @@ class ComparedFile(NamedTuple):
     read: Callable[[int, int], bytes]
 
     def same_bytes(self, other: ComparedFile | None) -> bool:
-        """Return whether both are the same bytes of the same layer."""
+        """Return whether both files are the same bytes of the same layer."""
         return other is not None and (self.layer, self.position) == (other.layer, other.position)
 
 
 class FileChange(NamedTuple):
-    """A path that both kits have, with something that differs.
+    """A difference between the entries of both kits at the same path.
 
-    ``what`` lists the differences: "kind", "size", "mode", "target" or "content". It has "maybe" if the bytes may
+    ``what``: the properties that differ: "kind", "size", "mode", "target" or "content"; or "maybe" if the bytes may
     differ but were not compared.
     """
 
@@ -54,7 +54,7 @@ class FileChange(NamedTuple):
 class FileChanges(NamedTuple):
     """The differences between the files of two kits, each list sorted by path.
 
-    ``maybe`` are files about which only their bytes could tell whether they differ.
+    ``maybe``: files whose bytes would have to be compared to find whether they differ.
     """
 
     added: list[tuple[str, ComparedFile]]
@@ -70,12 +70,12 @@ def files_of(kit: Kit, tree: Tree) -> dict[str, ComparedFile]:
 
 
 def _file(node: Node, tree: Tree, raw: set[Digest]) -> ComparedFile:
-    """Describe a node; ``raw`` are the digests of layers that are one file without an archive around it."""
+    """Describe a node. ``raw``: the digests of layers that are a single file instead of an archive."""
 
     def read(offset: int, size: int) -> bytes:
         return tree.pread(node, offset, size)
 
-    if node.layer is None:  # the Kitfile, which no layer has
+    if node.layer is None:  # the Kitfile, which is not in a layer
         digest: str = Digest.of(b"" if node.synthetic is None else node.synthetic.data)
         return ComparedFile(node.kind, node.mode, node.size, node.target, digest, (), True, read)
     layer = node.layer.digest
@@ -88,7 +88,7 @@ def compare_files(
 ) -> FileChanges:
     """Compare the files of two kits by path.
 
-    With ``content``, files that may differ are read side by side, up to the first difference.
+    ``content``: read files that may differ side by side, up to the first difference.
     """
     changes = [
         FileChange(path, first[path], second[path], _differences(first[path], second[path], content))

@@ -1,5 +1,6 @@
-"""Compare the layers of two kits by their manifests, as kit's ``diff`` does (KITOPS §8). Pure, and reads no layer,
-except that ``without_equal_layers`` looks at the first entry of layers.
+"""Compare the layers of two kits by their manifests, as kit's ``diff`` does (KITOPS §8).
+
+Only ``without_equal_layers`` reads layers, and only their first entry.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from kitfs.ops.diff.pairs import pair
 
 
 class LayerChanges(NamedTuple):
-    """Two manifests side by side.
+    """The result of a comparison of two manifests.
 
-    ``shared`` are the layers that both have, ``first`` and ``second`` those that only one has. Each list is sorted by
-    media type; layers of one media type keep the order of their manifest.
+    ``shared``: the layers that both manifests have. ``first`` and ``second``: the layers that only one manifest has.
+    Each list is sorted by media type; layers with the same media type keep the order of their manifest.
     """
 
     same_config: bool
@@ -27,7 +28,7 @@ class LayerChanges(NamedTuple):
 
 
 def compare_layers(first: Manifest, second: Manifest) -> LayerChanges:
-    """Pair layers by digest and path, then the rest by digest alone. A layer is paired at most once."""
+    """Pair layers by digest and path, and then the remaining layers by digest alone. A layer is paired at most once."""
     exact = pair(first.layers, second.layers, lambda layer: (layer.digest, _path(layer)))
     moved = pair(exact.first, exact.second, lambda layer: layer.digest)
     shared = {id(layer) for _, layer in (*exact.pairs, *moved.pairs)}
@@ -49,7 +50,7 @@ def _by_media_type(layers: list[Descriptor]) -> list[Descriptor]:
 
 
 class DeclaredLayer(Protocol):
-    """A layer with its declared path, as ``without_equal_layers`` needs it. ``kit.layer.Layer`` is such a layer."""
+    """A layer with its declared path, such as ``kit.layer.Layer``, for ``without_equal_layers``."""
 
     @property
     def digest(self) -> str: ...
@@ -63,10 +64,10 @@ L = TypeVar("L", bound=DeclaredLayer)
 
 
 def without_equal_layers(first: Sequence[L], second: Sequence[L]) -> tuple[list[L], list[L]]:
-    """Return the layers of two kits without those that cannot make a difference.
+    """Return the layers of two kits without the layers that are the same in both.
 
-    These are layers that both kits have in the same order, and whose paths no other layer touches. Indexing them would
-    cost time for nothing: the index of a compressed layer takes a read of the whole layer.
+    Both kits have those layers in the same order, and their paths do not overlap the path of any other layer. They are
+    omitted because an index is expensive: a compressed layer must be read completely to make its index.
     """
     pairs, left, right = pair(first, second, lambda layer: (layer.digest, layer.path))
     if [id(a) for a, _ in pairs] != [id(a) for a in first if not any(a is other for other in left)]:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Pairs(NamedTuple, Generic[T]):
-    """``pairs`` of items with one key, and the items of both lists that are left over. All keep their order."""
+    """The ``pairs`` of items with the same key, and the unpaired items of both lists. All keep their order."""
 
     pairs: list[tuple[T, T]]
     first: list[T]
@@ -18,7 +18,7 @@ class Pairs(NamedTuple, Generic[T]):
 
 
 def pair(first: Sequence[T], second: Sequence[T], key: Callable[[T], Hashable]) -> Pairs[T]:
-    """Pair each item of ``second`` with the earliest item of ``first`` that has its key and is not paired yet."""
+    """Pair each item of ``second`` with the first unpaired item of ``first`` that has the same key."""
     waiting: dict[Hashable, list[T]] = defaultdict(list)
     for item in first:
         waiting[key(item)].append(item)

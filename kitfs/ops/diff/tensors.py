@@ -14,16 +14,14 @@ from kitfs.ops.diff.pairs import pair
 
 
 class KitTensor(NamedTuple):
-    """A tensor of a kit; ``path`` is the path of the file that holds it."""
+    """A tensor of a kit. ``path``: the path of the file that contains it."""
 
     path: str
     tensor: Tensor
 
 
 class TensorChange(NamedTuple):
-    """A tensor that both kits have, with something that differs: ``what`` lists "reshaped", "retyped" or "moved" (to
-    another file).
-    """
+    """A tensor that differs between the two kits. ``what``: "reshaped", "retyped" or "moved" (to another file)."""
 
     before: KitTensor
     after: KitTensor
@@ -31,7 +29,7 @@ class TensorChange(NamedTuple):
 
 
 class UnreadableFile(NamedTuple):
-    """A file whose header cannot be read. ``kit`` is 1 or 2, ``reason`` is text for people."""
+    """A file whose header cannot be read. ``kit``: 1 or 2 for the first or second kit. ``reason``: a message."""
 
     kit: int
     path: str
@@ -41,7 +39,7 @@ class UnreadableFile(NamedTuple):
 class TensorChanges(NamedTuple):
     """The differences between the tensors of two kits.
 
-    ``same`` counts the tensors whose names, types and shapes are equal although their files may have different bytes.
+    ``same``: how many tensors have the same name, type and shape in both kits, in files whose bytes may differ.
     """
 
     added: list[KitTensor]
@@ -54,8 +52,8 @@ class TensorChanges(NamedTuple):
 def compare_tensors(first: Mapping[str, ComparedFile], second: Mapping[str, ComparedFile]) -> TensorChanges:
     """Compare the tensors of two kits by file and name.
 
-    A name that then remains exactly once in each kit is a tensor that has moved to another file. Files that both kits
-    have from one layer are not read; of the others only headers are.
+    If an unpaired name then remains exactly once in each kit, the tensor has moved to another file. Only the headers of
+    files are read, and files that are the same bytes of the same layer in both kits are not read.
     """
     unreadable: list[UnreadableFile] = []
     left = _tensors(first, second, 1, unreadable)
@@ -84,7 +82,7 @@ def _tensors(
     kit: int,
     unreadable: list[UnreadableFile],
 ) -> list[KitTensor]:
-    """List the tensors of all files that are not the same bytes in the ``other`` kit; add to ``unreadable``."""
+    """List the tensors of all files that differ from the ``other`` kit. Unreadable files go to ``unreadable``."""
     found: list[KitTensor] = []
     for path, file in sorted(files.items()):
         if file.kind != "file" or not has_tensors(path) or file.same_bytes(other.get(path)):

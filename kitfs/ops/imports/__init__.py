@@ -1,1 +1,1 @@
-"""Kits made of what is somewhere else: a Hugging Face repository, a git repository, an OCI layout."""
+"""Make kits from Hugging Face repositories, git repositories and OCI layouts."""

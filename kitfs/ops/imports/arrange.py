@@ -1,8 +1,8 @@
-"""Which layers the files of a repository become when it is imported: an arrangement, made without I/O.
+"""Decide which layers the files of an imported repository become. These functions do no I/O.
 
-Every file becomes a raw layer of its own, so that what the hub stores as an LFS object is the layer's blob already. An
-entry that is a directory becomes one entry for each of its files. Prompts and models stay as they are and become
-tars; so does every directory if there would be too many layers. Pure.
+Every file becomes a separate raw layer, so that an LFS object of the hub is already the blob of a layer. An entry that
+is a directory becomes one entry for each of its files. Entries for prompts and models are not split, and become tar
+layers if they are directories. If there would be too many layers, no directory is split.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kitfs.modelkit.kitfile import Kitfile, clean_path
 from kitfs.ops.imports.hub import HubFile
 from kitfs.ops.pack.ignore import IgnoreRules, is_within, left_out
 
-MAX_LAYERS: Final = 1000  # a descriptor has about half a KiB, and a manifest at most 4 MiB
+MAX_LAYERS: Final = 1000  # a descriptor takes about half a KiB, and a manifest may have 4 MiB
 WHOLE: Final = frozenset(("model", "prompt"))  # kinds whose entries stay one layer even if they are directories
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedLayer:
-    """A layer to import: its one file as it is (``raw``), or a tar of ``files``. ``kind`` is that of its ``Entry``."""
+    """A layer to import: a single file (``raw``), or a tar of ``files``. ``kind`` is the kind of its ``Entry``."""
 
     kind: str
     path: str
@@ -42,7 +42,7 @@ class PlannedLayer:
         ) + len(TRAILER)
 
     def members(self) -> list[tuple[str, HubFile | None]]:
-        """Return (path, file) of each entry of the tar, in kit's order; the file of a directory is None."""
+        """Return (path, file) of each entry of the tar, in kit's order. For a directory, ``file`` is None."""
         found: dict[str, HubFile | None] = {}
         for file in self.files:
             parts = file.path.split("/")
@@ -68,10 +68,11 @@ def arrange(
     parent_paths: Collection[str] = (),
     max_layers: int = MAX_LAYERS,
 ) -> Arrangement:
-    """Arrange the files of a repository into layers. ``ignore``: the content of its .kitignore, None if it has none. If
-    there would be more than ``max_layers`` layers, directories stay layers.
+    """Arrange the files of a repository into layers.
 
-    Raises ContextError if the path of an entry does not exist, KitfileError for an invalid .kitignore.
+    ``ignore``: the content of its .kitignore, or None if it has none. ``max_layers``: if there would be more layers, no
+    directory is split. Raises ContextError if the path of an entry does not exist, KitfileError for an invalid
+    .kitignore.
     """
     rules = IgnoreRules.parse(ignore)
     found = _Arranger(kitfile, files, rules, parent_paths, one_file_each=True).run()
@@ -81,7 +82,7 @@ def arrange(
 
 
 class _Arranger:
-    """Makes one arrangement. With ``one_file_each`` a directory becomes one entry for each of its files."""
+    """The state of one arrangement. ``one_file_each``: split a directory into one entry for each of its files."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class _Arranger:
         return Arrangement(kitfile, tuple(self._layers), tuple(self._warnings))
 
     def _sections(self, kind: str, section: Any) -> list[Any]:
-        """Return the entries that one entry becomes, and add their layers; nothing if no file is left for it."""
+        """Return the entries that an entry becomes, and add their layers. Return [] if no file is left."""
         path = clean_path(section.path)
         if path in self._by_path:
             if self._is_out(path, path):
@@ -154,7 +155,7 @@ class _Arranger:
         self._taken.update(f.path for f in files)
 
     def _is_out(self, path: str, layer: str) -> bool:
-        """Whether a file, or a directory above it, is ignored or belongs to another layer."""
+        """Return whether a file, or a directory above it, is ignored or belongs to another layer."""
         parts = path.split("/")
         for i in range(1, len(parts) + 1):
             above = "/".join(parts[:i])

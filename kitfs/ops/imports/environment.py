@@ -1,9 +1,9 @@
-"""The environment in which an import runs git: neutral for the bytes of a commit, the user's for reaching the server.
+"""Make the environment in which an import runs git.
 
-An import gets the bytes that ``git clone`` gives with an empty configuration. The repository's own .gitattributes
-apply (eol, text, ident, working-tree-encoding); settings of the user, the system and the environment do not. Filter
-drivers are never run, and LFS pointers are replaced afterwards. The user's settings for credentials, proxies, TLS, ssh
-and url.*.insteadOf stay in force. Pure functions.
+The user's settings do not change the bytes of a checkout: an import gets the bytes that ``git clone`` writes with an
+empty configuration. The repository's own .gitattributes apply (eol, text, ident, working-tree-encoding). Filter drivers
+are never run, and LFS pointers are replaced afterwards. The user's settings for reaching the server do apply:
+credentials, proxies, TLS, ssh and url.*.insteadOf. These functions do no I/O.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import httpx
 from kitfs.registry.proxies import direct, proxy_for
 
 ATTRIBUTES: Final = "* -filter\n"  # in $GIT_DIR/info/attributes, which takes precedence over .gitattributes
-UMASK: Final = 0o022  # for the files that git writes: their modes become part of the kit
+UMASK: Final = 0o022  # the umask for files that git writes, because their modes become part of the kit
 KEPT: Final = re.compile(  # variables for reaching a repository; any other GIT_* could change the bytes of a commit
     "GIT_(ASKPASS|CONFIG_(GLOBAL|NOSYSTEM|SYSTEM)|EXEC_PATH|HTTP_[A-Z_]+|PROXY_[A-Z_]+|SSH(_COMMAND|_VARIANT)?|SSL_[A-Z_]+)"
 )
@@ -53,12 +53,12 @@ NEUTRAL: Final = {
 }
 USERNAME: Final = "KITFS_IMPORT_USERNAME"
 PASSWORD: Final = "KITFS_IMPORT_PASSWORD"  # noqa: S105 - the name of a variable for git's credential helper
-# a credential helper, which git runs in a shell
+# A credential helper that git runs in a shell.
 HELPER: Final = f'!f() {{ test "$1" = get && printf "username=%s\\npassword=%s\\n" "${USERNAME}" "${PASSWORD}"; }}; f'
 
 
 class Login(NamedTuple):
-    """User name and password for the server of a repository."""
+    """A user name and password for the server of a repository."""
 
     username: str
     password: str
@@ -81,9 +81,9 @@ def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
 def environment(
     directory: str, url: str, login: Login | None, *, object_format: str, proxy: str | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the variables for git in ``directory`` and a repository at ``url``, which has no login.
+    """Return the environment variables for git in ``directory`` and a repository at ``url`` (without a login).
 
-    ``object_format``: sha1 or sha256.
+    ``object_format``: "sha1" or "sha256".
     """
     options = [
         *NEUTRAL.items(),
@@ -98,7 +98,7 @@ def environment(
         options += [
             (helpers, ""),
             (helpers, HELPER),
-        ]  # the empty value disables other helpers, which could store the login or return an old one
+        ]  # the empty value disables other helpers, which could store the login or return an outdated login
         kept |= {USERNAME: login.username, PASSWORD: login.password}
     if proxy:
         options.append(("http.proxy", proxy))
@@ -118,9 +118,10 @@ def environment(
 
 
 def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return ``variables`` with the proxy that ``environ`` has for ``url``, chosen as for every connection of kitfs.
+    """Add the proxy that ``environ`` names for ``url`` to ``variables``, chosen as for every connection of kitfs.
 
-    git cannot choose it: it uses curl, which reads NO_PROXY differently. Raises UsageError as ``proxy_for`` does.
+    git cannot choose the proxy itself, because it uses curl, which reads NO_PROXY differently. Raises the UsageError of
+    ``proxy_for``.
     """
     names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
     kept = {name: value for name, value in variables.items() if name.lower() not in names}
@@ -137,7 +138,7 @@ def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, s
 
 
 def _settings(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the settings of GIT_CONFIG_COUNT, which other programs use to pass a login; ours override them."""
+    """Return the settings in GIT_CONFIG_COUNT, by which other programs pass a login. kitfs's settings override them."""
     text = environ.get("GIT_CONFIG_COUNT", "")
     count = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
     found = [(environ.get(f"GIT_CONFIG_KEY_{i}"), environ.get(f"GIT_CONFIG_VALUE_{i}")) for i in range(count)]

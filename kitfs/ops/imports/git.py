@@ -1,8 +1,8 @@
-"""Checking out one commit of a git repository into a directory, with LFS objects and without git's own files.
+"""Check out one commit of a git repository into a directory, with LFS objects and without git's own files.
 
-Uses the program ``git``. LFS objects are fetched with ``git lfs`` if it is installed, otherwise with ``imports.lfs``.
-Nothing from the repository is run: no hooks, no submodules, and no transport that starts a program. Threading: one
-thread, which waits for git.
+This module runs the program ``git``. LFS objects are fetched with ``git lfs`` if it is installed, otherwise with
+``imports.lfs``. Nothing from the repository is run: no hooks, no submodules, and no transport that starts a program.
+Threading: the calling thread waits for git.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ def checkout(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Iterator[Checkout]:
-    """The files of ``ref`` ("": what the repository's HEAD means) of the repository at ``url``, in a scratch
-    directory of ``store`` for the time of the block; the next process sweeps what a killed one leaves.
+    """Check out ``ref`` of the repository at ``url`` into a temporary directory of ``store`` for the time of a block.
 
-    Raises UsageError when git is missing, NotFound when it cannot fetch that, ContextError, StoreError.
+    ``ref``: a branch, tag or commit; "" is the repository's HEAD. The directory of a killed process is removed by the
+    next process. Raises UsageError if git is not installed, NotFound if git cannot fetch ``ref``, ContextError,
+    StoreError.
     """
     if shutil.which("git") is None:
-        raise UsageError("git is not installed; install git to import git repositories (git-lfs is optional)")
+        raise UsageError("git is not installed (install git to import git repositories; git-lfs is optional)")
     if ref.startswith("-") or url.startswith("-"):
         raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is not a repository or reference of git")
     with store.ingests.scratch() as directory:
@@ -95,7 +96,7 @@ def checkout(
 
 
 class _Git:
-    """Runs git in a directory for one repository, with the settings of ``environment``."""
+    """A runner of git in a directory, for one repository, with the settings of ``environment``."""
 
     def __init__(self, directory: str, url: str, login: Login | None, proxy: str | None) -> None:
         self._directory = directory
@@ -139,7 +140,10 @@ class _Git:
         self.run("fetch", "--quiet", "--no-tags", "--depth", "1", "--", self._url, ref, failed=failed)
 
     def run(self, *args: str, failed: str = "") -> str:
-        """Run git and return its stdout. If it fails, NotFound with text ``failed``, if given; else ContextError."""
+        """Run git, and return its stdout.
+
+        If git fails, raises NotFound with the message ``failed``, or ContextError if ``failed`` is "".
+        """
         try:
             done = subprocess.run(
                 ["git", *args],
@@ -163,7 +167,7 @@ class _Git:
         return done.stdout
 
     def ask(self, *args: str) -> str:
-        """Run git and return its stdout, "" if git fails."""
+        """Run git, and return its stdout, or "" if git fails."""
         try:
             return self.run(*args).strip()
         except (ContextError, NotFound):
@@ -179,7 +183,7 @@ def _pointers(directory: str) -> list[lfs.Pointer]:
 
 
 def _objects(url: str) -> str:
-    """Return the directory of LFS objects of a repository on this machine; "" for a remote repository."""
+    """Return the directory of LFS objects of a repository on this machine, or "" for a remote repository."""
     path = url.removeprefix("file://")
     places = (
         [os.path.join(path, ".git", "lfs", "objects"), os.path.join(path, "lfs", "objects")]
@@ -190,7 +194,7 @@ def _objects(url: str) -> str:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two URLs have the same scheme, host and port."""
+    """Return whether two URLs have the same scheme, host and port."""
     a, b = urlsplit(one), urlsplit(other)
     return (a.scheme, a.hostname, a.port) == (b.scheme, b.hostname, b.port)
 
@@ -203,7 +207,7 @@ def _files(directory: str) -> Iterator[str]:
 
 
 def _without_gits_own(directory: str) -> None:
-    """Remove the files that only git uses."""
+    """Remove the files that are only for git, such as .gitattributes."""
     try:
         for path in list(_files(directory)):
             if os.path.basename(path) in OWN:

@@ -1,10 +1,10 @@
-"""A Hugging Face hub: the files of a repository at a revision, and their bytes from any offset on.
+"""Access a Hugging Face hub: list the files of a repository at a revision, and read their bytes from any offset on.
 
-Follows the hub's HTTP API as KITOPS §9.2 has it: ``/api/models/NAME/revision/REF`` pins a commit,
-``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), and ``/NAME/resolve/SHA/PATH`` is a file, which mostly
-redirects to a CDN whose URLs are signed and expire. Requests use the client of the registries, which retries, follows
-redirects, and sends the token to the hub only. After a 429 a hub may ask for a longer wait than a registry may.
-Threading: every method may be called from any thread.
+Follows the hub's HTTP API as described in KITOPS §9.2: ``/api/models/NAME/revision/REF`` resolves a commit,
+``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), and ``/NAME/resolve/SHA/PATH`` is a file, which
+usually redirects to a CDN whose URLs are signed and expire. Requests use the client for registries, which retries,
+follows redirects, and sends the token only to the hub. After a 429, a hub may require a longer wait than a registry.
+Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ MAX_ANSWER: Final = 32 << 20  # bytes of one page of a listing
 MAX_FILES: Final = 200_000
 MAX_PAGES: Final = 2000
 MAX_SIZE: Final = 1 << 60
-PATIENCE: Final = 600.0  # seconds that all waits together may take: the limits of a hub are per five minutes
+PATIENCE: Final = 600.0  # most seconds of all waits together; the rate limits of a hub are per five minutes
 USUAL_WAIT: Final = 10.0  # seconds to wait after a 429 without Retry-After
-UNKNOWN: Final = Digest.of(b"")  # for a file whose digest is unknown until it has been read
+UNKNOWN: Final = Digest.of(b"")  # the digest of a file whose digest is unknown until it has been read
 LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a revision; ``size`` in bytes.
+    """A file of a revision. ``size``: its bytes.
 
-    ``git`` is the SHA-1 of its git blob. For an LFS object, whose ``digest`` is known, that blob is the pointer.
+    ``git``: the SHA-1 of its git blob. ``digest``: the digest of an LFS object, whose git blob is the LFS pointer.
     """
 
     path: str
@@ -86,7 +86,7 @@ class HubFile:
 class Hub:
     """The hub at ``url``.
 
-    Raises UsageError if it is not a URL, or if the token would be sent without TLS.
+    The constructor raises UsageError if ``url`` is not a URL, or if the token would be sent without TLS.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Hub:
         if not (token.isascii() and token.isprintable()) or " " in token:
             raise UsageError("the token contains invalid characters (check for line breaks)")
         header = f"Bearer {token}" if token else _basic(parsed)
-        parsed = parsed.copy_with(userinfo=b"")  # so that it appears in no message and no manifest
+        parsed = parsed.copy_with(userinfo=b"")  # so that messages and manifests do not contain the password
         if header and parsed.scheme == "http" and not (is_loopback(parsed.host) or client.options.plain_http):
             raise UsageError(f"the token is not sent to {host_of(parsed)} without TLS (to allow it, add --plain-http)")
         self._client = client
@@ -163,9 +163,10 @@ class Hub:
             raise RegistryError(f"{what}: the answer of {self.host} is not a valid listing", status=200, url=shown(url))
 
     def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
-        """Send a GET and return the response, whose body the caller reads and closes.
+        """Send a GET request, and return the response, whose body the caller must read and close.
 
-        A 429 is retried after the requested wait, until all waits of all threads together exceed ``patience``.
+        After a 429, the request is retried after the requested wait, until the waits of all threads together exceed
+        ``patience``.
         """
         while True:
             response = self._client.http.send(self._endpoint, "GET", url, headers, what)
@@ -179,11 +180,11 @@ class Hub:
                 return response
             response.close()
             if first:
-                self._report(Warned(f"{self.host} limits the rate of requests; waiting as it asks"))
+                self._report(Warned(f"{self.host} limits the rate of requests; waiting before the next request"))
             self._sleep(pause)
 
     def failure(self, response: httpx.Response, what: str) -> KitfsError:
-        """Return the error for a response that is not a success, with the hub's own words if it sent any."""
+        """Return the error for a response that is not a success. It contains the hub's own message if there is one."""
         read_error(response)
         status, code = response.status_code, response.headers.get("X-Error-Code", "")
         words = without(
@@ -196,7 +197,7 @@ class Hub:
                 cause = "the conditions on the page of the repository must be accepted first"
             detail = f" ({words})" if words else ""
             return Unauthorized(
-                f"{what} returns {status}: {cause}; give a token (--token, HF_TOKEN){detail}", status=status
+                f"{what} returns {status}: {cause} (pass a token with --token or HF_TOKEN){detail}", status=status
             )
         if status == 404:
             if code == "RevisionNotFound" or words.startswith("Invalid rev id"):
@@ -211,7 +212,7 @@ class Hub:
     def listing(self, kind: str, name: str, sha: str) -> Iterator[dict[str, Any]]:
         """Yield the entries of a commit as the hub lists them, page by page.
 
-        If the hub lists one level only, its directories are listed one after the other.
+        If the hub lists only one level, the directories are listed one after the other.
         """
         pending = [""]
         while pending:
@@ -252,9 +253,10 @@ class Hub:
                 at = at.join(after) if after else None
 
     def blob(self, url: str, file: HubFile, what: str) -> RemoteBlob:
-        """Return a file as a Source; no request is sent until it is read.
+        """Return a file as a Source. No request is sent until it is read.
 
-        The URL that the hub redirects to is used until it expires, so that many ranges of a file ask the hub once.
+        The target of the hub's redirect is used until it expires, so that many ranges of a file need only one request
+        to the hub.
         """
 
         def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
@@ -277,7 +279,7 @@ class Hub:
 
 
 class Snapshot:
-    """A repository at a commit. ``modified``: seconds since the epoch, 0 if the hub does not state it."""
+    """A repository at a commit. ``modified``: seconds since the epoch, or 0 if the hub does not state it."""
 
     def __init__(self, hub: Hub, kind: str, name: str, sha: str, modified: int) -> None:
         self._hub = hub
@@ -291,7 +293,7 @@ class Snapshot:
         return f"<Snapshot {self.kind}/{self.name}@{self.sha[:12]}>"
 
     def files(self) -> list[HubFile]:
-        """List the files in the order of their paths, without .gitignore and .gitattributes.
+        """List the files, sorted by path, without .gitignore and .gitattributes.
 
         Raises UnsafePath for a path that leads out of the repository, RegistryError.
         """
@@ -326,12 +328,12 @@ class Snapshot:
         return HubFile(path, size, git if SHA.fullmatch(git) and len(git) == 40 else "", digest)
 
     def blob(self, file: HubFile) -> RemoteBlob:
-        """Return a file as a Source. The Source checks the number of bytes, and not their digest."""
+        """Return a file as a Source. The Source verifies the number of bytes, but not their digest."""
         return self._hub.blob(f"{self.url}/resolve/{self.sha}/{quote(file.path)}", file, f"{self.name}: {file.path}")
 
 
 def _is_clean(path: str) -> bool:
-    """Whether a path is relative, clean, inside the repository, and valid UTF-8."""
+    """Return whether a path is relative, clean, inside the repository, and valid UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -340,7 +342,7 @@ def _is_clean(path: str) -> bool:
 
 
 def _basic(url: httpx.URL) -> str:
-    """Return the Authorization header for the user and password of a URL; "" if it has none."""
+    """Return the Authorization header for the user name and password in a URL, or "" if it has none."""
     pair = f"{url.username}:{url.password}" if url.userinfo else ""
     return f"Basic {base64.b64encode(pair.encode()).decode()}" if pair else ""
 

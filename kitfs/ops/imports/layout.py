@@ -1,7 +1,7 @@
-"""Importing a kit from an OCI layout on disk (a directory or an archive): a pull whose source is the layout.
+"""Import a kit from an OCI layout on disk (a directory or an archive), by a pull whose source is the layout.
 
-Only the requested manifest and its blobs are copied, and each blob is verified. A parent kit, from which this kit
-takes its model, is pulled from its registry.
+Only the requested manifest and its blobs are copied, and each blob is verified. A parent kit, which contains the model
+of this kit, is pulled from its registry.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def import_layout(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Copy a kit of a layout into the store and tag it with ``references``. Returns the digest of its manifest.
+    """Copy a kit from a layout into the store, tag it with ``references``, and return the digest of its manifest.
 
-    Raises NotFound if the layout does not exist, and what ``pull`` raises.
+    Raises NotFound if the layout does not exist, and the errors of ``pull``.
     """
     with closing(open_layout(source)) as layout:
         single = _SingleManifest(layout, source.digest or source.tag or "")

@@ -1,8 +1,8 @@
-"""Git LFS objects without git-lfs: the files that are pointers are found, and their objects fetched and verified.
+"""Replace Git LFS pointers in a checkout by their objects, without git-lfs: fetch the objects, and verify them.
 
-Each object replaces its pointer. Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and
-docs/api/batch.md (transfer "basic"). A repository on this machine has its objects in its own directory.
-Threading: ``resolve`` runs threads of its own and returns when they have ended.
+Follows git-lfs' docs/spec.md (pointers), docs/api/server-discovery.md and docs/api/batch.md (transfer "basic"). A
+repository on this machine has its objects in its own directory. Threading: ``resolve`` starts threads, and returns when
+they have ended.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ POINTER: Final = re.compile(
 REMOTE: Final = re.compile(
     r"(?:\w+://)?(?:[^/@]*@)?(\[[^\]/]*\]|[^/:@]+):?"
 )  # the host of a URL, or of host:path as ssh has it
-MAX_POINTER: Final = 1024  # bytes; the limit of git-lfs
+MAX_POINTER: Final = 1024  # most bytes of a pointer, as in git-lfs
 BATCH: Final = 100  # objects in one request
 MAX_ANSWER: Final = 16 << 20
 MEDIA_TYPE: Final = "application/vnd.git-lfs+json"
 
 
 class Pointer(NamedTuple):
-    """A file that is the pointer of an LFS object of ``size`` bytes; ``path`` is absolute."""
+    """A file that is the pointer to an LFS object of ``size`` bytes. ``path`` is absolute."""
 
     path: str
     digest: Digest
@@ -58,7 +58,7 @@ class Pointer(NamedTuple):
 
 
 def pointer_at(path: str) -> Pointer | None:
-    """Parse a file as a pointer; None if it is not a pointer. Raises OSError."""
+    """Parse a file as a pointer. Return None if it is not a pointer. Raises OSError."""
     if os.path.islink(path) or not os.path.isfile(path) or os.lstat(path).st_size > MAX_POINTER:
         return None
     with open(path, "rb") as f:
@@ -67,9 +67,9 @@ def pointer_at(path: str) -> Pointer | None:
 
 
 def server_of(url: str, configured: str) -> str:
-    """Return the URL of a repository's LFS server; "" if it has none that speaks HTTP.
+    """Return the URL of a repository's LFS server, or "" if it has no server with an HTTP URL.
 
-    It is ``configured`` (lfs.url) if that is set, otherwise a URL below the repository's own.
+    It is ``configured`` (lfs.url) if that is not "", otherwise a URL below the repository's own URL.
     """
     found = configured
     if not found:
@@ -93,9 +93,9 @@ def resolve(
 ) -> None:
     """Replace every pointer by its object.
 
-    ``near``: a directory of objects on this machine, "" for none. ``named_by``: the URL of the repository if its
-    content names the server, "" if the server follows from that URL itself. Raises ContextError if an object is
-    missing and there is no server; IntegrityError, Unauthorized, RegistryError, Unavailable.
+    ``near``: a directory of objects on this machine, or "". ``named_by``: the URL of the repository if a file in the
+    repository names the server, or "" if the server was derived from that URL. Raises ContextError if an object is
+    missing and no server is known, IntegrityError, Unauthorized, RegistryError, Unavailable.
     """
     by_digest: dict[Digest, list[Pointer]] = {}
     for pointer in pointers:
@@ -106,7 +106,7 @@ def resolve(
     remote = _Server(client, server, login, named_by) if missing and server else None
     if missing and remote is None:
         raise ContextError(
-            f"LFS object {os.path.basename(missing[0].path)} is missing from the repository; install git-lfs"
+            f"LFS object {os.path.basename(missing[0].path)} is missing from the repository (install git-lfs)"
         )
     where = remote.locate(missing) if remote is not None else {}
     stop = threading.Event()
@@ -127,7 +127,7 @@ def resolve(
 
 
 def _near(directory: str, pointer: Pointer) -> str | None:
-    """Return the path of an object in a repository on this machine, None if it is not there."""
+    """Return the path of an object in a repository on this machine, or None if it does not exist."""
     path = os.path.join(directory, pointer.digest.hex[:2], pointer.digest.hex[2:4], pointer.digest.hex)
     return path if directory and os.path.isfile(path) else None
 
@@ -159,9 +159,9 @@ def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
 
 
 def _led_from(named_by: str, host: str) -> AddressScope | None:
-    """Return the addresses to which the content of a repository may send requests by naming an LFS server.
+    """Return the address scope from which an LFS server was named, or None if any address is permitted.
 
-    None, which allows all, is for a repository on this machine and for a server on the repository's own host.
+    Any address is permitted for a repository on this machine and for a server on the repository's own host.
     """
     where = REMOTE.match(named_by)
     if (
@@ -171,7 +171,7 @@ def _led_from(named_by: str, host: str) -> AddressScope | None:
         or where[1].lower() == host.lower()
     ):
         return None
-    return scope_of_name(where[1]) or "global"  # kitfs does not see which address git connected to
+    return scope_of_name(where[1]) or "global"  # kitfs does not know the address to which git connected
 
 
 class _Server:
@@ -217,7 +217,7 @@ class _Server:
             if response.status_code in (401, 403):
                 status = response.status_code
                 raise Unauthorized(
-                    f"{what}: {self._endpoint.host} returns {status}: give a token (--token), or install git-lfs",
+                    f"{what}: {self._endpoint.host} returns {status} (pass a token with --token, or install git-lfs)",
                     status=status,
                 )
             raise failure(response, what)
@@ -251,7 +251,7 @@ class _Server:
             cause = (
                 without(str(error.get("message")), self._secrets)[:200]
                 if isinstance(error, dict)
-                else "the answer has no URL for it"
+                else "the response has no URL for it"
             )
             raise RegistryError(
                 f"{name}: {self._endpoint.host} has no LFS object {pointer.digest.hex[:12]}: {cause}", status=200
@@ -259,7 +259,7 @@ class _Server:
         return self._source(href, header, pointer)
 
     def _source(self, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> RemoteBlob:
-        """Return an object at the URL that the server named, requested with the headers that the server asked for."""
+        """Return an object as a Source at the URL, and with the request headers, that the server named."""
         what = f"LFS object of {os.path.basename(pointer.path)}"
         http = self._client.http
         sent = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}
@@ -290,5 +290,5 @@ def _pieces(source: RemoteBlob) -> Iterator[bytes]:
 
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint without our credentials: the server stated those to send."""
+    """Return the endpoint without credentials, because the server named the headers to send."""
     return replace(endpoint, auth=TokenAuth(""))

@@ -1,8 +1,8 @@
-"""Importing a kit from a Hugging Face repository, a git repository or an OCI layout: the verb ``kitfs import``.
+"""Import a kit from a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
 
-Which of them a name means follows kit's import (KITOPS §9.2): a URL of a hub and owner/name are Hugging Face
-repositories, other URLs and local directories are git repositories, and oci: and oci-archive: name layouts. Threading:
-``import_kit`` runs threads of its own and returns when they have ended.
+Names are interpreted as in kit's import (KITOPS §9.2): a URL of a hub and owner/name are Hugging Face repositories,
+other URLs and local directories are git repositories, and oci: and oci-archive: name layouts. Threading: ``import_kit``
+starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Tool = Literal["auto", "hf", "git"]
 
 
 class Imported(NamedTuple):
-    """An imported kit. ``tag``: the tag it was imported as, as the user wrote it or as it was derived."""
+    """An imported kit. ``tag``: its tag, as the user wrote it or as it was derived from the repository's name."""
 
     digest: Digest
     references: tuple[Reference, ...]
@@ -48,12 +48,13 @@ class Imported(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How a repository is imported.
+    """The options of an import.
 
-    ``ref``: a branch, tag or commit; "" is the repository's default. ``token``: for the hub or the git server; "" is
-    ``HF_TOKEN`` for a hub. ``hub``: the URL of the hub; "" is ``HF_ENDPOINT`` or https://huggingface.co. ``kitfile``:
-    used instead of the repository's own or a generated one. ``push``: the kit goes straight to the registry of its
-    tag. ``created``: the created time in seconds since the epoch; None is the time of the commit.
+    ``ref``: a branch, tag or commit; "" is the repository's default branch. ``token``: the token for the hub or the git
+    server; "" means ``HF_TOKEN`` for a hub. ``hub``: the URL of the hub; "" means ``HF_ENDPOINT`` or
+    https://huggingface.co. ``kitfile``: a Kitfile to use instead of the repository's Kitfile or a generated Kitfile.
+    ``push``: push the kit directly to the registry of its tag. ``created``: the creation time in seconds since the
+    epoch; None means the time of the commit.
     """
 
     ref: str = ""
@@ -82,12 +83,12 @@ def import_kit(
     report: Report,
     edit: Edit | None = None,
 ) -> Imported:
-    """Make a kit of ``repository`` in the store, or with ``push`` in the registry of ``tag``.
+    """Make a kit from ``repository`` in the store, or with the option ``push`` at the registry of ``tag``.
 
-    ``tag``: repository:tag, further tags after commas; None derives it from the name of the repository. ``edit`` is
-    called with a generated Kitfile and returns the one to pack. Raises UsageError if no tag can be derived or an
-    option does not apply; NotFound, Unauthorized, RateLimited, RegistryError, IntegrityError, ContextError,
-    KitfileError, StoreError.
+    ``tag``: repository:tag, with further tags after commas; None means that the tag is derived from the repository's
+    name. ``edit`` is called with a generated Kitfile, and returns the Kitfile to pack. Raises UsageError if no tag can
+    be derived or an option does not apply, NotFound, Unauthorized, RateLimited, RegistryError, IntegrityError,
+    ContextError, KitfileError, StoreError.
     """
     layout = parse_any(repository) if repository.startswith(LAYOUTS) else None
     name = tag or (_layout_tag(layout) if isinstance(layout, LayoutReference) else _default_tag(repository))
@@ -108,7 +109,7 @@ def import_kit(
 
 @dataclass(frozen=True, slots=True)
 class _ImportJob:
-    """One import, with what all three kinds of source need."""
+    """The state of one import, which the three kinds of sources share."""
 
     workspace: Workspace
     references: list[Reference]
@@ -120,7 +121,7 @@ class _ImportJob:
     def from_layout(self, layout: LayoutReference) -> Digest:
         if self.options.push or self.options.kitfile is not None:
             raise UsageError(
-                "a kit of an OCI layout is imported unchanged: import it without --push and --file, then push it"
+                "a kit in an OCI layout is imported unchanged (import it without --push and --file, and then push it)"
             )
         return import_layout(
             self.workspace,
@@ -196,12 +197,12 @@ class _ImportJob:
         return kitfile if self.edit is None else self.edit(kitfile)
 
     def _created(self, committed: int) -> int:
-        """Return the created time: by default that of the commit, so that importing it again gives the same kit."""
+        """Return the creation time. The default is the time of the commit, so that each import makes the same kit."""
         return committed if self.options.created is None else self.options.created
 
 
 def _package(name: str) -> Package:
-    """Return a package with the name and the author of owner/name; the path of a local directory names no author."""
+    """Return a package with name and author from owner/name. The path of a local directory contains no author."""
     owner, _, last = public(name).rstrip("/").removesuffix(".git").rpartition("/")
     owner = "" if _is_path(name) else owner.rpartition("/")[2]
     if ":" in owner and "@" in owner:
@@ -210,7 +211,7 @@ def _package(name: str) -> Package:
 
 
 def _is_path(repository: str) -> bool:
-    """Whether a repository is named by a path of this machine."""
+    """Return whether a repository is named by a path on this machine."""
     return repository.startswith((".", "/", "~"))
 
 
@@ -219,7 +220,7 @@ def _path_of(repository: str) -> str:
 
 
 def _hub_repository(repository: str) -> tuple[str, str]:
-    """Return (kind, owner/name) of a repository of a hub, which is named by owner/name or a URL."""
+    """Return (kind, owner/name) of a repository of a hub. ``repository`` is owner/name or a URL."""
     path = _path_of(repository)
     first, slash, rest = path.partition("/")
     return (first, rest) if slash and first in ("datasets", "spaces", "models") else ("models", path)
@@ -236,13 +237,13 @@ def _git_url(repository: str, hub_url: str) -> str:
 
 
 def _layout_tag(layout: LayoutReference) -> str:
-    """Return the tag for a kit of a layout: the name of its directory or file, and its tag there."""
+    """Return the tag for a kit in a layout: the name of the layout's directory or file, and the kit's tag in it."""
     name = os.path.basename(os.path.abspath(layout.path)).partition(".")[0]
     return f"{name.lower()}:{layout.tag or 'latest'}"
 
 
 def _default_tag(repository: str) -> str:
-    """Return owner/name:latest. Raises UsageError if the repository is not named by owner/name or a URL with both."""
+    """Return owner/name:latest. Raises UsageError if ``repository`` is not owner/name or a URL that contains both."""
     path = _hub_repository(repository)[1]
     if _is_path(repository) or path.count("/") > 1 or not path:
         raise UsageError(
@@ -252,7 +253,7 @@ def _default_tag(repository: str) -> str:
 
 
 def _tool_for(repository: str, options: ImportOptions) -> Tool:
-    """Return "hf" or "git". With "auto", URLs of a hub and names that are neither URL nor path are of a hub."""
+    """Return "hf" or "git". With "auto", a URL of a hub, or a name that is neither a URL nor a path, means "hf"."""
     if options.tool != "auto":
         return options.tool
     host = urlsplit(repository).netloc if "://" in repository else ""

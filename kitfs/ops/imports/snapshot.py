@@ -1,10 +1,10 @@
-"""The files of a repository at a commit, imported as a kit without a copy of the repository on disk.
+"""Import the files of a repository at a commit as a kit, without a copy of the repository on disk.
 
-A file whose SHA-256 the listing states (an LFS object) goes into the store as a registry's blob does: it is not
-fetched if the store has it; otherwise ranges of it are fetched, and the ranges that arrived are kept if the import
-fails. If the kit is pushed, such a file goes straight to the registry and is not stored. Any other file is small: it
-is fetched whole, checked against its git object, and remembered by that. Threading: ``import_snapshot`` runs threads
-of its own and returns when they have ended.
+A file whose SHA-256 is in the listing (an LFS object) is stored like a blob of a registry: it is not fetched if the
+store has it. Otherwise ranges of it are fetched, and if the import fails, the ranges that arrived are kept. If the kit
+is pushed, such a file is sent directly to the registry, and is not stored. Every other file is small. It is fetched as
+a whole and verified by the SHA-1 of its git object, and its digest is recorded under that SHA-1. Threading:
+``import_snapshot`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STOPPED: Final = "the import was stopped because another layer failed"
 
 
 class SnapshotSource(Protocol):
-    """A repository at a commit; ``hub.Snapshot`` is one. The manifest records ``url`` and ``sha``."""
+    """A repository at a commit, such as ``hub.Snapshot``. The manifest records ``url`` and ``sha``."""
 
     @property
     def url(self) -> str: ...
@@ -55,14 +55,14 @@ class SnapshotSource(Protocol):
 
 
 class ImportedLayer(NamedTuple):
-    """A finished layer. ``how`` is "added" or "had" in a store, "exists", "mounted" or "uploaded" at a registry."""
+    """A finished layer. ``how``: "added" or "had" in a store; "exists", "mounted" or "uploaded" at a registry."""
 
     layer: PackedLayer
     how: str
 
 
 def read_small(snapshot: SnapshotSource, file: HubFile, limit: int) -> bytes:
-    """Return the first ``limit`` bytes of a file. Raises what its source raises."""
+    """Return the first ``limit`` bytes of a file. Raises the errors of its source."""
     out = bytearray()
     with contextlib.closing(snapshot.blob(file).read_range(0, min(limit, file.size))) as pieces:
         for _, view in pieces:
@@ -83,11 +83,11 @@ def import_snapshot(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> PackedKit:
-    """Make the kit of an arrangement in the store and tag it; with ``target``, in that repository instead.
+    """Make the kit of an arrangement in the store, or with ``target`` in that repository, and tag it.
 
     Raises IntegrityError for a file that differs from the listing, ContextError for a manifest that is too large,
-    StoreFull, StoreError, and what the hub or the registry raises. Nothing is tagged then. Complete files, and the
-    fetched ranges of large ones, stay in the store for the next attempt.
+    StoreFull, StoreError, and the errors of the hub or the registry. After an error, nothing is tagged. Complete files,
+    and the fetched ranges of large files, stay in the store for the next attempt.
     """
     with contextlib.ExitStack() as pins:
         digests = {f.digest for layer in arrangement.layers for f in layer.files if f.digest is not None}
@@ -97,7 +97,7 @@ def import_snapshot(
         kit = kit_format.assemble(arrangement.kitfile, layers, {SOURCE: snapshot.url, REVISION: snapshot.sha})
         if len(kit.manifest_bytes) > MAX_MANIFEST:
             raise ContextError(
-                f"{len(layers)} layers are too many for one manifest; give a Kitfile whose entries are directories (-f)"
+                f"{len(layers)} layers are too many for one manifest (use a Kitfile with directories as entries, by -f)"
             )
         if target is None:
             _store_manifest(kit, store, pins, importer.pinned, references, report)
@@ -124,13 +124,13 @@ def _store_manifest(
         report(Saved(what, what, digest, added))
     lost = next((d for d in layers if not store.has_sealed(d)), None)
     if lost is not None:
-        raise StoreError(f"blob {lost} was evicted while other layers were imported; import again")
+        raise StoreError(f"blob {lost} was evicted while other layers were imported (run the import again)")
     for reference in references:
         assign(store, reference, kit.descriptor)
 
 
 class _Importer:
-    """Fetches the layers of one import. ``pinned`` has the digests that the store must still have at the end."""
+    """An importer of the layers of one import. ``pinned``: the digests that the store must still have at the end."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _Importer:
         self.pinned: set[Digest] = set()
 
     def run(self, planned: Sequence[PlannedLayer], concurrency: int) -> list[PackedLayer]:
-        """Import every layer, several at once and the largest first; report them in the given order."""
+        """Import every layer, several at once and the largest first, and report the layers in the given order."""
         for layer in planned:
             self._report(Total(layer.path, layer.size))
         order = sorted(range(len(planned)), key=lambda i: -planned[i].size)
@@ -197,7 +197,7 @@ class _Importer:
         return ImportedLayer(layer._replace(file_size=planned.files[0].size) if planned.raw else layer, how)
 
     def _file(self, file: HubFile, progress: _LayerProgress) -> tuple[Digest, str]:
-        """Store a file, and return (digest, "added" or "had"). A file that is in the kit twice is fetched once."""
+        """Store a file, and return (digest, "added" or "had"). A file that occurs twice in the kit is fetched once."""
         with self._lock:
             flight = self._flights[file.digest or file.git or file.path]
         with flight:
@@ -228,7 +228,7 @@ class _Importer:
             self._pins.enter_context(self._store.pin((digest,)))
 
     def _remembered(self, file: HubFile) -> Digest | None:
-        """Return the digest that the content of a git object had in an earlier import."""
+        """Return the digest that an earlier import recorded for the content of a git object, or None."""
         known = self._store.catalog.get(("git", file.git)) if file.git else None
         try:
             return None if known is None else Digest.parse(known)
@@ -236,9 +236,9 @@ class _Importer:
             return None
 
     def _small(self, file: HubFile, progress: _LayerProgress) -> tuple[Digest, str]:
-        """Fetch a file of which only the git object is known, and check it against that.
+        """Fetch a file whose SHA-256 is unknown, and verify it by the SHA-1 of its git object.
 
-        The file is fetched whole, because ranges of it could not be verified when an import resumes.
+        The whole file is fetched, because ranges of it could not be verified when an import resumes.
         """
         hasher = hashlib.sha1(b"blob %d\0" % file.size)  # noqa: S324 - git names its objects by SHA-1
         ingest = self._store.ingest()
@@ -260,7 +260,7 @@ class _Importer:
         return digest, "added" if added else "had"
 
     def _read(self, source: Source, start: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of a file from ``start`` on, as the hub serves them."""
+        """Yield the bytes of a file from ``start`` on. Raises an error if another layer has failed."""
         if start >= (source.size or 0):
             return
         with contextlib.closing(source.read_range(start, None)) as pieces:
@@ -270,7 +270,7 @@ class _Importer:
                     yield bytes(view[max(0, start - at) :])
 
     def _tar(self, planned: PlannedLayer, progress: _LayerProgress) -> tuple[Digest, str]:
-        """Store a directory as one tar; each of its files is checked while it is written."""
+        """Store a directory as one tar. Each of its files is verified while it is written."""
         ingest = self._store.ingest()
         try:
             for path, file in planned.members():
@@ -307,7 +307,7 @@ class _Importer:
             raise IntegrityError(f"{file.path}: the downloaded content does not match the listed digest {expected}")
 
     def _send(self, target: Destination, planned: PlannedLayer, digest: Digest, progress: _LayerProgress) -> str:
-        """Upload a layer from the store; if the store does not have it, from the hub without storing it."""
+        """Upload a layer from the store, or directly from the hub if the store does not have it."""
         media_type = "application/octet-stream"
         descriptor = Descriptor(media_type, digest, planned.size)
         file = self._store.open_sealed(digest)
@@ -317,7 +317,7 @@ class _Importer:
                 descriptor, lambda at: self._read(source, at), hints=self._store.catalog, progress=progress
             )
         if file is None:
-            raise StoreError(f"blob {digest} was evicted before it was uploaded; import again")
+            raise StoreError(f"blob {digest} was evicted before it was uploaded (run the import again)")
         with contextlib.closing(file):
 
             def read(at: int) -> Iterator[bytes]:
@@ -330,7 +330,7 @@ class _Importer:
 
 
 class _LayerProgress:
-    """Reports the progress of a layer; bytes that were present already are reported at the end."""
+    """A reporter of the progress of a layer. Bytes that were already present are reported at the end."""
 
     def __init__(self, planned: PlannedLayer, report: Report) -> None:
         self._name = planned.path
@@ -345,7 +345,7 @@ class _LayerProgress:
         self._report(Moved(self._name, size))
 
     def finish(self) -> None:
-        """Report the bytes that were not reported yet."""
+        """Report the bytes that have not been reported."""
         left, self._done = self._size - self._done, self._size
         if left:
             self._report(Moved(self._name, left))

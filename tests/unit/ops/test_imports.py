@@ -234,7 +234,7 @@ def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store
             "team/net",
             "main",
             Unauthorized,
-            "401: the repository does not exist, or it is private; give a token",
+            "401: the repository does not exist, or it is private .pass a token",
         ),
         (
             lambda h: h.gated.add("team/net"),
@@ -457,7 +457,7 @@ def test_a_hub_that_asks_to_wait(fake: FakeHub, client: RegistryClient) -> None:
     fake.fail("/revision/", Status(429, {"Retry-After": "0"}))
     Hub(client, fake.url, report=told.append, sleep=sleep).snapshot("models", "team/net", "main")
     assert len(pauses) == 2
-    assert told == [Warned(f"{fake.host} limits the rate of requests; waiting as it asks")]
+    assert told == [Warned(f"{fake.host} limits the rate of requests; waiting before the next request")]
 
 
 def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryClient) -> None:
