@@ -239,6 +239,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "unpack",
         "serve",
         "ls",
+        "cat",
         "convert",
         "sign",
         "verify",

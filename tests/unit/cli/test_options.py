@@ -125,5 +125,6 @@ def test_flags_that_delete_or_overwrite_have_no_variable() -> None:
     deleting = {option.key for option in all_options(cli) if option.name in ("force", "overwrite", "all", "lazy")}
     assert deleting == {option.key for option in all_options(cli) if option.flag_only} - {
         "remove-remote",
+        "cat-tensor",
         *(f"unpack-{kind}" for kind in ("kitfile", "model", "code", "datasets", "docs")),
     }
