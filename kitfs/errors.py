@@ -20,7 +20,7 @@
     │   ├── LayerLimit              EIO      8   a layer exceeds a limit, such as --max-entries
     │   ├── UnsupportedLayer        EOPNOTSUPP 8
     │   └── UnsafePath              EPERM    8
-    ├── SignatureError              EACCES   11  a kit is not signed as a key or a policy demands
+    ├── SignatureError              EACCES   11  a kit lacks a signature that a key or a policy requires
     ├── ContextError                EIO      10  a directory to pack from or unpack to is missing or unreadable
     └── MountError                  EIO      9   /dev/fuse, fusermount3, the mount point; carries its own errno
 

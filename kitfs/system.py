@@ -54,7 +54,7 @@ def allow_files(files: int) -> None:
 
 
 def notify_systemd(state: str) -> None:
-    """Send a state such as "READY=1" to systemd (sd_notify(3)), if it started this process and asks for states."""
+    """Send a state such as "READY=1" to systemd (sd_notify(3)), if NOTIFY_SOCKET is set."""
     name = os.environ.get("NOTIFY_SOCKET", "")
     if not name:
         return

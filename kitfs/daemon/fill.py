@@ -82,7 +82,7 @@ class Filler:
             if not self._stopped.is_set():
                 self._log.warning("stopped completing layers in the background: %s", e)
         except Exception:  # noqa: BLE001 - the mount works without filling
-            self._log.exception("completing layers in the background failed (a bug in kitfs)")
+            self._log.exception("completing layers in the background failed because of a bug in kitfs")
 
     def _next(self) -> Layer | None:
         """Return the layer to fill now, or None."""

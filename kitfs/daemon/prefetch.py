@@ -1,16 +1,17 @@
-"""Fetch what programs will probably read next, before they ask for it.
+"""Fetch the bytes that programs will probably read next, before they read them.
 
-There are two sources of that knowledge:
+Two sources predict these bytes:
 
-- The headers of safetensors and GGUF files that programs have read (``kit.tensor_files``). When a program has read two
-  tensors in order, the next ones are fetched in their order.
-- The order in which programs read the kit when it was mounted before (``kit.access_order``). ``EAGER`` bytes are
-  fetched in this order when the mount answers, and more only as far as programs read what was fetched.
+- The headers of safetensors and GGUF files (``kit.tensor_files``). After a program has read two tensors in order, the
+  next tensors are fetched in the same order.
+- The order in which programs read the kit when it was last mounted (``kit.access_order``). When the mount answers,
+  ``EAGER`` bytes are fetched in this order. More bytes are fetched only if programs read those that were fetched.
 
-A step is at most 4 MiB. No step begins while a program waits for bytes, and nothing is fetched that would make the
-store evict other blobs. With --fill none, nothing is fetched and no order is recorded.
+Bytes are fetched in steps of at most 4 MiB. No step begins while a program waits for bytes, or if the store would have
+to evict other blobs. With --fill none, nothing is fetched and no order is recorded.
 
-Threading: one thread per mount. Reads are noted on the threads of the readers; the status is read by any thread.
+Threading: each mount has a thread that fetches. Reads are recorded on the threads of the readers. Any thread may read
+the status.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
 
 FOLLOWING: Final = 0.005  # seconds without a waiting program before bytes are fetched in the order of a header
 REPLAYING: Final = 0.05  # seconds without a waiting program before bytes are fetched in the recorded order
-SAVE_EVERY: Final = 30.0  # seconds between two times at which the order of reads is saved
-EAGER: Final = 64 << 20  # bytes that are fetched in the recorded order before programs have read any of them
-FACTOR: Final = 4  # more bytes in the recorded order for each byte that programs have read of what was fetched
-READS: Final = 8192  # reads that wait for the thread; older ones are forgotten
-STEPS: Final = 4096  # steps that are remembered as done
+SAVE_EVERY: Final = 30.0  # seconds after which the order of reads is saved again
+EAGER: Final = 64 << 20  # bytes fetched in the recorded order before programs have read any of them
+FACTOR: Final = 4  # further bytes fetched in the recorded order for each fetched byte that programs have read
+READS: Final = 8192  # reads that wait for the thread; older reads are dropped
+STEPS: Final = 4096  # completed steps that are remembered
 
 
 class Step(NamedTuple):
@@ -56,7 +57,7 @@ class Step(NamedTuple):
 
 
 class Prefetcher:
-    """The prefetching for programs that read ``tree``, the tree of the mounted ``kit``. ``mode`` is that of --fill."""
+    """A prefetcher for the programs that read ``tree``, the tree of a mounted kit. ``mode`` is the value of --fill."""
 
     def __init__(self, kit: Kit, store: Store, tree: Tree, *, mode: str, log: logging.Logger) -> None:
         self._layers: Final = {str(layer.digest): layer for layer in kit.layers if not layer.compressed}
@@ -69,14 +70,14 @@ class Prefetcher:
         self._wake = threading.Event()
         self._reads: deque[tuple[Node, int, int]] = deque(maxlen=READS)
         self._files = TensorFiles(tree, self._header)
-        self._file: str | None = None  # the file whose order is followed
+        self._file: str | None = None  # the path of the file whose tensors are fetched in order
         self._accesses = AccessOrder({digest: layer.size for digest, layer in self._layers.items()})
         self._before: list[Run] = []
         self._replay = self._recorded()
         self._next_replayed: Step | None = None
-        self._done: OrderedDict[Step, None] = OrderedDict()  # the steps that were taken last
-        self._fetched = self._replayed = 0  # bytes; the second number: in the recorded order
-        self._room = 0  # bytes that may be fetched before the room in the store is checked again
+        self._done: OrderedDict[Step, None] = OrderedDict()  # the last completed steps
+        self._fetched = self._replayed = 0  # fetched bytes; ``_replayed`` counts those in the recorded order
+        self._room = 0  # bytes that may be fetched before the free space in the store is checked again
         self._not_before = 0.0
         self._saved, self._saved_units = time.monotonic(), 0
 
@@ -88,7 +89,7 @@ class Prefetcher:
         )
 
     def start(self) -> None:
-        """Begin to watch what programs read, unless --fill is ``none``."""
+        """Begin to watch the reads of programs, unless --fill is ``none``."""
         if self._is_on:
             self._before = access_order.load(self._store.catalog, self._digest)
             self._next_replayed = next(self._replay, None)
@@ -96,14 +97,14 @@ class Prefetcher:
             threading.Thread(target=self._run, name="kitfs-prefetch", daemon=True).start()
 
     def stop(self) -> None:
-        """Begin no further step, and save the order of reads. A running step ends when the store is closed."""
+        """Prevent further steps, and save the order of reads. A running step ends when the store is closed."""
         self._stopped.set()
         self._wake.set()
         if self._is_on:
             self._save()
 
     def _see(self, node: Node, offset: int, size: int) -> None:
-        """Take note of a read, on the thread of the reader."""
+        """Record a read, on the thread of its reader."""
         is_new = self._accesses.read(node, offset, size)
         watched = has_tensors(node.path)
         if watched:
@@ -125,12 +126,12 @@ class Prefetcher:
                         self._not_before = time.monotonic() + RETRY
                 if time.monotonic() - self._saved > SAVE_EVERY:
                     self._save()
-        except Exception:  # noqa: BLE001 - the mount goes on without fetching ahead
+        except Exception:  # noqa: BLE001 - the mount works without fetching ahead
             if not self._stopped.is_set():
-                self._log.exception("fetching ahead failed (a bug in kitfs)")
+                self._log.exception("fetching ahead failed because of a bug in kitfs")
 
     def _work(self) -> None:
-        """Look at what programs have read, and take a step or wait. Raises StoreFull, KitfsError, OSError."""
+        """Process the recorded reads, and then take a step or wait. Raises StoreFull, KitfsError and OSError."""
         while self._reads:
             self._files.read(*self._reads.popleft())
         step, quiet = self._next()
@@ -143,12 +144,12 @@ class Prefetcher:
 
     @property
     def _patience(self) -> float | None:
-        """Seconds after which the thread has something to do if no program reads; None if it has nothing to do."""
+        """Return how many seconds the thread may sleep if no program reads; None if it has no work until then."""
         is_saved = self._accesses.units == self._saved_units
         return None if is_saved and time.monotonic() > self._not_before else SAVE_EVERY
 
     def _next(self) -> tuple[Step | None, float]:
-        """Return the step to take now, and how many seconds no program should have waited before it."""
+        """Return the next step, and for how many seconds no program must have waited before the step begins."""
         if time.monotonic() < self._not_before:
             return None, 0.0
         self._file = None
@@ -173,7 +174,7 @@ class Prefetcher:
                 yield from _steps(run.digest, run.first * UNIT, min((run.first + run.units) * UNIT, layer.size))
 
     def _take(self, step: Step) -> None:
-        """Take a step, which is not taken again soon. Raises StoreFull, KitfsError."""
+        """Take a step, and remember it as completed. Raises StoreFull and KitfsError."""
         new = self._fetch(*step)
         self._done[step] = None
         while len(self._done) > STEPS:
@@ -183,7 +184,7 @@ class Prefetcher:
             self._next_replayed = next(self._replay, None)
 
     def _fetch(self, digest: str, at: int, size: int) -> int:
-        """Fetch exactly these bytes of a layer. Returns how many of them were new. Raises StoreFull, KitfsError."""
+        """Fetch bytes of a layer, and none after them. Returns how many were new. Raises StoreFull and KitfsError."""
         layer = self._layers[digest]
         if not self._lacks(layer):
             return 0
@@ -208,12 +209,12 @@ class Prefetcher:
         return node.layer.pread(node.member, offset, size)
 
     def _lacks(self, layer: Layer) -> bool:
-        """Return whether bytes of a layer are missing, and may be fetched by ranges."""
+        """Return whether bytes of a layer are missing and can be fetched by ranges."""
         content = layer.content()
         return layer.failure is None and not content.complete and content.ranged
 
     def _save(self) -> None:
-        """Save the order of reads, if programs have read more since the last time."""
+        """Save the order of reads, if programs have read more bytes since it was last saved."""
         self._saved, units = time.monotonic(), self._accesses.units
         if units > self._saved_units:
             self._saved_units = units

@@ -93,7 +93,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             status = e.exit_code
             answer(error_to_json(e))
         except Exception as e:
-            logging.getLogger("kitfs").exception("a bug ended the daemon")
+            logging.getLogger("kitfs").exception("the daemon ends because of a bug in kitfs")
             answer(error_to_json(MountError(f"a bug in kitfs: {type(e).__name__}: {e}")))
     finally:
         os._exit(status)  # ends threads that still wait for a socket

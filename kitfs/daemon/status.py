@@ -137,7 +137,7 @@ class StatusSocket:
             except OSError as e:
                 self._log.debug("cannot send the status: %s", e)
             except Exception:  # noqa: BLE001 - one failed status must not end the thread
-                self._log.exception("a bug in the status socket")
+                self._log.exception("sending the status failed because of a bug in kitfs")
 
     def close(self) -> None:
         """End the thread and close the socket."""

@@ -91,7 +91,7 @@ class Sealer:
                     self._log.info("%s is not sealed: %s", self._record.mountpoint, e)
                     return
             except Exception:  # noqa: BLE001 - the mount works without being sealed
-                self._log.exception("a bug in sealing %s", self._record.mountpoint)
+                self._log.exception("sealing %s failed because of a bug in kitfs", self._record.mountpoint)
                 return
 
     def seal(self) -> None:

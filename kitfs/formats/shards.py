@@ -1,7 +1,7 @@
-"""The index of a sharded safetensors model: which file has which tensor.
+"""Read the index of a safetensors model that is split into several files (shards).
 
-The format is that of ``transformers`` and ``huggingface_hub``: ``NAME.safetensors.index.json`` is a JSON object whose
-``weight_map`` maps the name of each tensor to the name of a file in the same directory.
+The format is defined by ``transformers`` and ``huggingface_hub``: ``NAME.safetensors.index.json`` is a JSON object
+whose ``weight_map`` maps the name of each tensor to the name of a file in the same directory.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ SUFFIX: Final = ".safetensors.index.json"
 
 
 def is_shard_index(path: str) -> bool:
-    """Return whether the name of a file is that of an index of shards."""
+    """Return whether a file is an index of shards, judging by its name."""
     return path.endswith(SUFFIX)
 
 
 def weight_map(size: int, read: Read) -> dict[str, str]:
-    """Return the name of the file for the name of each tensor, from an index of ``size`` bytes.
+    """Return the ``weight_map`` of an index of ``size`` bytes: the name of each tensor's file.
 
-    Raises LayerError if the index is damaged, or names a file outside of its directory.
+    Raises LayerError if the index is damaged, or names a file outside its directory.
     """
     if size > MAX_HEADER:
-        raise LayerError(f"an index of shards has {size} bytes; the limit is {MAX_HEADER}")
+        raise LayerError(f"the index of shards has {size} bytes; the limit is {MAX_HEADER}")
     try:
         index = json.loads(read_exactly(read, 0, size))
     except (ValueError, RecursionError) as e:

@@ -1,13 +1,13 @@
-"""The order in which programs read the layers of a mounted kit for the first time, and what of it was fetched ahead.
+"""Record the order in which programs first read the bytes of a mounted kit, and count bytes that were fetched ahead.
 
-The order is recorded in units of 256 KiB of a layer's blob, as runs (number of the layer, first unit, units), at most
-``MAX_RUNS`` of them. The catalog of the store keeps it by the digest of the manifest, so that the next mount of the
-same kit can fetch the same bytes in the same order. It is a hint and may be lost:
+The order is recorded in units of 256 KiB of a layer's blob, as at most ``MAX_RUNS`` runs (number of the layer, first
+unit, number of units). The store's catalog contains the order by the digest of the manifest, so that the next mount of
+the same kit can fetch the same bytes in the same order. It is a hint and may be lost:
 
     {"version": 1, "layers": [digest, …], "runs": [[layer, first unit, units], …]}
 
-Compressed layers are not recorded: their index needs all of their bytes. Threading: any thread; a read of units that
-were touched before takes no lock.
+Compressed layers are not recorded, because their index needs all of their bytes. Threading: any thread may call every
+method; a read of units that were read before takes no lock.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from kitfs.layers.read import spans
 
 VERSION: Final = 1
 UNIT: Final = 256 << 10  # bytes
-MAX_RUNS: Final = 4096  # runs of one order: 60 KiB of JSON
-OPEN: Final = 16  # runs to which a unit may be added: one for each program that reads at the same time
-KITS: Final = 256  # kits whose order is kept
-KIND: Final = "order"  # the kind of the hints
+MAX_RUNS: Final = 4096  # runs of an order, which take 60 KiB of JSON
+OPEN: Final = 16  # runs that may be extended, one for each program that reads at the same time
+KITS: Final = 256  # kits whose order is stored
+KIND: Final = "order"  # the kind of the hints in the catalog
 RECENT: Final = ("orders", "recent")  # the hint that lists the digests of these kits, the latest first
-SHORT: Final = 8  # an order with less than one part in SHORT of the units of the one before does not replace it
+SHORT: Final = 8  # an order does not replace an earlier order that has more than SHORT times as many units
 
 
 class Run(NamedTuple):
-    """Units of a layer that were touched one after the other."""
+    """Units of a layer that programs have read one after the other."""
 
     digest: str
     first: int
@@ -39,20 +39,18 @@ class Run(NamedTuple):
 
 
 class AccessOrder:
-    """What was touched of the layers of a kit; ``sizes`` maps their digests to their sizes in bytes."""
+    """The units of a kit's layers that programs have read, in order. ``sizes`` maps a layer's digest to its bytes."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
-        self.used = 0  # bytes that were fetched ahead, and read since
+        self.used = 0  # bytes that were fetched ahead and then read
         self._touched = {digest: bytearray(-(-size // UNIT)) for digest, size in sizes.items()}
         self._ahead: dict[tuple[str, int], int] = {}  # (layer, unit) → bytes that were fetched ahead
         self._runs: list[list[Any]] = []  # [digest, first unit, units]
-        self._open: list[list[Any]] = []  # the runs that were extended last, the latest first
+        self._open: list[list[Any]] = []  # the runs that were last extended, the latest first
         self._lock = threading.Lock()
 
     def read(self, node: Node, offset: int, size: int) -> bool:
-        """Take note that a program has read bytes of a file; returns whether it has touched a unit that was not touched
-        before.
-        """
+        """Record that a program has read bytes of a file; return whether it is the first read of any unit."""
         touched = None if node.layer is None else self._touched.get(node.layer.digest)
         if touched is None or node.layer is None:
             return False
@@ -82,7 +80,7 @@ class AccessOrder:
             self._open = [run, *self._open[: OPEN - 1]]
 
     def fetched_ahead(self, digest: str, at: int, size: int) -> None:
-        """Take note that bytes of a layer were fetched before a program has read them."""
+        """Record that bytes of a layer were fetched before a program has read them."""
         with self._lock:
             stop = at + size
             while at < stop:
@@ -94,17 +92,17 @@ class AccessOrder:
 
     @property
     def units(self) -> int:
-        """The number of units that were recorded."""
+        """Return how many units were recorded."""
         with self._lock:
             return sum(units for _, _, units in self._runs)
 
     def merged(self, before: Sequence[Run], unseen: Collection[str]) -> list[Run]:
-        """Return the order to keep, given the one from ``before``.
+        """Return the order to store, merged from this order and the stored order ``before``.
 
-        The runs of layers that this mount does not show stay, and so do those of ``unseen`` layers, whose reads may not
-        have been noticed, since the kernel may read verified layers itself. If programs have read little of the kit,
-        half of the other runs stay too: a short look at a kit does not erase the order of a whole load, and an order
-        that is not true any more goes.
+        Runs of ``before`` stay if this mount does not show their layers, or if the layers are ``unseen``: the kernel
+        may read verified layers itself, so their reads are not recorded. If programs have read little of the kit, the
+        first half of the other runs stays, too. So a short look at a kit does not erase the order of a whole load, but
+        an order that programs do not follow any more disappears.
         """
         with self._lock:
             runs = [Run(*run) for run in self._runs]
@@ -118,7 +116,7 @@ class AccessOrder:
         return [*runs, *kept][:MAX_RUNS]
 
     def _untouched(self, run: Run) -> Iterator[Run]:
-        """Yield the parts of a run that no program has touched."""
+        """Yield the parts of a run that no program has read."""
         touched = self._touched.get(run.digest)
         if touched is None:
             yield run
@@ -136,7 +134,7 @@ class AccessOrder:
 
 
 def save(hints: Hints, digest: str, runs: Sequence[Run]) -> None:
-    """Keep the order of a kit by the digest of its manifest. Those of the ``KITS`` kits that were saved last stay."""
+    """Store the order of a kit by the digest of its manifest. Only the last ``KITS`` orders stay."""
     hints.set((KIND, digest), _to_json(runs))
     recent = hints.get(RECENT)
     known = [one for one in recent if isinstance(one, str) and one != digest] if isinstance(recent, list) else []
@@ -146,7 +144,7 @@ def save(hints: Hints, digest: str, runs: Sequence[Run]) -> None:
 
 
 def load(hints: Hints, digest: str) -> list[Run]:
-    """Return the order of a kit that was kept; empty if there is none, or what was kept is damaged."""
+    """Return the stored order of a kit; an empty list if it does not exist or is damaged."""
     value = hints.get((KIND, digest))
     try:
         if value["version"] != VERSION:

@@ -12,7 +12,7 @@ from functools import partial
 from kitfs.errors import KitfsError, WhenReady, WouldBlock
 from kitfs.kit.node import Node
 
-Watcher = Callable[[Node, int, int], None]  # called with a file, an offset in it, and the bytes that were read there
+Watcher = Callable[[Node, int, int], None]  # called with a file, an offset, and the number of bytes read there
 
 
 class Demand:
@@ -29,11 +29,11 @@ class Demand:
         self._waited = float("-inf")  # the monotonic time at which a read last stopped waiting
 
     def watch(self, watcher: Watcher) -> None:
-        """Have a function called with each read that has succeeded, on the thread of its reader."""
+        """Register a function that is called for each successful read, on the thread of its reader."""
         self._watchers = (*self._watchers, watcher)
 
     def done(self, node: Node, offset: int, size: int) -> None:
-        """Take note that a program has read ``size`` bytes of a file at ``offset``."""
+        """Record that a program has read ``size`` bytes of a file at ``offset``."""
         for watcher in self._watchers:
             watcher(node, offset, size)
 

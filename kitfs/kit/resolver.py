@@ -254,7 +254,7 @@ class Resolver:
             if known is not None and not isinstance(e, (NotFound, Unauthorized)):
                 self.fell_back = True
                 self._log.warning(
-                    "%s: using %s, which the tag meant %s ago: %s", reference, known.digest, human_age(known.age), e
+                    "%s: using %s, the digest of the tag %s ago: %s", reference, known.digest, human_age(known.age), e
                 )
                 found = known.digest, known.data
             other = self._fallback(reference.with_tag(tag), e) if found is None and not remote else None

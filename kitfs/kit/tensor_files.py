@@ -1,8 +1,8 @@
-"""The safetensors and GGUF files that programs read in a mounted kit, and what they will read of them next.
+"""Predict which bytes of the safetensors and GGUF files in a mounted kit programs will read next.
 
-The header of a file is looked at once a program has read it, so that it costs nothing. At the end of a file, a reader
-is expected to go on with the next shard that an index of shards names, if the store has the index; the header of that
-shard is fetched then. Threading: one thread at a time.
+The header of a file is parsed after a program has read the header, so that nothing is fetched for it. At the end of a
+file, a reader is expected to continue with the next file in the index of shards (``formats.shards``), if the store has
+that index; the header of the next file is then fetched. Threading: only one thread at a time may use these objects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kitfs.kit.tensor_order import Reader, TensorOrder
 from kitfs.kit.tree import Tree
 from kitfs.layers.read import spans
 
-FILES: Final = 64  # files that are known at a time
+FILES: Final = 64  # files remembered at a time
 
 
 class BlobSpan(NamedTuple):
@@ -34,18 +34,18 @@ class BlobSpan(NamedTuple):
 
 
 class TensorFile:
-    """A file that a program reads; ``order`` is None while its header is not known."""
+    """A file that a program reads. ``order`` is None until the header of the file is parsed."""
 
     def __init__(self, node: Node, layer: TreeLayer) -> None:
         self.node: Final = node
         self.layer: Final = layer
         self.order: TensorOrder | None = None
-        self._reads = 0  # how many there were while the header was not known
-        self._next = 1  # the read at which the header is looked for again
+        self._reads = 0  # the number of reads before the header was parsed
+        self._next = 1  # the number of the read after which parsing the header is tried again
         self._damaged = False
 
     def read(self, offset: int, size: int) -> None:
-        """Take note of a read. The header is looked for at each power of two of the reads."""
+        """Record a read. After 1, 2, 4, 8 and so on reads, try to parse the header."""
         if self.order is None:
             self._reads += 1
             if self._reads < self._next:
@@ -56,12 +56,12 @@ class TensorFile:
             self.order.feed(offset, size)
 
     def load(self, read: Read) -> None:
-        """Read the header, if it is complete and not damaged."""
+        """Parse the header, if it is complete and not damaged."""
         if self.order is None and not self._damaged:
             try:
                 self.order = TensorOrder(tensors_of(self.node.path, self.node.size, read))
             except WouldBlock:
-                pass  # a program has not read all of it yet
+                pass  # a program has not read the whole header yet
             except LayerError:
                 self._damaged = True
 
@@ -74,24 +74,22 @@ class TensorFile:
 
 
 class TensorFiles:
-    """The files of ``tree`` that programs read. ``fetch`` brings bytes of a file into the store and returns them."""
+    """The files of ``tree`` that programs read. ``fetch`` fetches bytes of a file into the store and returns them."""
 
     def __init__(self, tree: Tree, fetch: Callable[[Node, int, int], bytes]) -> None:
         self._tree = tree
         self._fetch = fetch
-        self._files: OrderedDict[str, TensorFile] = OrderedDict()  # by path, the one that was read last at the end
+        self._files: OrderedDict[str, TensorFile] = OrderedDict()  # by path, the most recently read file last
         self._shards: dict[str, str] = {}  # path of a shard → path of the next shard
-        self._looked: dict[str, int] = {}  # path of a file → how far it was read when its index was looked for
+        self._looked: dict[str, int] = {}  # path of a file → how far it was read when its index was last looked up
 
     def read(self, node: Node, offset: int, size: int) -> None:
-        """Take note that a program has read bytes of a file whose name says that it has tensors."""
+        """Record that a program has read bytes of a safetensors or GGUF file."""
         if node.layer is not None and not node.layer.compressed:
             self._file(node, node.layer).read(offset, size)
 
     def followed(self) -> Iterator[TensorFile]:
-        """Yield the files that programs read in order, the one that was read last first, and then the shards that
-        follow them.
-        """
+        """Yield the files that programs read in order, the most recently read first, each with the shard after it."""
         for file in reversed(list(self._files.values())):
             if file.order is not None and file.order.reader is not None:
                 yield file
@@ -100,7 +98,7 @@ class TensorFiles:
                     yield shard
 
     def _file(self, node: Node, layer: TreeLayer) -> TensorFile:
-        """Return what is known of a file; the file that was used least recently is forgotten when there are many."""
+        """Return the state of a file. If there are more than ``FILES``, the least recently used is forgotten."""
         file = self._files.get(node.path)
         if file is None:
             file = self._files[node.path] = TensorFile(node, layer)
@@ -110,7 +108,7 @@ class TensorFiles:
         return file
 
     def _learn_shards(self, path: str) -> None:
-        """Learn the order of shards from the indexes beside a file, as far as the store has them."""
+        """Read the order of the shards from the indexes in the directory of a file, if the store has them."""
         at = path.rpartition("/")[0]
         try:
             for name, node in self._tree.list(self._tree.resolve(at), wait=False):
@@ -119,10 +117,10 @@ class TensorFiles:
                     shards = sorted({f"{at}/{file}".lstrip("/") for file in files})
                     self._shards.update(pairwise(shards))
         except (WouldBlock, KitfsError):
-            pass  # it is looked for again when more of the file was read
+            pass  # the indexes are looked up again after more of the file was read
 
     def _next_shard(self, path: str, reader: Reader) -> TensorFile | None:
-        """Return the shard that follows a file, with its header; None if there is none, or it cannot be read."""
+        """Return the shard that follows a file; None if no shard follows, or if its header cannot be read."""
         if path not in self._shards and self._looked.get(path) != reader.read:
             self._looked[path] = reader.read
             self._learn_shards(path)

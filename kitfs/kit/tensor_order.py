@@ -1,12 +1,12 @@
-"""Recognize programs that read the tensors of a file in order, and tell which bytes they will read next.
+"""Recognize programs that read the tensors of a file in order, and predict which bytes they will read next.
 
-A tensor counts as read when programs have asked for a sixteenth of it, and for 2 MiB at least: the kernel reads ahead
-up to 1 MiB around a page fault, so that the neighbours of a tensor are touched too. Smaller tensors do not count. When
-the tensor before it has been read as well, a reader in order is recognized. Bytes may be asked for in any size and by
-any number of threads, with gaps, as page faults of a mapped file do.
+A tensor counts as read after programs have read a sixteenth of it, but at least 2 MiB: the kernel reads ahead up to
+1 MiB around a page fault, which may belong to a neighbouring tensor. Smaller tensors are not counted. If the tensor
+before it was read as well, a reader is recognized. The reads may have any size, come from several threads, and leave
+gaps, as page faults of a mapped file do.
 
-Readers follow the order of the offsets, or that of the names, as safetensors sorts its keys. A reader is forgotten when
-``PATIENCE`` tensors were read elsewhere since its last one. There is no I/O here. Threading: one thread at a time.
+A reader follows the order of the offsets, or the order of the names, as safetensors sorts its keys. It is forgotten
+after ``PATIENCE`` tensors were read elsewhere. This module does no I/O. Threading: a TensorOrder belongs to one thread.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Final
 from kitfs.formats.header import Tensor
 
 LARGE: Final = 2 << 20  # bytes; a smaller tensor does not count as read
-SHARE: Final = 16  # a tensor counts as read when one part in SHARE of it was asked for
-NEAR: Final = 4  # places by which a reader may skip tensors
-READERS: Final = 4  # readers that are remembered for each file
+SHARE: Final = 16  # a tensor counts as read after its size divided by SHARE was read
+NEAR: Final = 4  # a reader may advance by so many tensors at a time
+READERS: Final = 4  # readers remembered for each file
 PATIENCE: Final = 8  # tensors read elsewhere after which a reader is forgotten
-WINDOW: Final = 64 << 20  # bytes ahead of a reader, at most
+WINDOW: Final = 64 << 20  # bytes fetched ahead of a reader at most
 
 Span = tuple[int, int]  # [start, stop) of a file, in bytes
 
@@ -32,18 +32,19 @@ Span = tuple[int, int]  # [start, stop) of a file, in bytes
 class Reader:
     """A program that reads tensors in order.
 
-    ``place``: the place in the order of the last tensor that it has read, -1 before the first of a file. ``read``: the
-    bytes of the tensors that it has read. ``latest``: how many tensors of the file had been read then.
+    ``place`` is the position in the order of the last tensor that it has read, or -1 before the first tensor of a file.
+    ``read`` is the total size of the tensors that it has read. ``latest`` is how many tensors of the file had been read
+    when the reader last advanced.
     """
 
-    names: bool  # whether it follows the order of the names
+    names: bool  # whether the reader follows the order of the names
     place: int
     read: int
     latest: int = 0
 
     @property
     def window(self) -> int:
-        """Bytes that may be fetched ahead: half of what was read in order."""
+        """Return how many bytes may be fetched ahead: half of the bytes that were read in order."""
         return min(self.read // 2, WINDOW)
 
 
@@ -61,18 +62,18 @@ class TensorOrder:
         self._asked = [0] * len(large)
         self._read: set[int] = set()
         by_name = sorted(range(len(large)), key=lambda number: large[number].name)
-        self._orders: Final = (list(range(len(large))), by_name)  # of the offsets, of the names: numbers of tensors
+        self._orders: Final = (list(range(len(large))), by_name)  # the numbers of the tensors, by offset and by name
         self._places: Final = tuple(dict(zip(order, range(len(order)), strict=True)) for order in self._orders)
         self._all: Final = (found, sorted(found, key=lambda one: one.name))
         self._readers: list[Reader] = []
 
     def resume(self, reader: Reader) -> None:
-        """Expect a reader to go on with the first tensor of this file, after it has read another file to its end."""
+        """Expect a reader that has read another file to its end to continue with the first tensor of this file."""
         if not self._readers:
             self._readers = [Reader(reader.names, -1, reader.read)]
 
     def feed(self, offset: int, size: int) -> None:
-        """Take note that a program has read ``size`` bytes at ``offset``."""
+        """Record that a program has read ``size`` bytes at ``offset``."""
         number = max(0, bisect_right(self._starts, offset) - 1)
         while number < len(self._large) and self._starts[number] < offset + size:
             tensor = self._large[number]
@@ -84,7 +85,7 @@ class TensorOrder:
             number += 1
 
     def _finish(self, number: int) -> None:
-        """Take note that a tensor counts as read."""
+        """Record that a tensor counts as read."""
         done, size = len(self._read) + 1, self._large[number].size
         for names, (order, places) in enumerate(zip(self._orders, self._places, strict=True)):
             place = places[number]
@@ -105,11 +106,11 @@ class TensorOrder:
 
     @property
     def reader(self) -> Reader | None:
-        """The reader that has read a tensor last; None if programs do not read in order."""
+        """Return the reader that has most recently read a tensor; None if no program reads in order."""
         return self._readers[0] if self._readers else None
 
     def ahead(self) -> Iterator[Span]:
-        """Yield what the readers will read next, as far as their windows reach, the latest reader first."""
+        """Yield the bytes that the readers will read next, within their windows, for the latest reader first."""
         for reader in tuple(self._readers):
             room = reader.window
             for tensor in self._after(reader):
@@ -119,7 +120,7 @@ class TensorOrder:
                 room -= tensor.size
 
     def beyond(self) -> Reader | None:
-        """Return the latest reader if its window reaches beyond its last tensor of the file, else None."""
+        """Return the latest reader if its window extends beyond the last tensor of the file, otherwise None."""
         reader = self.reader
         if reader is None:
             return None
@@ -131,7 +132,7 @@ class TensorOrder:
         return reader
 
     def _after(self, reader: Reader) -> Iterator[Tensor]:
-        """Yield the tensors that follow the last one of a reader in its order."""
+        """Yield the tensors that follow a reader's position in its order."""
         tensors, first = self._all[reader.names], 0
         if reader.place >= 0:
             last = self._large[self._orders[reader.names][reader.place]]

@@ -1,9 +1,9 @@
-"""Find and read the tensors of a kit's safetensors and GGUF files. Only headers and values that are asked for are read.
+"""Find and read the tensors of a kit's safetensors and GGUF files, without reading the values of other tensors.
 
-Tensors are looked for in the model layers of a kit, or in all layers if it has no model layer. A name that an index of
-shards (``*.safetensors.index.json``) maps to a file is looked for in that file only.
+Tensors are looked up in the model layers of a kit, or in all layers if the kit has no model layer. If an index of
+shards (``*.safetensors.index.json``) maps the name of a tensor to a file, the tensor is looked up in that file only.
 
-Threading: any number of threads. Headers are remembered; two threads may both read one.
+Threading: any number of threads may use a ``KitTensors``. Headers are cached; two threads may read the same header.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from kitfs.kit.node import Node
 from kitfs.kit.tree import Tree
 
 MODEL: Final = ("model", "modelpart")  # kinds of layers
-PIECE: Final = 1 << 30  # bytes of one read: one read fetches exactly its bytes, and a system call returns at most 2 GiB
-NEAR: Final = 3  # names that an error proposes
-COMPARED: Final = 20_000  # names that are compared with one that does not exist
+PIECE: Final = 1 << 30  # bytes of a read; large, as each read is a request, but a system call returns at most 2 GiB
+NEAR: Final = 3  # similar names that an error message proposes
+COMPARED: Final = 20_000  # names that are compared with a name that does not exist
 
 
 class KitTensors:
-    """The tensors of an opened kit, whose tree is ``tree``. A tensor is named by its file and its name there."""
+    """The tensors of an opened kit. A tensor is identified by the path of its file and its name in that file."""
 
     def __init__(self, kit: Kit, tree: Tree) -> None:
         self._kit = kit
@@ -38,16 +38,16 @@ class KitTensors:
         self._maps: dict[str, dict[str, str]] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (path, tensor) of every tensor, by file and then in the order of its header. Raises KitfsError."""
+        """Yield (path, tensor) for every tensor, by file and then in the order of its header. Raises KitfsError."""
         for path in sorted(filter(has_tensors, self._found())):
             for tensor in self._header(path).values():
                 yield path, tensor
 
     def find(self, name: str, path: str | None = None) -> tuple[str, Tensor]:
-        """Return (path, tensor) of a tensor; ``path`` says in which file it is.
+        """Return (path, tensor) for a tensor. If ``path`` is given, only that file is searched.
 
-        Raises NotFound, ValueError when several files have the tensor, LayerError when the header of the only file that
-        may have it is damaged, and what reading raises.
+        Raises NotFound, ValueError if several files have the tensor, LayerError if the header of the only file that may
+        have it is damaged, and the errors of reading.
         """
         if path is not None:
             tensor = self._header(path).get(name)
@@ -62,7 +62,7 @@ class KitTensors:
         return self.find(name, found[0])
 
     def read(self, path: str, tensor: Tensor) -> bytes | bytearray:
-        """Return the values of a tensor of a file. Raises LayerError if the file ends before them, KitfsError."""
+        """Return the values of a tensor as bytes. Raises KitfsError, and LayerError if the file is truncated."""
         node = self._file(path)
         if tensor.offset + tensor.size > node.size:
             raise LayerError(f"{path}: the file ends inside the values of tensor {tensor.name[:80]!r}: it is truncated")
@@ -75,8 +75,9 @@ class KitTensors:
         return values
 
     def _files_with(self, name: str) -> list[str]:
-        """Return the paths of the files that have a tensor: by the indexes of shards, else by the headers of the files
-        that no index names.
+        """Return the paths of the files that have a tensor.
+
+        They are found in the indexes of shards, or else in the headers of the files that no index names.
         """
         files = self._found()
         maps = {path: self._map(path) for path in files if is_shard_index(path)}
@@ -96,12 +97,12 @@ class KitTensors:
         return sorted(found)
 
     def _names(self) -> Iterator[str]:
-        """Yield the names of the tensors that are known: by indexes of shards, and by headers that were read."""
+        """Yield the names of the tensors in the indexes of shards, and in the headers that were read."""
         yield from chain.from_iterable(self._maps.values())
         yield from chain.from_iterable(self._headers.values())
 
     def _found(self) -> dict[str, Node]:
-        """Return the files that may have tensors and the indexes of shards, by path."""
+        """Return the files that may have tensors, and the indexes of shards, by path."""
         if self._files is None:
             layers = [layer for layer in self._kit.layers if layer.type.kind in MODEL] or self._kit.layers
             self._files = {
@@ -113,7 +114,7 @@ class KitTensors:
         return self._files
 
     def _below(self, declared: str) -> Iterator[tuple[str, Node]]:
-        """Yield (path, node) of the declared path of a layer, and of everything below it."""
+        """Yield (path, node) for the declared path of a layer and everything below it."""
         try:
             node = self._tree.resolve(declared)
         except NotFound:
@@ -124,7 +125,7 @@ class KitTensors:
             yield declared, node
 
     def _file(self, path: str) -> Node:
-        """Return the node of a file; symbolic links are followed. Raises NotFound."""
+        """Return the node of a file, after following symbolic links. Raises NotFound."""
         node = (self._files or {}).get(path) or self._tree.resolve(path)
         if node.kind != "file":
             raise NotFound(f"{path!r} is a directory of the kit, not a file with tensors")
@@ -158,7 +159,7 @@ def _beside(path: str, name: str) -> str:
 
 
 def _unknown(name: str, where: str, names: Iterable[str]) -> NotFound:
-    """Return the error for a tensor that does not exist, which proposes similar ones of ``names``."""
+    """Return the error for a tensor that does not exist. It proposes similar names from ``names``."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, set(islice(names, COMPARED)), NEAR)

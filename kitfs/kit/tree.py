@@ -201,12 +201,17 @@ class Tree:
             try:
                 return self._at(at).member
             except OSError as e:
-                raise NotFound(f"no {path!r} in the kit: {(e.strerror or str(e)).lower()}")
+                raise NotFound(f"cannot find {path!r} in the kit: {(e.strerror or str(e)).lower()}")
 
         try:
             return self._at(Links(look, confined=True).end(path).path)
         except BadLink as e:
-            raise NotFound(f"no {path!r} in the kit: {e.path!r} links {'in a circle' if e.circular else 'out of it'}")
+            why = (
+                "leads through too many symbolic links"
+                if e.circular
+                else "is a symbolic link that leads out of the kit"
+            )
+            raise NotFound(f"cannot find {path!r} in the kit: {e.path!r} {why}")
 
     def _at(self, path: str) -> Node:
         """Return the node at a path, without following links. Raises the errors of ``lookup``."""

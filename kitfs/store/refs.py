@@ -38,7 +38,7 @@ class Refs:
             with open(open_file(path), "rb") as f:
                 loaded = own_json(f.read())
             if not isinstance(loaded, dict) or not isinstance(loaded.get("digest"), str):
-                raise ValueError("not a descriptor")
+                raise ValueError("its content is not a descriptor")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as e:

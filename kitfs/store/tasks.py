@@ -42,5 +42,5 @@ class TaskThread:
                 self._log.warning("%s failed: %s", self._what, e)
             except Exception:  # noqa: BLE001 - later tasks must run even if a task has a bug
                 self._counters.add("bugs")
-                self._log.exception("a bug in %s", self._what)
+                self._log.exception("%s failed because of a bug in kitfs", self._what)
             del task  # a task refers to a blob, which would otherwise stay alive until the next task

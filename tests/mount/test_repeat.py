@@ -336,7 +336,7 @@ def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, 
     assert (mount / "README.md").read_text() == "old\n"
     own_registry.stop()
     again = host.mount(ref)
-    assert (again.pid, "which the tag meant" in again.warnings) == (mount.pid, True)
+    assert (again.pid, "the digest of the tag" in again.warnings) == (mount.pid, True)
 
 
 def test_fstab_and_the_sdk_refuse_another_request_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
