@@ -32,6 +32,7 @@ MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause i
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
+SHARED: Final = 10.0  # seconds for which requests are at most a segment after another process has locked a chunk
 JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far before the missing chunk
 GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chunks; a shorter run is received again
 
@@ -93,6 +94,7 @@ class Fetcher:
         self._patience = patience
         self._readahead = Readahead()
         self._flights: list[Flight] = []
+        self._short_until = 0.0  # the monotonic time until which requests are short, for the sake of other processes
         self._threads: set[threading.Thread] = set()
         self._stream = Stream(source, sink, owner, name=name, rests=rests, patience=patience, start=self._start)
 
@@ -292,8 +294,12 @@ class Fetcher:
             stop = max(wanted, -(-planned // sink.chunk))
         stop = min([stop, *(f.at // sink.chunk for f in self._flights if missing < f.at // sink.chunk)])
         stop = self._before_gap(missing, stop)
-        locked_to = min(stop, missing + max(1, SEGMENT // sink.chunk))
+        segment = missing + max(1, SEGMENT // sink.chunk)
+        if time.monotonic() < self._short_until:
+            stop = min(stop, segment)
+        locked_to = min(stop, segment)
         while not present.try_lock(missing, locked_to - missing):
+            self._short_until = time.monotonic() + SHARED
             if locked_to == missing + 1:
                 return None
             stop = locked_to = missing + max(1, (locked_to - missing) // 4)
@@ -427,8 +433,10 @@ class Fetcher:
         if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:
             return True
         stop = min(flight.stop, max(flight.locked_to, flight.at // chunk) + max(1, SEGMENT // chunk))
-        is_stored = present.first_missing(flight.locked_to, stop - 1) is None
-        if is_stored or not present.try_lock(flight.locked_to, stop - flight.locked_to):
+        if present.first_missing(flight.locked_to, stop - 1) is None:
+            return flight.at < flight.locked_to * chunk
+        if not present.try_lock(flight.locked_to, stop - flight.locked_to):
+            self._short_until = time.monotonic() + SHARED
             return flight.at < flight.locked_to * chunk
         done = flight.at // chunk
         if done > flight.locked:
