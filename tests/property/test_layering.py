@@ -181,7 +181,7 @@ def planned(layers: list[MemoryLayer]) -> Found:
     plan = plan_unpack([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
-        found[item.path] = shown(item.member, layers[item.source])
+        found[item.path] = shown(item.layer_index.member(item.row), layers[item.source])
     return found
 
 

@@ -152,7 +152,7 @@ class _Checker:
             return ""
         if not self._overwrite:
             return f"path '{item.path}' already exists"
-        replaceable = stat.S_ISREG(about.st_mode) or (item.member.kind == "symlink" and stat.S_ISLNK(about.st_mode))
+        replaceable = stat.S_ISREG(about.st_mode) or (item.kind == "symlink" and stat.S_ISLNK(about.st_mode))
         return "" if replaceable else f"path '{item.path}' already exists and is not a regular file"
 
     def kitfile(self) -> str:

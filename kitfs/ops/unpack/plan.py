@@ -11,17 +11,51 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from kitfs.errors import UnsafePath
-from kitfs.kit.layering import MAX_NAMED, BadLink, Links, PlacedLayer, in_order, merge
-from kitfs.layers.index import Member
+from kitfs.kit.layering import MAX_NAMED, BadLink, Links, PlacedLayer, Winner, in_order, merge
+from kitfs.layers.index import Extent, LayerIndex
 from kitfs.layers.names import Skipped
 
 
 class Item(NamedTuple):
-    """A name to write: its member, and the number of the layer that has it."""
+    """A name to write: its row in the index of its layer, and the number of the layer.
+
+    A plan may have millions of items, so an item reads its attributes out of the index each time.
+    """
 
     path: str
-    member: Member
+    layer_index: LayerIndex
+    row: int
     source: int
+
+    @property
+    def kind(self) -> str:
+        """Return "file", "dir" or "symlink"."""
+        return self.layer_index.kind(self.row)
+
+    @property
+    def mode(self) -> int:
+        """Return the permission bits."""
+        return self.layer_index.mode(self.row)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes of a file."""
+        return self.layer_index.size(self.row)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Return where the bytes of a file are in its layer."""
+        return self.layer_index.extents(self.row)
+
+    @property
+    def offset(self) -> int:
+        """Return where the first bytes of a file are in its layer; -1 if it has none."""
+        return self.layer_index.offset(self.row)
+
+    @property
+    def target(self) -> str:
+        """Return the target of a symbolic link."""
+        return self.layer_index.target(self.row)
 
 
 class UnpackPlan(NamedTuple):
@@ -64,26 +98,33 @@ def plan_unpack(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = (
     directories: dict[str, Item] = {}
     links: dict[str, Item] = {}
     targets: dict[str, str] = {}
-    linked = {(number, link) for number, link in ((w.number, w.member.link) for w in won.values()) if link}
-    firsts: dict[tuple[int, str], str] = {}
+    linked = {(w.number, first) for w, first in ((w, _first(sources, w)) for w in won.values()) if first != w.row}
+    firsts: dict[tuple[int, int], str] = {}
     symlinks: list[Item] = []
     links_of = Links(lambda path: won[path].member if path in won else None, confined=False)
     for path, number in in_order(sources, won):
-        member = won[path].member
-        item = Item(path, member, number)
-        if member.kind == "symlink":
-            _check_link(links_of, path, member.target)
+        found = won[path]
+        item = Item(path, sources[number].index, found.row, number)
+        file = (number, _first(sources, found))
+        if found.kind == "symlink":
+            _check_link(links_of, path, item.target)
             symlinks.append(item)
-        elif (file := (number, member.link or member.path)) in linked and (
-            first := firsts.setdefault(file, path)
-        ) != path:
-            links[path], targets[path] = item, first
+        elif file in linked and (first_path := firsts.setdefault(file, path)) != path:
+            links[path], targets[path] = item, first_path
         else:
             files[number].append(item)
     for path, found in won.items():
-        if found.member.kind == "dir":
-            directories[path] = Item(path, found.member, found.number)
+        if found.kind == "dir":
+            index = sources[found.number].index
+            row = found.row if found.row < index.counts.rows else 0  # a directory above the layer has the root's mode
+            directories[path] = Item(path, index, row, found.number)
     return UnpackPlan(directories, tuple(map(tuple, files)), links, targets, tuple(symlinks), tuple(left_out))
+
+
+def _first(sources: Sequence[PlacedLayer], found: Winner) -> int:
+    """Return the row of the first name of a file; a row that is not in the index of its layer is its own first name."""
+    index = sources[found.number].index
+    return index.first(found.row) if found.row < index.counts.rows else found.row
 
 
 def _check_link(links: Links, path: str, target: str) -> None:

@@ -180,6 +180,6 @@ def _result(checked: Checked, directory: str) -> Unpacked:
     layers = []
     for layer in checked.planned.layers:
         items = [item for item in layer.items if item.path not in checked.kept]
-        size = sum(item.member.size for item in items if item.member.kind == "file")
+        size = sum(item.size for item in items if item.kind == "file")
         layers.append(UnpackedLayer(layer.source.kind, layer.step.path, layer.source.digest, len(items), size))
     return Unpacked(str(checked.planned.kit.digest), directory, tuple(layers))

@@ -75,11 +75,11 @@ class _Writer:
             self._write_link(link)
         for item in self._tree.symlinks:
             if not self._checked.stays(item):
-                self._publish(self._directory.symlink(item.path, item.member.target), self._directory)
+                self._publish(self._directory.symlink(item.path, item.target), self._directory)
         self._confirm()  # before a directory gets a mode that locks this process out
         for path in reversed(self._tree.directories):
             if path in self._journal.directories:
-                self._directory.set_mode(path, self._tree.directories[path].member.mode)
+                self._directory.set_mode(path, self._tree.directories[path].mode)
         self._directory.sync()
 
     def _sweep(self, keep: Collection[str]) -> None:
@@ -98,7 +98,7 @@ class _Writer:
         if not self._checked.is_due(layer):
             layer.progress.finish()
         else:
-            layer.progress.expect(layer.progress.total or sum(item.member.size for item in self._files_to_write(layer)))
+            layer.progress.expect(layer.progress.total or sum(item.size for item in self._files_to_write(layer)))
 
     def _begin(self, planned: PlannedStep) -> None:
         text = text_of(planned.step, self._directory, has_kitfile=self._checked.has_kitfile)
@@ -111,11 +111,11 @@ class _Writer:
         items = [
             item
             for item in layer.items
-            if item.member.kind == "file"
+            if item.kind == "file"
             and ((done and item.path in self._checked.done) or not self._checked.stays(item))
             and (item.path not in self._tree.links or item.path in self._copies)
         ]
-        return sorted(items, key=lambda item: item.member.extents[0].blob_offset if item.member.extents else -1)
+        return sorted(items, key=lambda item: item.offset)
 
     def _write_step(self, planned: PlannedStep) -> None:
         if planned.step.kitfile and not self._checked.has_kitfile:
@@ -174,15 +174,15 @@ class _Writer:
         """Write one file, or the rest of it if an earlier run has begun it."""
 
         def fill(fd: int) -> None:
-            for offset, at, size in item.member.extents:
+            for offset, at, size in item.extents:
                 taken = content.take(fd, offset, at, size)
                 content.copy(at + taken, size - taken, fd, offset + taken)
 
-        resumable = content.resumable and item.member.size >= RESUMABLE
+        resumable = content.resumable and item.size >= RESUMABLE
         return directory.write(
             item.path,
-            item.member.mode,
-            item.member.size,
+            item.mode,
+            item.size,
             fill,
             begun=self._journal.begun.get(item.path, ("", 0)) if resumable else ("", 0),
             beginning=self._journal.beginning if resumable else None,
@@ -201,7 +201,7 @@ class _Writer:
         fd = directory.open_file(item.path) if content.resumable else None
         if fd is not None:
             try:
-                for offset, at, size in item.member.extents:
+                for offset, at, size in item.extents:
                     content.take(fd, offset, at, size)
             finally:
                 os.close(fd)
@@ -214,10 +214,8 @@ class _Writer:
 
     def _write_link(self, link: HardLink) -> None:
         """Write a further name of a file; a copy where the file system has no hard links."""
-        path, member = link.item.path, link.item.member
-        file = self._directory.link(path, link.first) or self._directory.copy(
-            path, link.first, member.mode, member.size
-        )
+        path, item = link.item.path, link.item
+        file = self._directory.link(path, link.first) or self._directory.copy(path, link.first, item.mode, item.size)
         self._publish(file, self._directory)
 
     def _publish(self, file: PendingFile, directory: SafeDirectory) -> None:
@@ -233,8 +231,8 @@ class _Writer:
         for item in self._tree.items():
             if item.path in self._checked.kept:
                 continue
-            is_link = item.member.kind == "symlink"
-            kind, size = (stat.S_IFLNK, None) if is_link else (stat.S_IFREG, item.member.size)
+            is_link = item.kind == "symlink"
+            kind, size = (stat.S_IFLNK, None) if is_link else (stat.S_IFREG, item.size)
             was_written = item.path in self._written or item.path in self._checked.done
             if not was_written or not self._has(item.path, kind, size):
                 lost.append(item.path)
