@@ -27,6 +27,7 @@ from kitfs.store.evict import remove_entry
 from kitfs.store.fetch import CLOSE_PATIENCE
 from kitfs.store.filling import Filling
 from kitfs.store.home import Home
+from kitfs.store.lease import condemn
 from kitfs.store.meta import MAX_SIZE
 from kitfs.store.paths import origin_key, unproven_path
 from kitfs.store.readahead import MAX_WINDOW
@@ -61,7 +62,7 @@ class Blob:
         self._switching = threading.Lock()
         self._verifying = threading.Lock()
         self._stopped = False
-        self._closed = False
+        self.closed = False
         if size is not None and size > MAX_SIZE:
             raise ManifestError(f"{digest} declares {size} bytes; the limit for a blob is {MAX_SIZE}")
         self._filling: Filling | None = None
@@ -185,7 +186,6 @@ class Blob:
             return self._found(filling, filling.read(offset, size))
         if not wait:
             raise WouldBlock(partial(filling.park, first, last))
-        self._check_source(filling)
         passed = filling.ensure(first, last)
         if self.failure is not None:
             raise self.failure
@@ -194,10 +194,6 @@ class Blob:
                 return self._read(filling, offset, size, wait)
             size = min(size, filling.size - offset)
         return self._found(filling, filling.gather(offset, size, passed) if passed else filling.read(offset, size))
-
-    def _check_source(self, filling: Filling) -> None:
-        if not filling.has_source:
-            raise IntegrityError(f"{self} is not complete in the store, and there is no source to fetch it from")
 
     def _found(self, filling: Filling, data: bytes | None) -> bytes:
         """Return ``data``. If it is None, the file has lost bytes: the blob fails. Raises IntegrityError."""
@@ -227,24 +223,15 @@ class Blob:
             if self.failure is not None:
                 raise self.failure
             filling = self._current()
-            stop = offset + size if filling.size is None else min(offset + size, filling.size)
-            if stop <= offset:
-                return True
-            first, last = offset // filling.entry.chunk, (stop - 1) // filling.entry.chunk
-            if filling.has(first, last):
-                if not alone:
-                    filling.touch(offset, stop)
-                return True
-            self._check_source(filling)
             try:
-                passed = filling.ensure(first, last, alone=alone)
+                is_stored = filling.fetch(offset, size, alone=alone)
             except Closed:
                 if self._stopped or self._current() is filling:
                     raise
                 continue
             if self.failure is not None:
                 raise self.failure
-            return not passed
+            return is_stored
 
     def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
         """Announce a sequential read from ``start`` to the end; fetch at most ``most`` bytes ahead of the reader."""
@@ -328,11 +315,24 @@ class Blob:
         if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:
             return True
         error = IntegrityError(f"{self} has changed on the disk: {wrong}; run the same command again to fetch it")
+        self._drop_wrong(filling, error)
+        if self.failure is not None:
+            raise error
+        return False
+
+    def look(self) -> None:
+        """Drop the bytes if another process has found that they are wrong or lost. Raises Closed."""
+        filling = self._filling
+        if filling is not None and self.failure is None and not self.closed and filling.entry.lease.condemned:
+            error = IntegrityError(f"{self}: another process has found that its bytes are wrong or lost")
+            self._drop_wrong(filling, error)
+
+    def _drop_wrong(self, filling: Filling, error: IntegrityError) -> None:
+        """Drop wrong bytes. The blob fails if no source has them."""
         if self._source is None:
             self._fail(filling, error)
-            raise error
-        self._fetch_again(filling, error, "it is fetched again")
-        return False
+        else:
+            self._fetch_again(filling, error, "it is fetched again")
 
     def filled(self, filling: Filling) -> None:
         """Verify the complete blob on the store's thread for digests. Implements ``filling.FilledBlob``."""
@@ -383,6 +383,7 @@ class Blob:
     def _remove(self, filling: Filling) -> None:
         """Remove an entry and its decoded form from the disk."""
         try:
+            condemn(filling.entry.lease.file)
             filling.entry.remove()
             if self._of is None and not filling.sealed:
                 decoded = origin_key(str(filling.entry.meta.get("id")), None)
@@ -435,10 +436,10 @@ class Blob:
         Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
         do not answer; their threads will find the files closed.
         """
-        if self._closed:
+        if self.closed:
             return
         self.stop()
-        self._closed = True
+        self.closed = True
         if self._filling is not None:
             self._filling.close(patience, save=self.failure is None)
 

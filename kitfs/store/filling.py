@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import Closed, KitfsError, StoreError, StoreFull
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull
 from kitfs.oci.names import Digest
 from kitfs.store.data_file import SyncFailedError
 from kitfs.store.durable import NO_SPACE
@@ -111,11 +111,6 @@ class Filling:
         """Return whether several parts may be fetched at the same time."""
         return self._fetcher is not None and self._fetcher.ranged
 
-    @property
-    def has_source(self) -> bool:
-        """Return whether missing bytes can be fetched."""
-        return self._fetcher is not None
-
     def has(self, first: int, last: int) -> bool:
         """Return whether all chunks from ``first`` to ``last``, inclusive, are stored."""
         present = self.entry.present
@@ -137,12 +132,31 @@ class Filling:
             self._fetcher.touch(start, stop)
 
     def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
-        """Fetch chunks, and return those that could not be stored, as ``Fetcher.ensure`` does."""
-        assert self._fetcher is not None
+        """Fetch chunks, and return those that could not be stored, as ``Fetcher.ensure`` does.
+
+        Raises IntegrityError if there is no source.
+        """
+        if self._fetcher is None:
+            raise IntegrityError(f"{self._owner} is not complete in the store, and there is no source to fetch it from")
         passed = self._fetcher.ensure(first, last, alone=alone)
         if self.size is None and self._sink.size is not None:
             self.size = self._sink.size
         return passed
+
+    def fetch(self, offset: int, size: int, *, alone: bool) -> bool:
+        """Fetch the chunks of bytes that are not stored; return whether all of them are stored now.
+
+        With ``alone``, no bytes after them are fetched ahead. Raises the errors of ``ensure``.
+        """
+        stop = offset + size if self.size is None else min(offset + size, self.size)
+        if stop <= offset:
+            return True
+        first, last = offset // self.entry.chunk, (stop - 1) // self.entry.chunk
+        if not self.has(first, last):
+            return not self.ensure(first, last, alone=alone)
+        if not alone:
+            self.touch(offset, stop)
+        return True
 
     def read(self, offset: int, size: int) -> bytes | None:
         """Return stored bytes, fewer at the end of the blob; None if the file is shorter than its marks require.

@@ -21,6 +21,7 @@ from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories, make_directory
 
 POLL: Final = 0.002  # seconds between two attempts
+CONDEMNED: Final = 0o100  # a bit of the mode of a lease file
 PATIENCE: Final = 20.0  # seconds to wait for a lock that processes normally hold only for a moment
 
 
@@ -63,6 +64,11 @@ class Lease:
             # The directory is being evicted. Poll instead of blocking, because a process that has retired a corrupt
             # blob holds its lease until it exits.
             time.sleep(POLL)
+
+    @property
+    def condemned(self) -> bool:
+        """Return whether a process has found that the bytes of the entry are wrong or lost. Raises Closed."""
+        return bool(self.file.stat().st_mode & CONDEMNED)
 
     def alone(self) -> bool:
         """Make the lease exclusive, unless another process has a lease; return whether it is exclusive now."""
@@ -121,6 +127,15 @@ def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
         pass  # the blob is being evicted
     release(lease)
     return None
+
+
+def condemn(lease: OpenFile) -> None:
+    """Tell all processes that have an entry open that its bytes are wrong or lost (``Lease.condemned``).
+
+    A mode needs no room on a full disk. Raises OSError and Closed.
+    """
+    with lease.number() as fd:
+        os.fchmod(fd, 0o600 | CONDEMNED)
 
 
 def release(held: OpenFile) -> None:

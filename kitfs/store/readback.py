@@ -16,7 +16,7 @@ from kitfs.errors import InvalidReference, StoreError
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE, OwnFile
 from kitfs.store.evict import entries, remove_entry
-from kitfs.store.lease import check_descriptors, hold_sealed, release
+from kitfs.store.lease import check_descriptors, condemn, hold_sealed, release
 from kitfs.store.meta import load_meta
 from kitfs.store.paths import entry_path
 
@@ -90,6 +90,7 @@ def check_entry(root: str, digest: Digest, form: str, moved: Callable[[int], obj
     try:
         wrong = _wrong(directory, digest, form, moved)
         if wrong is not None:
+            condemn(lease)
             remove_entry(root, directory, lease=lease)
         return wrong
     except OSError as e:

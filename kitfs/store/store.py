@@ -42,6 +42,7 @@ from kitfs.store.tasks import TaskThread
 
 PATIENCE: Final = 60.0  # seconds to wait for a chunk of another process; the same as the default of --read-timeout
 IDLE: Final = 2.0  # seconds after its last read until a blob of a mount may be evicted
+LOOK: Final = 2.0  # seconds
 MAX_SMALL: Final = 64 << 20  # bytes of a blob that ``get`` returns
 
 
@@ -80,7 +81,11 @@ class Store:
         )
         self.patience: Final = patience
         self._house: Final = TaskThread(
-            "kitfs-store", f"housekeeping of the store in {root}", counters=counters, log=log
+            "kitfs-store",
+            f"housekeeping of the store in {root}",
+            counters=counters,
+            log=log,
+            regular=(LOOK, self.look),
         )
         self._digests: Final = TaskThread(
             "kitfs-digest", f"verification in the store in {root}", counters=counters, log=log
@@ -289,6 +294,17 @@ class Store:
         if wrong is not None:
             self.counters.add("integrity_failures")
         return wrong
+
+    def look(self) -> None:
+        """Drop the bytes of open blobs that another process has found to be wrong or lost.
+
+        The store does so every ``LOOK`` seconds.
+        """
+        for blob in list(self._blobs):
+            with suppress(Closed):
+                blob.look()
+            if blob.closed:
+                self._blobs.discard(blob)
 
     def later(self, task: Callable[[], object]) -> None:
         """Run a task on the housekeeping thread."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from kitfs.errors import Closed, StoreError
@@ -13,12 +14,24 @@ from kitfs.metrics import Counters
 
 
 class TaskThread:
-    """A thread that runs tasks in the order of ``put``. Log lines call its work ``what``."""
+    """A thread that runs tasks in the order of ``put``. Log lines call its work ``what``.
 
-    def __init__(self, name: str, what: str, *, counters: Counters, log: logging.Logger) -> None:
+    With ``regular`` = (seconds, task), that task runs between the others each time so many seconds have passed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        what: str,
+        *,
+        counters: Counters,
+        log: logging.Logger,
+        regular: tuple[float, Callable[[], object]] | None = None,
+    ) -> None:
         self._what: Final = what
         self._counters: Final = counters
         self._log: Final = log
+        self._regular: Final = regular
         self._tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -32,8 +45,22 @@ class TaskThread:
         self._tasks.put(None)
         self._thread.join()
 
+    def _all(self) -> Iterator[Callable[[], object]]:
+        """Yield the tasks, each as soon as it is due."""
+        seconds, regular = self._regular or (None, None)
+        due = time.monotonic() + (seconds or 0.0)
+        while True:
+            try:
+                task = self._tasks.get(timeout=None if seconds is None else max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                task, due = regular, time.monotonic() + (seconds or 0.0)
+            if task is None:
+                return
+            yield task
+            del task  # a task refers to a blob, which would otherwise stay alive until the next task
+
     def _run(self) -> None:
-        while (task := self._tasks.get()) is not None:
+        for task in self._all():
             try:
                 task()
             except Closed:

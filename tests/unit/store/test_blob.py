@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -229,13 +230,16 @@ class Ready:
 def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
     """Return a blob with a running fetch, its stalled source, and the offset of bytes that the fetch will bring."""
     source = BytesSource(DATA, piece=CHUNK)
-    blob = opened(store, source)
-    blob.pread(0, 32 * CHUNK)
     source.stall = threading.Event()
-    blob.pread(32 * CHUNK, 100)
-    stop = source.asked[-1][1]
-    assert stop is not None
-    return blob, source, stop - CHUNK
+    blob = opened(store, source)
+
+    def read() -> None:
+        with suppress(KitfsError):
+            blob.pread(0, 32 * CHUNK)
+
+    threading.Thread(target=read, daemon=True).start()
+    wait_until(lambda: source.given > 0, "the fetch did not begin")
+    return blob, source, 31 * CHUNK
 
 
 def when_ready(blob: Blob, offset: int, size: int, ready: Ready) -> bool:

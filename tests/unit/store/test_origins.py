@@ -306,8 +306,38 @@ def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
     blob, _ = opened(store, DATA, "https://good.example")
     rot(store.root, DIGEST, at=1_000_000)
     assert "its bytes have the digest sha256:" in str(store.check(DIGEST))
-    assert blob.pread(0, 100) == DATA[:100]
+    store.look()  # as the store does every few seconds
+    assert blob.pread(999_000, 2000) == DATA[999_000:1_001_000]
     assert (list(store.sealed()), store.check(DIGEST)) == ([], None)
+
+
+def test_bytes_that_another_process_has_found_to_be_wrong_are_not_read_any_more(
+    store: Store, open_store: Callable[..., Store]
+) -> None:
+    """A process verifies the bytes of a liar, and another process that reads them drops them, too."""
+    readers = open_store()
+    reader, source = opened(readers, EVIL, "https://evil.example")
+    liar, _ = opened(store, EVIL, "https://evil.example")
+    assert reader.pread(1_000_000, 100) == EVIL[:100]
+    with unverified(store):
+        liar.fill()
+    with pytest.raises(IntegrityError):
+        liar.verify()
+    directory = reader.directory
+    readers.look()
+    assert reader.fetched == 0
+    assert (os.path.exists(directory), source.given > 0) == (True, True)  # an entry of its own
+
+
+def test_a_blob_without_a_source_fails_when_another_process_finds_wrong_bytes(store: Store) -> None:
+    """All later reads raise IntegrityError."""
+    store.put(DIGEST, DATA)
+    blob = store.blob(DIGEST, size=len(DATA), source=None)
+    rot(store.root, DIGEST, at=1_000_000)
+    assert store.check(DIGEST) is not None
+    store.look()
+    with pytest.raises(IntegrityError, match="another process has found"):
+        blob.pread(0, 10)
 
 
 @pytest.mark.parametrize("damage", [b"", bytes(90), b"[]"])
