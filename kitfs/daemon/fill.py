@@ -125,8 +125,9 @@ class Filler:
             room -= new if size else ROOM_EVERY  # a step that decodes does not report its size
 
     def _let_readers_go_first(self, layer: Layer) -> None:
-        """Wait until no program waits for bytes and no request of a program is completing the layer anyway, or until
-        the filler is stopped.
+        """Wait until no program waits for bytes and no program's request is completing the layer.
+
+        Returns early if the filler is stopped.
         """
         while self._demand.is_waiting(QUIET) or layer.wire().streaming:
             if self._stopped.wait(PAUSE):

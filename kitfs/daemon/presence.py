@@ -42,7 +42,7 @@ class Presence(NamedTuple):
 def is_lazy_at(record: Record, there: MountInfo | None) -> bool:
     """Return whether the topmost mount at the mount point of a record is the FUSE mount that the record describes.
 
-    The record of an older kitfs names no device.
+    The record of an older version of kitfs has no device.
     """
     return (
         there is not None

@@ -1,9 +1,9 @@
 """Decide whether a kit may be used: its signatures are verified against the policies before any of it is read.
 
-The registry is asked each time. Only while it cannot be reached does the verdict of an earlier time count, and for at
-most ``MAX_AGE``. A verdict is kept in the store's catalog by the repository, the digest of the kit, the rule and the
-digest of the policy, with the digests of the signatures that were right. If the registry answers and they are not right
-any more, it is forgotten. Threading: any thread.
+The registry is asked each time. If it cannot be reached, an earlier verdict counts for at most ``MAX_AGE`` seconds.
+Verdicts are stored in the catalog by the repository, the digest of the kit, the rule and the digest of the policy,
+together with the digests of the valid signatures. If the registry answers and the signatures are not valid any more,
+the verdict is deleted. Threading: any thread may check a kit.
 """
 
 from __future__ import annotations

@@ -111,9 +111,7 @@ class Workspace:
         return self.client.repository(reference).without_mirrors()
 
     def asked(self, reference: Reference | LayoutReference) -> Repository | Layout:
-        """Return the repository of a reference, behind its mirrors, or its layout. The store and kit's home are left
-        out.
-        """
+        """Return the repository of a reference, with its mirrors, or its layout, but not the store or kit's home."""
         return self.client.repository(reference) if isinstance(reference, Reference) else self._layout(reference)
 
     def asked_apart(self, reference: Reference | LayoutReference) -> tuple[Repository | Layout, ...]:

@@ -73,8 +73,8 @@ class Member(NamedTuple):
 
     ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, and ``size`` is in bytes. ``target``
     is the target of a symbolic link. Hard links to one file share an inode: ``link`` is the file's first name, or ""
-    if this is the first name. It is always the path of a member of the same index, since names that a later entry
-    replaced are not counted.
+    if this is the first name. ``link`` is always the path of a member of the same index, because names that a later
+    entry replaced are not counted.
     """
 
     path: str

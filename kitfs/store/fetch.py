@@ -152,9 +152,7 @@ class Fetcher:
 
     @property
     def streaming(self) -> bool:
-        """Return whether a request is running to the end of the blob ahead of a reader that was recognized as
-        sequential, and is not held back at the moment.
-        """
+        """Return whether a request to the end of the blob runs ahead of a sequential reader and is not paused now."""
         cursors = [flight.cursor for flight in list(self._flights) if not flight.held_back]
         return any(cursor is not None and cursor.long and not cursor.announced for cursor in cursors)
 
