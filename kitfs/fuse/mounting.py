@@ -15,15 +15,18 @@ import shutil
 import socket
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from typing import Final
 
 from kitfs.errors import MountError
-from kitfs.fuse.mount_table import FSTYPE, MountInfo, canonical, holders, mount_at
+from kitfs.fuse.mount_table import FSTYPE, MountInfo, canonical, holders, mount_at, mounts
 
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
 FUSERMOUNT: Final = "fusermount3"
+TRANSIENT: Final = 2.0  # seconds for which an unmount is retried while no process is seen that uses the mount
+POLL: Final = 0.05  # seconds between two attempts
 # A larger value slows down reads by mmap, and fetches more around a page fault. A smaller value slows down large reads.
 READAHEAD_KIB: Final = 512
 
@@ -221,7 +224,12 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     mount = mount_at(path)
     if mount is None:
         raise nothing
-    number = _umount2(path, lazy)
+    number, pids = _umount2(path, lazy), list[int]()
+    deadline = time.monotonic() + TRANSIENT
+    # A mount is busy for a moment while its daemon seals it, or while a process that used it exits.
+    while number == errno.EBUSY and not (pids := holders(path)) and time.monotonic() < deadline and not _covered(path):
+        time.sleep(POLL)
+        number = _umount2(path, lazy)
     said = f"cannot unmount {path}: {os.strerror(number)}"
     if number == errno.EPERM:
         number, said = _fusermount_unmount(mount, lazy)
@@ -230,12 +238,16 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     if mount_at(path) is None:
         raise nothing  # another process has unmounted it meanwhile
     if number == errno.EBUSY:
-        raise MountError(f"cannot unmount {path}: it is busy: {_users(path)}", errno=errno.EBUSY)
+        raise MountError(f"cannot unmount {path}: it is busy: {_users(pids)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)
 
 
-def _users(path: str) -> str:
-    pids = holders(path)
+def _covered(path: str) -> bool:
+    """Return whether another mount below a path keeps the mount at the path busy."""
+    return any(mount.mountpoint.startswith(path.rstrip("/") + "/") for mount in mounts())
+
+
+def _users(pids: list[int]) -> str:
     if not pids:
         return "in use by a process of another user, or by a mount below it"
     return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} (or unmount with --lazy)"
