@@ -164,6 +164,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             is_file=True,
         ),
         Option(
+            "with-referrers",
+            boolean,
+            "Take along the signatures and other manifests that refer to the kit.",
+            default="false",
+            flag=True,
+        ),
+        Option(
             "plain-http", boolean, "Use plain HTTP (default: for loopback hosts only).", metavar="BOOL", boolean=True
         ),
         Option(

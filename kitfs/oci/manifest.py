@@ -235,6 +235,14 @@ def blob_digests(data: bytes) -> set[str]:
     return {blob["digest"] for blob in children(manifest).blobs} if isinstance(manifest, dict) else set()
 
 
+def manifest_digests(data: bytes) -> set[str]:
+    """Return the digests of the manifests in an index; none of an index that is damaged."""
+    try:
+        return {str(entry.digest) for entry in IndexManifest.parse(data).manifests}
+    except ManifestError:
+        return set()
+
+
 @dataclass(frozen=True, slots=True)
 class IndexManifest:
     """An image index: of an OCI layout, a referrers response, or kit 1.17's ``kit index``."""

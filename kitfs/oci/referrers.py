@@ -6,6 +6,7 @@ are kept. No I/O here.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from kitfs.errors import ManifestError
@@ -13,12 +14,18 @@ from kitfs.gocompat.json import dumps, loads
 from kitfs.oci.manifest import IMAGE_INDEX, Descriptor
 from kitfs.oci.names import Digest
 
+TAG: Final = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")  # of a digest of sha512, half of its digits
 EMPTY: Final = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
 
 
 def tag_of(digest: Digest) -> str:
     """Return the tag under which the referrers of a manifest are listed."""
     return f"{digest.algorithm[:32]}-{digest.hex[:64]}"
+
+
+def is_tag(tag: str) -> bool:
+    """Return whether a tag is one under which the referrers of a manifest are listed."""
+    return TAG.fullmatch(tag) is not None
 
 
 def subject_of(data: bytes) -> Digest | None:

@@ -48,18 +48,22 @@ def push(
     reference: str,
     destination: str | None = None,
     *,
+    with_referrers: bool = False,
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
     """Push a kit of the store to its registry or to ``destination``, and return the digest of its manifest.
 
     ``destination``: registry/repository:tag, or registry/repository:tag1,tag2 for several tags. Blobs that the registry
-    has are not sent, and an interrupted push resumes when the same call is made again. ``progress``: see
+    has are not sent, and an interrupted push resumes when the same call is made again. ``with_referrers``: also push
+    the signatures and other manifests that refer to the kit, if the store has them. ``progress``: see
     ``kitfs.sdk.progress``. Raises NotFound when the kit is not in the store, RegistryError, StoreError, UsageError when
     the reference has no registry.
     """
-    from kitfs.ops.transfer.push import push as run
+    from kitfs.ops.transfer.push import push as push_alone
+    from kitfs.ops.transfer.referrers import push_kit
 
+    run = push_kit if with_referrers else push_alone
     settings = settings_of(options, TransferOptions)
     source = Reference.parse(reference).or_latest()
     target = remote_reference(destination or reference, "push to")
@@ -72,6 +76,7 @@ def pull(
     reference: str,
     *,
     labels: Mapping[str, str] | None = None,
+    with_referrers: bool = False,
     progress: Progress = False,
     **options: Unpack[PullOptions],
 ) -> str:
@@ -79,15 +84,23 @@ def pull(
 
     The kit is verified, and stays in the store until it is removed. ``labels``: labels that select one kit of an index;
     in the store that kit gets the tag of the index. Bytes that a mount has fetched are not fetched again, and an
-    interrupted pull resumes when the same call is made again. ``progress``: see ``kitfs.sdk.progress``. Raises
-    NotFound, RegistryError, IntegrityError, ManifestError, KitfileError, StoreFull, StoreError, UsageError.
+    interrupted pull resumes when the same call is made again. ``with_referrers``: also pull the signatures and other
+    manifests that refer to the kit. ``progress``: see ``kitfs.sdk.progress``. Raises SignatureError, NotFound,
+    RegistryError, IntegrityError, ManifestError, KitfileError, StoreFull, StoreError, UsageError.
     """
     from kitfs.ops.transfer.pull import pull as run
 
     settings = settings_of(options, PullOptions)
     source = Reference.parse(reference).or_latest()
     with workspace_of(settings) as workspace, reporting(progress, f"pull {source.display}") as report:
-        digest = run(workspace, source, labels=labels, concurrency=settings["concurrency"], report=report)
+        digest = run(
+            workspace,
+            source,
+            labels=labels,
+            concurrency=settings["concurrency"],
+            with_referrers=with_referrers,
+            report=report,
+        )
     return str(digest)
 
 
@@ -123,6 +136,7 @@ def export(
     target: StrPath,
     *,
     remote: bool = False,
+    with_referrers: bool = False,
     progress: Progress = False,
     **options: Unpack[Options],
 ) -> str:
@@ -130,8 +144,9 @@ def export(
 
     ``reference``: a kit, which is looked up in the store and then at its registry, or a layout. ``target``:
     oci:DIR[:tag], oci-archive:FILE[:tag], or the path of a directory. An existing layout keeps its other manifests.
-    ``remote``: ask the registry even for a kit that is in the store. Raises UsageError for any other target or an
-    archive that exists, ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
+    ``remote``: ask the registry even for a kit that is in the store. ``with_referrers``: also write the signatures and
+    other manifests that refer to the kit. Raises UsageError for any other target or an archive that exists,
+    ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
     """
     from kitfs.ops.transfer.export import export as run
 
@@ -140,7 +155,9 @@ def export(
     if not isinstance(to, LayoutReference):
         raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
     with workspace_of(settings) as workspace, reporting(progress, f"export {reference}") as report:
-        return str(run(workspace, kit_reference(reference), to, remote=remote, report=report))
+        return str(
+            run(workspace, kit_reference(reference), to, remote=remote, with_referrers=with_referrers, report=report)
+        )
 
 
 def convert(

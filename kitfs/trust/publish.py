@@ -6,7 +6,7 @@ two signatures, as with cosign; referrers do not have this problem.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -50,16 +50,28 @@ def push_bundle(target: Destination, subject: Descriptor, bundle: bytes, predica
 
 def push_tagged(target: Repository, digest: Digest, payload: bytes, signature: bytes) -> Digest:
     """Add a signature to the manifest under cosign's tag; return the digest of that manifest. Raises RegistryError."""
-    tag = simple_signing.tag_of(digest)
-    try:
-        before = Manifest.parse(target.manifest(tag)[1])
-    except NotFound:
-        before = None
     layer = simple_signing.layer_of(payload, signature)
-    manifest, config = simple_signing.manifest_of(before, layer)
     target.upload(layer, _reader(payload))
-    target.upload(Manifest.parse(manifest).config, _reader(config))
-    return target.put_manifest(tag, IMAGE_MANIFEST, manifest)
+    return add_layers(target, simple_signing.tag_of(digest), [layer])
+
+
+def add_layers(target: Repository, tag: str, layers: Sequence[Descriptor]) -> Digest:
+    """Add layers, whose blobs the repository has, to the manifest under a tag of cosign; return its digest.
+
+    Layers that the manifest has stay. Nothing is pushed if it has all of them. Raises RegistryError, and ManifestError
+    if something else stands under the tag.
+    """
+    try:
+        found, data = target.manifest(tag)
+        before, digest = Manifest.parse(data), found.digest
+    except NotFound:
+        before, digest = None, Digest.of(b"")
+    missing = [layer for layer in layers if before is None or layer not in before.layers]
+    for layer in missing:
+        data, config = simple_signing.manifest_of(before, layer)
+        before = Manifest.parse(data)
+        target.upload(before.config, _reader(config))
+    return target.put_manifest(tag, IMAGE_MANIFEST, data) if missing else digest
 
 
 def _reader(data: bytes) -> ReadFrom:

@@ -141,7 +141,7 @@ def _edited(kitfile: Kitfile, report: Reporter, *, ask: bool) -> Kitfile:
 @click.command("export", cls=Command, short_help="Write a kit to an OCI layout.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("target", metavar="oci:DIR[:tag]")
-@takes("remote", "no-trunc", "json", *STORE, *NETWORK)
+@takes("remote", "with-referrers", "no-trunc", "json", *STORE, *NETWORK)
 def export(settings: Settings, reference: str, target: str) -> None:
     """Write the kit REF to oci:DIR[:tag] or oci-archive:FILE[:tag], for skopeo and other programs that read layouts.
 
@@ -156,7 +156,14 @@ def export(settings: Settings, reference: str, target: str) -> None:
         raise UsageError(f"{target!r} is not an OCI layout (write oci:DIR[:tag] or oci-archive:FILE[:tag])")
     with workspace_of(settings) as workspace, reporter_of(settings) as report:
         kit_name = source if isinstance(source, LayoutReference) else source.or_latest()
-        digest = exporting(workspace, kit_name, to, remote=settings["remote"], report=report)
+        digest = exporting(
+            workspace,
+            kit_name,
+            to,
+            remote=settings["remote"],
+            with_referrers=settings["with-referrers"],
+            report=report,
+        )
         report.say(f"Exported {report.short(digest)}", event="done", digest=digest, target=str(to))
 
 

@@ -100,15 +100,17 @@ def _format(settings: Settings) -> KitFormat:
 @click.command("push", cls=Command, short_help="Push a kit of the store to a registry.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @click.argument("destination", metavar="[DEST]", required=False, shell_complete=references)
-@takes("concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
+@takes("with-referrers", "concurrency", "progress", "no-trunc", "json", *STORE, *NETWORK)
 def push(settings: Settings, reference: str, destination: str | None) -> None:
     """Push the kit REF to its registry, or under the name DEST.
 
     Blobs that the registry already has are not sent. An interrupted push resumes when it is run again.
     """
-    from kitfs.ops.transfer import push as pushing
+    from kitfs.ops.transfer.push import push as pushing
+    from kitfs.ops.transfer.referrers import push_kit
 
-    push_as(settings, reference, destination, noun="", push=pushing.push)
+    how = push_kit if settings["with-referrers"] else pushing
+    push_as(settings, reference, destination, noun="", push=how)
 
 
 def push_as(
@@ -130,7 +132,7 @@ def push_as(
 
 @click.command("pull", cls=Command, short_help="Pull a kit from a registry into the store.")
 @click.argument("reference", metavar="REF", shell_complete=references)
-@takes("label", "cache-size", "concurrency", "progress", "no-trunc", "json", *TRUST, *STORE, *NETWORK)
+@takes("label", "with-referrers", "cache-size", "concurrency", "progress", "no-trunc", "json", *TRUST, *STORE, *NETWORK)
 def pull(settings: Settings, reference: str) -> None:
     """Pull the whole kit REF and its parent kits into the store, where they stay until they are removed.
 
@@ -149,7 +151,14 @@ def pull(settings: Settings, reference: str) -> None:
             raise UsageError("registry is required when pulling (write registry/repository:tag)")
         report(Noted(f"Pulling {source.display}"))
         with exit_on_interrupt(report):
-            digest = pulling.pull(workspace, source, labels=labels, concurrency=settings["concurrency"], report=report)
+            digest = pulling.pull(
+                workspace,
+                source,
+                labels=labels,
+                concurrency=settings["concurrency"],
+                with_referrers=settings["with-referrers"],
+                report=report,
+            )
         report.end(f"Pulled {report.short(digest)}", event="done", reference=source.display, digest=digest)
 
 

@@ -12,8 +12,9 @@ from typing import Final, NamedTuple
 from kitfs.content import Repository
 from kitfs.errors import KitfsError, NotFound, RegistryError
 from kitfs.kit.workspace import Workspace
-from kitfs.oci.manifest import blob_digests
+from kitfs.oci.manifest import blob_digests, manifest_digests
 from kitfs.oci.names import Digest, Reference
+from kitfs.oci.referrers import tag_of
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store.store import Store
 
@@ -85,10 +86,22 @@ def remove_all(store: Store) -> list[Removed]:
 
 
 def _remove(store: Store, kit: LocalKit) -> Removed:
-    for tag in (*kit.tags, str(kit.digest)):
+    attached = _attached(store, kit)
+    for tag in (*kit.tags, str(kit.digest), tag_of(kit.digest)):
         store.refs.delete(kit.name, tag)
+    free(store, attached)
     _free(store, kit.digest)
     return Removed(kit.name, kit.digest, kit.tags, kit=True)
+
+
+def _attached(store: Store, kit: LocalKit) -> set[str]:
+    """Return the digests of what refers to a kit, with its blobs and its list (``ops.transfer.referrers``)."""
+    listed = store.refs.get(kit.name, tag_of(kit.digest))
+    if listed is None:
+        return set()
+    digest = str(listed["digest"])
+    entries = manifest_digests(store.get(Digest.parse(digest)) or b"")
+    return {digest} | entries | {blob for one in entries for blob in blob_digests(store.get(Digest.parse(one)) or b"")}
 
 
 def _free(store: Store, digest: Digest) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kitfs.errors import InvalidReference, NotFound, StoreError
+from kitfs.oci import referrers
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
 from kitfs.store.store import Store
@@ -38,6 +39,8 @@ def kits(store: Store) -> list[LocalKit]:
     found: dict[tuple[str, Digest], list[str]] = defaultdict(list)
     descriptors: dict[Digest, Descriptor] = {}
     for name, tag, value in store.refs.items():
+        if referrers.is_tag(tag):
+            continue  # the list of what refers to a kit
         descriptor = Descriptor.from_json(value, f"the tag {name}:{tag}")
         descriptors[descriptor.digest] = descriptor
         tags = found[name, descriptor.digest]

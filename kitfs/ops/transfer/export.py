@@ -20,6 +20,8 @@ import shutil
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO, Final
 
 from kitfs.content import Origin
@@ -33,6 +35,7 @@ from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.library.tags import find
 from kitfs.ops.transfer.push import label
+from kitfs.ops.transfer.referrers import Attached, attached_to, indexes_of, kept
 from kitfs.ownership import Unsafe, open_below, refuse_links
 from kitfs.registry.layout import MAX_INDEX, REF_NAME, open_layout
 from kitfs.store.durable import fsync_directory
@@ -51,41 +54,65 @@ def export(
     target: LayoutReference,
     *,
     remote: bool = False,
+    with_referrers: bool = False,
     report: Report,
 ) -> Digest:
     """Write the kit ``source`` to the layout ``target``; return the digest of its manifest.
 
     ``source`` names a kit of the store, or else of its registry, or a layout; with ``remote`` the registry is asked
-    even if the store has the kit. Raises UsageError if the target is not a layout or is an archive that exists,
-    ContextError if it cannot be written, IntegrityError, NotFound, and what the registry raises. After an error a new
-    layout does not exist, and an existing one has its old index, perhaps with blobs that no manifest names.
+    even if the store has the kit. ``with_referrers`` writes what refers to the kit too. Raises UsageError if the
+    target is not a layout or is an archive that exists, ContextError if it cannot be written, IntegrityError,
+    NotFound, and what the registry raises. After an error a new layout does not exist, and an existing one has its
+    old index, perhaps with blobs that no manifest names.
     """
     if target.digest is not None:
         raise UsageError(f"{target}: a kit has its own digest; write {target.kind}:{target.path}[:tag]")
     if isinstance(source, LayoutReference):
         with contextlib.closing(open_layout(source)) as layout:
-            return _export(source.digest or source.tag or "", layout, workspace.store, target, report)
+            attached = partial(attached_to, layout, report=report)
+            name = source.digest or source.tag or ""
+            return _export(name, layout, workspace.store, target, attached if with_referrers else _nothing, report)
     kit = None if remote else find(workspace.store, source)
     if kit is not None:
-        return _export(str(kit.digest), StoreOrigin(), workspace.store, target, report)
-    return _export(source.identifier, workspace.client.repository(source), workspace.store, target, report)
+        attached = partial(kept, workspace.store, source.name)
+        origin, name = StoreOrigin(), str(kit.digest)
+        return _export(name, origin, workspace.store, target, attached if with_referrers else _nothing, report)
+    repository = workspace.client.repository(source)
+    attached = partial(attached_to, repository, report=report)
+    name = source.identifier
+    return _export(name, repository, workspace.store, target, attached if with_referrers else _nothing, report)
 
 
-def _export(identifier: str, origin: Origin, store: Store, target: LayoutReference, report: Report) -> Digest:
+def _nothing(_: Digest) -> list[Attached]:
+    """Return nothing that refers to a kit."""
+    return []
+
+
+def _export(
+    identifier: str,
+    origin: Origin,
+    store: Store,
+    target: LayoutReference,
+    attached: Callable[[Digest], list[Attached]],
+    report: Report,
+) -> Digest:
     found, data = _manifest(identifier, origin, store)
     manifest = Manifest.parse(data)
-    blobs = manifest.blobs
     media_type = found.media_type or manifest.media_type or IMAGE_MANIFEST
     entry = Descriptor(media_type, found.digest, len(data), {REF_NAME: target.tag} if target.tag else {})
     report(Noted(f"Exporting to {target}"))
+    others = attached(found.digest)
+    content = _Content(origin, store, report)
+    entries = content.add(entry, data, others)
+    listed = [*manifest.blobs, *(blob for one in others for blob in one.blobs)]
+    blobs = list({blob.digest: blob for blob in listed}.values())
     for blob in blobs:
         report(Total(str(blob.digest), blob.size, label(blob)))
-    read = _reader(origin, store, report)
     try:
         if target.kind == "oci-archive":
-            _write_archive(target.path, entry, data, blobs, read)
+            _write_archive(target.path, entries, (*content.manifests, *blobs), content.read)
         else:
-            _write_directory(target.path, entry, data, blobs, read)
+            _write_directory(target.path, entries, (*blobs, *content.manifests), content.read)
     except OSError as e:
         raise ContextError(f"cannot write {target.path}: {(e.strerror or str(e)).lower()}")
     for blob in blobs:
@@ -104,22 +131,46 @@ def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor
     return origin.manifest(identifier)
 
 
-def _reader(origin: Origin, store: Store, report: Report) -> Read:
-    """Return a function that yields the bytes of a blob, and raises IntegrityError at the end if they are wrong."""
+class _Content:
+    """The bytes of what a layout gets: manifests, which are in memory, and blobs of the store or of their origin."""
 
-    def read(descriptor: Descriptor) -> Iterator[bytes]:
+    def __init__(self, origin: Origin, store: Store, report: Report) -> None:
+        self.manifests: list[Descriptor] = []
+        self._data: dict[Digest, bytes] = {}
+        self._origin = origin
+        self._store = store
+        self._report = report
+
+    def add(self, entry: Descriptor, data: bytes, others: Sequence[Attached]) -> list[Descriptor]:
+        """Take the manifest of the kit and of what refers to it; return the entries of index.json."""
+        lists = [
+            (Descriptor(IMAGE_INDEX, Digest.of(index), len(index), {REF_NAME: tag}), index)
+            for tag, index in indexes_of(others).items()
+        ]
+        tagged = [replace(one.descriptor, annotations={REF_NAME: one.tag}) for one in others if one.tag]
+        for descriptor, content in (*((one.descriptor, one.data) for one in others), *lists, (entry, data)):
+            if descriptor.digest not in self._data:
+                self._data[descriptor.digest] = content
+                self.manifests.append(descriptor)
+        return [*(descriptor for descriptor, _ in lists), *tagged, entry]
+
+    def read(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield the bytes of a blob or a manifest. Raises IntegrityError at the end if those of a blob are wrong."""
+        if descriptor.digest in self._data:
+            yield self._data[descriptor.digest]
+            return
         hasher = descriptor.digest.hasher()
         done = 0
-        with blob_reader(store, descriptor.digest, lambda: origin.blob(descriptor)) as pieces:
+        with blob_reader(self._store, descriptor.digest, lambda: self._origin.blob(descriptor)) as pieces:
             for piece in pieces(0):
                 hasher.update(piece)
                 done += len(piece)
                 if done > descriptor.size:
                     break
                 yield piece
-                report(Moved(str(descriptor.digest), len(piece)))
+                self._report(Moved(str(descriptor.digest), len(piece)))
         if done != descriptor.size or hasher.hexdigest() != descriptor.digest.hex:
-            wrong = store.check(descriptor.digest)
+            wrong = self._store.check(descriptor.digest)
             if wrong is not None:
                 raise IntegrityError(
                     f"blob {descriptor.digest} has changed on the disk: {wrong}; it was removed from the store: "
@@ -127,25 +178,23 @@ def _reader(origin: Origin, store: Store, report: Report) -> Read:
                 )
             raise IntegrityError(f"blob {descriptor.digest}: its content does not match its digest or size")
 
-    return read
-
 
 # -- directories
 
 
-def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
+def _write_directory(path: str, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read) -> None:
     path = os.path.abspath(path)
     if os.path.exists(os.path.join(path, "index.json")):
-        _add(path, entry, data, blobs, read)
+        _add(path, entries, blobs, read)
         return
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)):
         raise UsageError(f"{path} already exists and is not an OCI layout; choose another directory")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary, lock = _temporary(path, directory=True)
     try:
-        _fill(temporary, entry, data, blobs, read)
+        _fill(temporary, blobs, read)
         _replace(os.path.join(temporary, "oci-layout"), [MARKER])
-        _replace(os.path.join(temporary, "index.json"), [_index({}, entry)])
+        _replace(os.path.join(temporary, "index.json"), [_index({}, entries)])
         os.rename(temporary, path)
         fsync_directory(os.path.dirname(path))
     except BaseException:
@@ -155,7 +204,7 @@ def _write_directory(path: str, entry: Descriptor, data: bytes, blobs: Sequence[
         os.close(lock)
 
 
-def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
+def _add(path: str, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read) -> None:
     """Add a kit to a layout.
 
     The index is read again after the blobs are written, to keep what other processes added.
@@ -163,11 +212,11 @@ def _add(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor],
     if not os.path.exists(os.path.join(path, "oci-layout")):
         raise UsageError(f"{path} is not an OCI layout: the file oci-layout is missing")
     _known_index(path)
-    _fill(path, entry, data, blobs, read)
+    _fill(path, blobs, read)
     lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        _replace(os.path.join(path, "index.json"), [_index(_known_index(path), entry)])
+        _replace(os.path.join(path, "index.json"), [_index(_known_index(path), entries)])
         fsync_directory(path)
     finally:
         os.close(lock)
@@ -192,27 +241,28 @@ def _known_index(path: str) -> dict[str, Any]:
     return index
 
 
-def _index(before: dict[str, Any], entry: Descriptor) -> bytes:
-    """Return index.json with one more manifest.
+def _index(before: dict[str, Any], entries: Sequence[Descriptor]) -> bytes:
+    """Return index.json with more manifests.
 
-    It replaces the manifest that has its tag; without a tag, it replaces an entry without a tag that has its digest.
+    Each replaces the manifest that has its tag; without a tag, it replaces an entry without a tag that has its digest.
     """
-    tag = entry.annotations.get(REF_NAME)
 
-    def is_kept(other: dict[str, Any]) -> bool:
+    def is_kept(other: dict[str, Any], entry: Descriptor) -> bool:
+        tag = entry.annotations.get(REF_NAME)
         annotations = other.get("annotations")
         named = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
         return named != tag if tag is not None else named is not None or other.get("digest") != entry.digest
 
     index = {"schemaVersion": 2, "mediaType": IMAGE_INDEX, **before}
-    index["manifests"] = [*(d for d in before.get("manifests", ()) if is_kept(d)), entry.to_json()]
+    kept = [d for d in before.get("manifests", ()) if all(is_kept(d, entry) for entry in entries)]
+    index["manifests"] = [*kept, *(entry.to_json() for entry in entries)]
     return json.dumps(index, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
+def _fill(path: str, blobs: Sequence[Descriptor], read: Read) -> None:
     """Write the blobs that a layout lacks. Blobs that it has are verified, and written again if they are damaged."""
     folders = set()
-    for blob in (*blobs, entry):
+    for blob in blobs:
         folder = os.path.join(path, "blobs", blob.digest.algorithm)
         try:
             refuse_links(path, folder)
@@ -222,7 +272,7 @@ def _fill(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor]
         folders.add(folder)
         name = os.path.join(folder, blob.digest.hex)
         if not _has_blob(name, blob):
-            _replace(name, [data] if blob is entry else read(blob))
+            _replace(name, read(blob))
     for folder in folders:
         fsync_directory(folder)
 
@@ -303,27 +353,26 @@ def _remove_unlocked(path: str) -> None:
 # -- archives
 
 
-def _write_archive(path: str, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read) -> None:
+def _write_archive(path: str, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read) -> None:
     path = os.path.abspath(path)
     if os.path.lexists(path):
         raise UsageError(f"{path} already exists, and an archive cannot be added to; choose another name")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with _new_file(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        _add_files(archive, entry, data, blobs, read)
+        _add_files(archive, entries, blobs, read)
     fsync_directory(os.path.dirname(path))
 
 
 def _add_files(
-    archive: tarfile.TarFile, entry: Descriptor, data: bytes, blobs: Sequence[Descriptor], read: Read
+    archive: tarfile.TarFile, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read
 ) -> None:
     _member(archive, "oci-layout", len(MARKER), io.BytesIO(MARKER))
-    index = _index({}, entry)
+    index = _index({}, entries)
     _member(archive, "index.json", len(index), io.BytesIO(index))
-    for folder in ("blobs", *sorted({f"blobs/{d.digest.algorithm}" for d in (*blobs, entry)})):
+    for folder in ("blobs", *sorted({f"blobs/{d.digest.algorithm}" for d in blobs})):
         about = tarfile.TarInfo(folder)
         about.type, about.mode = tarfile.DIRTYPE, DIRECTORY_MODE
         archive.addfile(about)
-    _member(archive, f"blobs/{entry.digest.algorithm}/{entry.digest.hex}", len(data), io.BytesIO(data))
     for blob in blobs:
         with contextlib.closing(_Reader(read(blob))) as content:
             _member(archive, f"blobs/{blob.digest.algorithm}/{blob.digest.hex}", blob.size, content)

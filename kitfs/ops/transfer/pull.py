@@ -6,8 +6,7 @@ Threading: ``pull`` runs threads of its own and returns when they have ended.
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kitfs.content import Origin
@@ -19,12 +18,12 @@ from kitfs.modelkit.index import KitIndex, is_kit_index, select
 from kitfs.modelkit.layers import kitfile_of
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest, check_media_type
 from kitfs.oci.names import Digest, Reference
-from kitfs.ops.events import Moved, Noted, Report, Sent, Total, Warned
+from kitfs.ops.events import Noted, Report, Warned
 from kitfs.ops.library.tags import assign, check_whole
 from kitfs.ops.transfer.decoded import decode
-from kitfs.ops.transfer.push import CONCURRENCY, label
-from kitfs.parallel import each
-from kitfs.store.fill import fill
+from kitfs.ops.transfer.filling import fill_all
+from kitfs.ops.transfer.push import CONCURRENCY
+from kitfs.ops.transfer.referrers import keep
 from kitfs.store.store import Store
 
 
@@ -34,12 +33,14 @@ def pull(
     *,
     labels: Mapping[str, str] | None = None,
     concurrency: int = CONCURRENCY,
+    with_referrers: bool = False,
     report: Report,
 ) -> Digest:
     """Pull a kit, and the kits that its ``model.path`` leads to; return the digest of its manifest.
 
     Compressed layers are also decoded, as far as the store has room, so that a mount of the kit can be sealed at once.
-    The blobs are verified and pinned. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
+    The blobs are verified and pinned. ``with_referrers`` brings the signatures and other manifests that refer to the
+    kit. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
     as in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
     IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
     one kit, SignatureError if the kit or a parent may not be used, StoreFull, and what the registry raises; nothing is
@@ -54,6 +55,8 @@ def pull(
         report=report,
         admit=workspace.admit,
     )
+    if with_referrers:
+        keep(workspace.store, reference.name, digest, workspace.client.repository(reference), concurrency, report)
     try:
         with contextlib.closing(workspace.resolver.open(reference)) as kit:
             decode(workspace.store, kit, concurrency=concurrency, log=workspace.log)
@@ -108,7 +111,7 @@ def _pull(
     everything = [found.digest, *(blob.digest for blob in manifest.blobs)]
     with store.pin(everything):
         store.put(found.digest, data)
-        _fill_all(manifest.blobs, origin, store, concurrency, report)
+        fill_all(manifest.blobs, origin, store, concurrency, report)
         config = store.get(manifest.config.digest)
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:
@@ -134,27 +137,3 @@ def _choose(
     found, data = origin.manifest(variant.digest)
     check_media_type(data, variant.descriptor.media_type, f"{reference.display}: {variant.digest}")
     return found, data
-
-
-def _fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, concurrency: int, report: Report) -> None:
-    """Fill and verify every blob, several at once."""
-    stop = threading.Event()
-
-    def fetch(descriptor: Descriptor) -> None:
-        if stop.is_set():
-            return
-        name = str(descriptor.digest)
-        if store.has_sealed(descriptor.digest):
-            report(Moved(name, descriptor.size))
-            return
-        with contextlib.closing(
-            store.blob(descriptor.digest, size=descriptor.size, source=origin.blob(descriptor))
-        ) as blob:
-            fill(blob, descriptor.size, lambda size: report(Moved(name, size)), stop)
-            if not stop.is_set():
-                blob.verify()
-                report(Sent("blob", descriptor.digest, descriptor.size, "pulled"))
-
-    for descriptor in blobs:
-        report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
-    each(blobs, fetch, concurrency, stop)

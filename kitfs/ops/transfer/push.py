@@ -72,7 +72,7 @@ def push_to(
         for descriptor in manifest.blobs:
             report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
         neighbours = _neighbours(destination, store, set(files))
-        _upload_all(manifest.blobs, files, store, target, neighbours, concurrency, report)
+        upload_all(manifest.blobs, files, store, target, neighbours, concurrency, report)
     put_manifest(target, destination, manifest.media_type or IMAGE_MANIFEST, data)
     report(Sent("manifest", digest, len(data), "uploaded"))
     return digest
@@ -95,7 +95,7 @@ def stored_digest(reference: Reference, store: Store) -> Digest:
     return Digest.parse(found["digest"])
 
 
-def _upload_all(
+def upload_all(
     blobs: Sequence[Descriptor],
     files: dict[Digest, io.FileIO],
     store: Store,

@@ -1,0 +1,183 @@
+"""Take along what refers to a kit: signatures, attestations, and every other manifest whose subject it is.
+
+They come from the referrers API, or from the tag that replaces it, and from the tags of cosign before version 3
+(``sha256-HEX.sig``, ``.att``, ``.sbom``). What refers to one of them comes too. In the store they are listed in an
+image index, under the tag ``sha256-HEX`` of the kit's repository: the tag by which distribution-spec replaces the
+referrers API. The index has all of them, and says in an annotation which ones stand under a tag. Threading: ``keep``
+and ``push`` run threads that end with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
+
+from kitfs.content import Origin
+from kitfs.errors import ManifestError, NotFound, StoreError
+from kitfs.kit.workspace import Workspace
+from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, IndexManifest, Manifest, is_index
+from kitfs.oci.names import Digest, Reference
+from kitfs.oci.referrers import EMPTY, entry_of, tag_of, with_entry
+from kitfs.ops.events import Report, Sent, Warned
+from kitfs.ops.transfer import push as pushing
+from kitfs.ops.transfer.filling import fill_all
+from kitfs.ops.transfer.push import CONCURRENCY, upload_all
+from kitfs.registry.layout import REF_NAME
+from kitfs.store.store import Store
+from kitfs.trust.publish import Repository, add_layers
+from kitfs.trust.signatures import SignatureSource
+
+MAX_REFERRERS: Final = 200  # of one kit: a bound on what somebody who may push can make others fetch
+REPLACED: Final = ".sbom"  # of the tag of one document; under the others, documents stand beside each other
+SUFFIXES: Final = (".sig", ".att", REPLACED)  # of the tags of cosign before version 3
+
+
+class Attached(NamedTuple):
+    """A manifest that refers to a kit. ``tag`` is the tag under which it stands, "" for one that has a subject."""
+
+    descriptor: Descriptor
+    data: bytes
+    tag: str
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """The descriptors of its blobs; none of an index."""
+        return () if is_index(self.data) else Manifest.parse(self.data).blobs
+
+
+class Source(SignatureSource, Origin, Protocol):
+    """A repository or a layout with referrers."""
+
+
+def attached_to(source: SignatureSource, digest: Digest, report: Report) -> list[Attached]:
+    """Return what refers to a manifest, directly or not. Raises what the source raises.
+
+    What is not a manifest is left out, and what is more than MAX_REFERRERS, with a warning.
+    """
+    found: dict[tuple[Digest, str], Attached] = {}
+    pending = [digest]
+    while pending:
+        subject = pending.pop(0)
+        for entry, tag in _named(source, subject):
+            if (entry.digest, tag) in found:
+                continue
+            if len(found) == MAX_REFERRERS:
+                report(Warned(f"{digest} has more than {MAX_REFERRERS} referrers; the others are left out"))
+                return list(found.values())
+            with contextlib.suppress(ManifestError, NotFound):
+                data = source.manifest(entry.digest)[1]
+                one = Attached(entry_of(entry.media_type or IMAGE_MANIFEST, entry.digest, data), data, tag)
+                _ = one.blobs  # raises ManifestError
+                found[entry.digest, tag] = one
+                pending.append(entry.digest)
+    return list(found.values())
+
+
+def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: int, report: Report) -> int:
+    """Bring what refers to a kit of the repository ``name`` into the store; return the number of manifests.
+
+    It stays as long as the kit does. Raises what the source raises, IntegrityError, StoreFull.
+    """
+    found = attached_to(source, digest, report)
+    index = EMPTY
+    for one in found:
+        annotations = {**one.descriptor.annotations, REF_NAME: one.tag} if one.tag else one.descriptor.annotations
+        index = with_entry(index, replace(one.descriptor, annotations=annotations)) or index
+    blobs = list({blob.digest: blob for one in found for blob in one.blobs}.values())
+    listed = Descriptor(IMAGE_INDEX, Digest.of(index), len(index))
+    with store.pin([listed.digest, *(one.descriptor.digest for one in found), *(blob.digest for blob in blobs)]):
+        fill_all(blobs, source, store, concurrency, report)
+        for one in found:
+            store.put(one.descriptor.digest, one.data)
+        store.put(listed.digest, index)
+        if found:
+            store.refs.set(name, tag_of(digest), listed.to_json())
+        else:
+            store.refs.delete(name, tag_of(digest))
+    return len(found)
+
+
+def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
+    """Return what ``keep`` has stored for a kit. Raises StoreError if the store has lost a part of it."""
+    value = store.refs.get(name, tag_of(digest))
+    if value is None:
+        return []
+    entries = IndexManifest.parse(_data(store, Digest.parse(value["digest"]))).manifests
+    return [Attached(one, _data(store, one.digest), one.annotations.get(REF_NAME, "")) for one in entries]
+
+
+def push_kit(
+    workspace: Workspace, source: Reference, destination: Reference, *, concurrency: int = CONCURRENCY, report: Report
+) -> Digest:
+    """Push a kit of the store as ``push.push`` does, and then what refers to it, as far as the store has that."""
+    digest = pushing.push(workspace, source, destination, concurrency=concurrency, report=report)
+    found = kept(workspace.store, source.name, digest)
+    if not found:
+        report(Warned(f"the store has nothing that refers to {source.display}; pull it with --with-referrers first"))
+    push(workspace.push_to(destination), workspace.store, found, concurrency, report)
+    return digest
+
+
+def push(target: Repository, store: Store, found: Sequence[Attached], concurrency: int, report: Report) -> None:
+    """Push manifests and their blobs, those first to which others refer. Raises StoreError, RegistryError."""
+    for one in found:
+        with contextlib.ExitStack() as stack:
+            files = {}
+            for blob in one.blobs:
+                file = store.open_sealed(blob.digest)
+                if file is None:
+                    raise _lost(blob.digest)
+                files[blob.digest] = stack.enter_context(file)
+            upload_all(one.blobs, files, store, target, {}, concurrency, report)
+        media_type = one.descriptor.media_type or IMAGE_MANIFEST
+        if one.tag:
+            _push_tagged(target, one, media_type)
+        else:
+            target.put_manifest(one.descriptor.digest, media_type, one.data)
+        report(Sent("manifest", one.descriptor.digest, len(one.data), "uploaded"))
+
+
+def indexes_of(found: Sequence[Attached]) -> dict[str, bytes]:
+    """Return the index under each tag that replaces the referrers API, for a layout on disk."""
+    indexes: dict[str, bytes] = {}
+    for one in found:
+        subject = None if one.tag or is_index(one.data) else Manifest.parse(one.data).subject
+        if subject is not None:
+            entry = entry_of(one.descriptor.media_type or IMAGE_MANIFEST, one.descriptor.digest, one.data)
+            tag = tag_of(subject.digest)
+            indexes[tag] = with_entry(indexes.get(tag, EMPTY), entry) or indexes[tag]
+    return indexes
+
+
+def _named(source: SignatureSource, digest: Digest) -> list[tuple[Descriptor, str]]:
+    """Return the descriptors of what refers to a manifest, each with its tag."""
+    found = [(entry, "") for entry in source.referrers(digest)]
+    for suffix in SUFFIXES:
+        tag = f"{tag_of(digest)}{suffix}"
+        with contextlib.suppress(NotFound):
+            found.append((source.manifest(tag)[0], tag))
+    return found
+
+
+def _push_tagged(target: Repository, one: Attached, media_type: str) -> None:
+    """Push a manifest under its tag. What stands under it at the target already stays there."""
+    try:
+        target.manifest(one.tag)
+    except NotFound:
+        target.put_manifest(one.tag, media_type, one.data)
+        return
+    if not one.tag.endswith(REPLACED):
+        add_layers(target, one.tag, Manifest.parse(one.data).layers)
+
+
+def _data(store: Store, digest: Digest) -> bytes:
+    data = store.get(digest)
+    if data is None:
+        raise _lost(digest)
+    return data
+
+
+def _lost(digest: Digest) -> StoreError:
+    return StoreError(f"the store has lost {digest}, which refers to a kit; pull the kit again with --with-referrers")
