@@ -17,7 +17,7 @@ from kitfs.kit.tree import tree_of
 from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import Manifest
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference, parse_any
-from kitfs.ops.diff.files import ComparedFile, FileChanges, compare_files, files_of
+from kitfs.ops.diff.files import FileChanges, KitFiles, compare_files
 from kitfs.ops.diff.layers import LayerChanges, compare_layers, without_equal_layers
 from kitfs.ops.diff.tensors import TensorChanges, compare_tensors
 from kitfs.ops.library.tags import find, required
@@ -115,9 +115,7 @@ def _found(workspace: Workspace, text: str) -> DiffSide:
 
 
 @contextmanager
-def _files(
-    workspace: Workspace, a: DiffSide, b: DiffSide
-) -> Iterator[tuple[dict[str, ComparedFile], dict[str, ComparedFile]]]:
+def _files(workspace: Workspace, a: DiffSide, b: DiffSide) -> Iterator[tuple[KitFiles, KitFiles]]:
     """List the files of both kits, including the files of their parents, without layers that are equal in both.
 
     The files can be read until the end of the block.
@@ -131,6 +129,6 @@ def _files(
         yield _listed(workspace, first, left), _listed(workspace, second, right)
 
 
-def _listed(workspace: Workspace, kit: Kit, layers: list[Layer]) -> dict[str, ComparedFile]:
+def _listed(workspace: Workspace, kit: Kit, layers: list[Layer]) -> KitFiles:
     part = replace(kit, layers=tuple(layers))
-    return files_of(part, tree_of(part, counters=workspace.client.counters, log=workspace.client.log))
+    return KitFiles(part, tree_of(part, counters=workspace.client.counters, log=workspace.client.log))

@@ -6,7 +6,7 @@ read only if the caller passes ``content=True``. Threading: the functions have n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import NamedTuple
 
 from kitfs.kit.kit import Kit
@@ -63,10 +63,29 @@ class FileChanges(NamedTuple):
     maybe: list[FileChange]
 
 
-def files_of(kit: Kit, tree: Tree) -> dict[str, ComparedFile]:
-    """List the files and symbolic links of ``tree``, which shows ``kit``, by path."""
-    raw = {layer.digest for layer in kit.layers if layer.type.format == "raw" and not layer.compressed}
-    return {path: _file(node, tree, raw) for path, node in tree.walk(tree.root) if node.kind != "dir"}
+class KitFiles(Mapping[str, ComparedFile]):
+    """The files and symbolic links of ``tree``, which shows ``kit``, by path.
+
+    A kit may have millions of names, so only the path and the inode number of each are kept. A ComparedFile is made
+    when it is looked up.
+    """
+
+    def __init__(self, kit: Kit, tree: Tree) -> None:
+        self._tree = tree
+        self._raw = {layer.digest for layer in kit.layers if layer.type.format == "raw" and not layer.compressed}
+        self._inodes = {path: node.inode for path, node in tree.walk(tree.root) if node.kind != "dir"}
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._inodes)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._inodes
+
+    def __getitem__(self, path: str) -> ComparedFile:
+        return _file(self._tree.node(self._inodes[path]), self._tree, self._raw)
 
 
 def _file(node: Node, tree: Tree, raw: set[Digest]) -> ComparedFile:
@@ -90,15 +109,18 @@ def compare_files(
 
     ``content``: read files that may differ side by side, up to the first difference.
     """
-    changes = [
-        FileChange(path, first[path], second[path], _differences(first[path], second[path], content))
-        for path in sorted(first.keys() & second)
-    ]
+    changed: list[FileChange] = []
+    maybe: list[FileChange] = []
+    for path in sorted(first.keys() & second):
+        before, after = first[path], second[path]
+        what = _differences(before, after, content)
+        if what:
+            (maybe if what == ("maybe",) else changed).append(FileChange(path, before, after, what))
     return FileChanges(
         [(path, second[path]) for path in sorted(second.keys() - first)],
         [(path, first[path]) for path in sorted(first.keys() - second)],
-        [change for change in changes if change.what and change.what != ("maybe",)],
-        [change for change in changes if change.what == ("maybe",)],
+        changed,
+        maybe,
     )
 
 
