@@ -1,12 +1,14 @@
 """Predict which bytes of the safetensors and GGUF files in a mounted kit programs will read next.
 
 The header of a file is parsed after a program has read the header, so that nothing is fetched for it. At the end of a
-file, a reader is expected to continue with the next file in the index of shards (``formats.shards``), if the store has
-that index; the header of the next file is then fetched. Threading: only one thread at a time may use these objects.
+file, a reader is expected to continue with the next shard: the next file in the index of shards (``formats.shards``),
+if the store has that index, or the next part of a GGUF file that llama.cpp has split. The header of the next shard is
+then fetched. Threading: only one thread at a time may use these objects.
 """
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,6 +25,7 @@ from kitfs.kit.tree import Tree
 from kitfs.layers.read import spans
 
 FILES: Final = 64  # files remembered at a time
+SPLIT: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")  # the names of llama.cpp's llama_split_path
 
 
 class BlobSpan(NamedTuple):
@@ -80,7 +83,7 @@ class TensorFiles:
         self._tree = tree
         self._fetch = fetch
         self._files: OrderedDict[str, TensorFile] = OrderedDict()  # by path, the most recently read file last
-        self._shards: dict[str, str] = {}  # path of a shard → path of the next shard
+        self._shards: dict[str, str] = {}  # maps a shard to the next shard, or to "" if it is the last
         self._looked: dict[str, int] = {}  # path of a file → how far it was read when its index was last looked up
 
     def read(self, node: Node, offset: int, size: int) -> None:
@@ -108,7 +111,15 @@ class TensorFiles:
         return file
 
     def _learn_shards(self, path: str) -> None:
-        """Read the order of the shards from the indexes in the directory of a file, if the store has them."""
+        """Find the shard after a file by the name of the file, or by the indexes in its directory if the store has
+        them.
+        """
+        split = SPLIT.search(path)
+        if split is not None:
+            number, count = int(split[1]), int(split[2])
+            following = f"{path[: split.start()]}-{number + 1:05}-of-{count:05}.gguf"
+            self._shards[path] = following if number < count else ""
+            return
         at = path.rpartition("/")[0]
         try:
             for name, node in self._tree.list(self._tree.resolve(at), wait=False):
@@ -125,7 +136,7 @@ class TensorFiles:
             self._looked[path] = reader.read
             self._learn_shards(path)
         following = self._shards.get(path)
-        if following is None:
+        if not following:
             return None
         file = self._files.get(following)
         if file is None:
@@ -136,7 +147,7 @@ class TensorFiles:
                 file = TensorFile(node, node.layer)
                 file.load(partial(self._fetch, node))
             except KitfsError:
-                del self._shards[path]
+                self._shards[path] = ""
                 return None
             self._files[following] = file
             self._files.move_to_end(following, last=False)
