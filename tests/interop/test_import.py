@@ -501,7 +501,7 @@ def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
     for target, code, text in (
         (f"oci:{tmp_path / 'file'}", 2, "is not an OCI layout"),
         (f"oci:{tmp_path / 'full'}", 2, "is not an OCI layout"),
-        (f"oci-archive:{tmp_path / 'file'}", 2, "an archive cannot be added to"),
+        (f"oci-archive:{tmp_path / 'file'}", 2, "kits cannot be added to an archive"),
         ("here/other:v1", 2, "is not an OCI layout"),
         (f"oci:{tmp_path / 'odd'}", 8, "is not an index of an OCI layout"),
         (f"oci:{tmp_path / 'file/below'}", 10, "cannot write"),

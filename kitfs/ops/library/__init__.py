@@ -1,1 +1,1 @@
-"""The kits of a store or a repository: tags, listings, indexes, removal, the cache."""
+"""List, inspect, tag and remove kits of a store or a repository, and manage indexes and the cache."""

@@ -1,7 +1,7 @@
-"""Measure and clear the cache: the blobs that mounts and other readers fetched, which no packed or pulled kit pins.
-Read all verified blobs of a store back from the disk.
+"""Measure and clear the cache of a store, and verify all blobs of a store.
 
-Threading: none of its own.
+The cache consists of the blobs that mounts and other readers fetched and that no packed or pulled kit pins. Threading:
+each call uses one thread.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ EVERYTHING: Final = "store"  # the name of the store in events
 
 
 class Cleared(NamedTuple):
-    """Bytes on disk that were freed, and bytes that stay because a process is using them."""
+    """The result of ``clear``: the bytes on disk that were freed, and the bytes that stay because they are in use."""
 
     freed: int
     in_use: int
 
 
 class Changed(NamedTuple):
-    """A blob whose bytes had changed on the disk, and which was removed.
+    """A blob that was removed because its bytes had changed on the disk.
 
-    ``form`` is "blobs", or "decoded" for the decoded form of the blob; ``reason`` is what is wrong with it.
-    ``is_pinned``: a kit that was packed or pulled needs it, or a repository of the embedded registry.
+    ``form``: "blobs", or "decoded" for the decompressed form of the blob. ``reason``: what is wrong with the bytes.
+    ``is_pinned``: whether a packed or pulled kit, or a repository of the embedded registry, needs the blob.
     """
 
     digest: str
@@ -36,7 +36,7 @@ class Changed(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """The number of blobs that were read back, their bytes, and those that had changed."""
+    """The result of ``verify``: the number of blobs that were read, their bytes, and the changed blobs."""
 
     blobs: int
     size: int
@@ -44,7 +44,7 @@ class Verified(NamedTuple):
 
 
 def usage(store: Store) -> dict[str, int]:
-    """Return the bytes on disk by form: blobs as registries have them, and decoded blobs."""
+    """Return the bytes on disk by form: "blobs" as registries store them, and "decoded" blobs."""
     pinned = store.pinned()
     found = dict.fromkeys(FORMS, 0)
     for entry in store.entries():
@@ -54,9 +54,9 @@ def usage(store: Store) -> dict[str, int]:
 
 
 def clear(store: Store) -> Cleared:
-    """Free every unpinned blob that no process is using."""
+    """Delete every unpinned blob that no process uses."""
     entries = list(store.entries())
-    pinned = store.pinned()  # after the listing, as in an eviction: a blob that is pinned later was leased later
+    pinned = store.pinned()  # read after the listing: a blob that is pinned later is leased, and thus not deleted
     freed = in_use = 0
     for entry in entries:
         if entry.digest not in pinned:
@@ -70,8 +70,8 @@ def clear(store: Store) -> Cleared:
 def verify(store: Store, *, report: Report) -> Verified:
     """Read every verified blob back from the disk, compare its digest, and remove it if its bytes have changed.
 
-    A changed blob is reported as a warning. Blobs that mounts use are read too; a mount that uses a removed blob goes
-    on with the bytes that it has open, and must be mounted again. Raises StoreError if a blob cannot be read or
+    A changed blob is reported as a warning. Blobs that mounts use are verified too. A mount that uses a removed blob
+    continues to serve the changed bytes until it is mounted again. Raises StoreError if a blob cannot be read or
     removed.
     """
     found = sorted(store.sealed())
@@ -87,11 +87,11 @@ def verify(store: Store, *, report: Report) -> Verified:
 
 
 def _advice(changed: Changed) -> str:
-    """Return what has happened to a blob, and what to do about it."""
+    """Return the warning about a changed blob, with what to do about it."""
     what = f"{'the decoded form of ' if changed.form == 'decoded' else ''}blob {changed.digest}"
     then = (
         "a kit in the store needs it: pull, pack or push that kit again"
         if changed.is_pinned
-        else "it is fetched again when it is read; mount a kit again that is mounted with it"
+        else "it is fetched again when it is read; unmount and mount again a kit that uses it"
     )
     return f"{what} had changed on the disk ({changed.reason}) and was removed: {then}"

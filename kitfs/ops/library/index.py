@@ -1,8 +1,8 @@
 """Manage indexes of kits in the store and at registries: kit's ``index`` verbs (KITOPS §8; KitOps 1.17 pkg/cmd/index).
 
 Tags of indexes are separate from tags of kits (``Store.indexes``), so an index and a kit may have the same name. As in
-kit, an index lists only kits of its own repository. An index does not pin the kits that it lists: their own tags do.
-Threading: none of its own.
+kit, an index lists only kits of its own repository. An index does not pin the kits that it lists; their own tags pin
+them. Threading: each call uses one thread, except that ``push`` starts threads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ NO_EDITS: Final = Edits({}, ())
 
 
 class IndexDocument(NamedTuple):
-    """An index as it was read: its digest, its parsed value and its bytes."""
+    """An index: its digest, its parsed value and its bytes."""
 
     digest: Digest
     value: KitIndex
@@ -37,9 +37,9 @@ class IndexDocument(NamedTuple):
 
 
 class IndexRow(NamedTuple):
-    """An index in a list of the store.
+    """An index of the store.
 
-    ``name`` is its registry/repository. ``kits`` is the number of kits that it lists, None if it cannot be read.
+    ``name``: its registry/repository. ``kits``: the number of kits that it lists, or None if it cannot be read.
     """
 
     name: str
@@ -49,7 +49,7 @@ class IndexRow(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """What was deleted: tags of ``name`` (registry/repository), and the index itself if ``whole`` is True."""
+    """The result of a deletion: the tags of ``name`` (registry/repository), and whether the ``whole`` index is gone."""
 
     name: str
     digest: Digest
@@ -58,7 +58,7 @@ class Deleted(NamedTuple):
 
 
 def create(store: Store, reference: Reference) -> Digest:
-    """Create an empty index; return its digest. Raises UsageError if an index has the tag already, StoreError."""
+    """Create an empty index, and return its digest. Raises UsageError if an index already has the tag, StoreError."""
     if _tagged(store, reference) is not None:
         raise UsageError(f"index {reference.display} already exists")
     return _write(store, reference, KitIndex())
@@ -108,10 +108,10 @@ def add(
     labels: Edits = NO_EDITS,
     annotations: Edits = NO_EDITS,
 ) -> Digest:
-    """Add a kit of its repository to an index, or change its labels and annotations; return the index's new digest.
+    """Add a kit to an index, or change its labels and annotations, and return the new digest of the index.
 
     The kit is looked up in the store, or with ``remote`` at its registry. Raises NotFound, UsageError for a kit of
-    another repository, ManifestError if the manifest is not that of a kit.
+    another repository, ManifestError if the manifest is not a kit's.
     """
     if kit.name != reference.name:
         raise UsageError(
@@ -130,7 +130,7 @@ def add(
 
 
 def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descriptor, Manifest]:
-    """Return the descriptor of a kit as an index lists it, and its manifest: of the store, or of ``origin``."""
+    """Return a kit's descriptor for an index, and its manifest, from the store or, if it is not None, ``origin``."""
     if origin is not None:
         found, data = origin.manifest(kit.identifier)
         digest = found.digest
@@ -153,7 +153,7 @@ def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descri
 
 
 def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, Digest]:
-    """Remove a kit, named by its digest or by its tag in the store, from an index.
+    """Remove a kit from an index. The kit is named by its digest or by its tag in the store.
 
     Returns the digest of the kit and the new digest of the index. Raises NotFound.
     """
@@ -170,7 +170,7 @@ def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, 
 
 
 def delete(store: Store, reference: Reference, *, force: bool = False) -> Deleted:
-    """Delete a tag of an index. With its last tag, with ``force`` or by its digest, the index itself is deleted.
+    """Delete a tag of an index. With ``force`` or a digest, or for the last tag, the index itself is deleted.
 
     Its kits stay. Raises NotFound, UsageError if the reference names a kit.
     """
@@ -188,7 +188,7 @@ def delete(store: Store, reference: Reference, *, force: bool = False) -> Delete
 
 
 def delete_all(store: Store) -> list[Deleted]:
-    """Delete every index of the store; their kits stay."""
+    """Delete every index of the store. Their kits stay."""
     return [_delete(store, row) for row in listed(store)]
 
 
@@ -200,7 +200,7 @@ def _delete(store: Store, row: IndexRow) -> Deleted:
 
 
 def pull(workspace: Workspace, reference: Reference) -> Digest:
-    """Copy an index from its registry into the store, byte for byte and without its kits; return its digest.
+    """Copy an index from its registry into the store, without its kits, and return its digest.
 
     Raises NotFound, RegistryError, ManifestError.
     """
@@ -216,10 +216,10 @@ def push(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Push the index ``source`` of the store to all tags of ``destination``; return its digest.
+    """Push the index ``source`` of the store to all tags of ``destination``, and return its digest.
 
-    First those of its kits are pushed that the registry does not have. Raises NotFound if the store does not have the
-    index, or if a kit is neither at the registry nor in the store; and what pushing a kit raises.
+    Kits of the index that the registry does not have are pushed first. Raises NotFound if the store does not have the
+    index, or if a kit is neither at the registry nor in the store, and the errors of pushing a kit.
     """
     store, target = workspace.store, workspace.push_to(destination)
     found = stored(store, source)
@@ -250,12 +250,12 @@ def _has(target: Manifests, digest: Digest) -> bool:
     try:
         target.manifest(digest)
     except (NotFound, Unauthorized):
-        return False  # some registries return 401 or 403 for what does not exist; the push shows whether it is allowed
+        return False  # some registries return 401 or 403 for a missing manifest; the push will show if it is allowed
     return True
 
 
 def _whole(store: Store, manifest: bytes) -> bool:
-    """Return whether the store has the config and all layers of a manifest, verified."""
+    """Return whether the store has verified copies of the config and all layers of a manifest."""
     try:
         parsed = Manifest.parse(manifest)
     except ManifestError:
@@ -264,9 +264,9 @@ def _whole(store: Store, manifest: bytes) -> bool:
 
 
 def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int | None:
-    """Return how many bytes the layers of a listed kit have: as the index records it, otherwise by the kit's manifest.
+    """Return the bytes of the layers of a listed kit, from the index or from the kit's manifest.
 
-    ``manifest`` returns the manifest of a digest, or None. Returns None if the size is not known.
+    ``manifest`` returns the manifest with a digest, or None. Returns None if the size is unknown.
     """
     if variant.size is not None:
         return variant.size
@@ -278,7 +278,7 @@ def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int
 
 
 def as_json(document: IndexDocument, reference: Reference, sizes: Sequence[int | None]) -> bytes:
-    """Return what kit's ``index info --format json`` prints, before it is indented."""
+    """Return the JSON that kit's ``index info --format json`` prints, without indentation."""
     kits = []
     for variant, size in zip(document.value.variants, sizes, strict=True):
         name = variant.name(reference)

@@ -1,7 +1,7 @@
 """Read the manifest and the Kitfile of a kit, without its layers and its parents (kit's ``inspect`` and ``info``,
 KITOPS §8).
 
-The values can be written with ``gocompat.json`` and ``gocompat.yaml_writer``. Threading: none of its own.
+The values can be written with ``gocompat.json`` and ``gocompat.yaml_writer``. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -44,26 +44,26 @@ def stored(store: Store, reference: Reference) -> KitDocuments:
 
 
 def stored_digest(store: Store, digest: Digest) -> KitDocuments:
-    """Read the documents as ``stored`` does, for a kit that is named by its digest."""
+    """Read the documents of a kit of the store by its digest. Raises the errors of ``stored``."""
     manifest = Manifest.parse(blob_of(store, digest))
     return KitDocuments(digest, manifest, kitfile_of(manifest, blob_of(store, manifest.config.digest)))
 
 
 def fetched(origin: Origin, identifier: str) -> KitDocuments:
-    """Fetch the documents of a kit of a registry or a layout.
+    """Fetch the documents of a kit from a registry or a layout.
 
     Raises NotFound, RegistryError, ManifestError, KitfileError, IntegrityError.
     """
     descriptor, data = origin.manifest(identifier)
     manifest = Manifest.parse(data)
-    manifest.require_kit()  # before a blob of something else is fetched
+    manifest.require_kit()  # checked before the config is fetched, which may be large in other artifacts
     return KitDocuments(
         descriptor.digest, manifest, kitfile_of(manifest, origin.blob_bytes(manifest.config, MAX_CONFIG))
     )
 
 
 def inspection(documents: KitDocuments) -> dict[str, Any]:
-    """Return what ``kit inspect`` prints, with its fields in that order."""
+    """Return the values that ``kit inspect`` prints, with the fields in the same order."""
     return {
         "digest": str(documents.digest),
         "cliVersion": documents.manifest.annotations.get(CLI_VERSION) or "unknown",
@@ -73,10 +73,10 @@ def inspection(documents: KitDocuments) -> dict[str, Any]:
 
 
 def node(kitfile: Kitfile, path: str) -> Any:
-    """Return the part of a Kitfile that a path names: model.path, package.authors, model.parameters.lr, code.0.path.
+    """Return the part of a Kitfile at a path such as model.path, model.parameters.lr or code.0.path.
 
-    The case of field names does not matter (in kit, only that of the first letter). Raises UsageError for an invalid
-    path, NotFound.
+    Field names are compared without case (kit ignores only the case of the first letter). Raises UsageError for an
+    invalid path, NotFound.
     """
     if "[" in path:
         raise UsageError("invalid filter: array access using '[]' is not currently supported")
@@ -101,14 +101,14 @@ def _below(value: Any, step: str) -> Any:
 
 
 def as_yaml(value: Any) -> Any:
-    """Return a part of a Kitfile as ``gocompat.yaml_writer.dump`` takes it."""
+    """Convert a part of a Kitfile to values that ``gocompat.yaml_writer.dump`` accepts."""
     if is_dataclass(value):
         return schema.to_yaml(value)
     return [as_yaml(v) for v in value] if isinstance(value, tuple) else value
 
 
 def as_json(value: Any) -> Any:
-    """Return a part of a Kitfile as ``gocompat.json`` takes it."""
+    """Convert a part of a Kitfile to values that ``gocompat.json`` accepts."""
     if is_dataclass(value):
         return schema.to_json(value)
     return [as_json(v) for v in value] if isinstance(value, tuple) else value

@@ -1,6 +1,6 @@
 """List the kits of the store or of a repository (kit's ``list``, KITOPS §8).
 
-Threading: ``of_repository`` asks for several tags at once on threads of its own, and returns when they have ended.
+Threading: ``of_repository`` starts threads that look up several tags at once, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NONE: Final = "<none>"
 
 
 class Row(NamedTuple):
-    """One kit. ``size`` is the size of its layers in bytes; a text that the kit does not have is "<none>"."""
+    """A kit in the list. ``size``: the size of its layers in bytes. A missing string is "<none>"."""
 
     repo: str
     digest: Digest
@@ -36,9 +36,9 @@ class Row(NamedTuple):
 
 
 def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) -> list[Row]:
-    """List the kits of the store that contain something that one of the filters selects.
+    """List the kits of the store that contain something that a filter selects.
 
-    A damaged kit is listed with its name and tags alone, and a warning is reported.
+    A damaged kit is listed with only its name and tags, and a warning is reported.
     """
     rows = []
     for kit in kits(store):
@@ -60,9 +60,9 @@ def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) ->
 def of_repository(
     repository: Repository, reference: Reference, filters: Sequence[Filter] = (), *, concurrency: int = 5
 ) -> list[Row]:
-    """Return the kits of a repository, one row per tag, or the kit that the reference names.
+    """List the kits of a repository, one row per tag, or only the kit that the reference names.
 
-    Manifests that are not kits are left out.
+    Manifests that are not those of kits are omitted.
 
     Raises NotFound if the repository or the reference does not exist, ManifestError if the reference is not a kit,
     RegistryError.
@@ -76,7 +76,7 @@ def of_repository(
     def ask(tag: str) -> KitDocuments | None:
         try:
             return inspecting.fetched(repository, tag)
-        except (ManifestError, NotFound):  # another kind of artifact, or a tag that was deleted meanwhile
+        except (ManifestError, NotFound):  # the tag names another kind of artifact, or was deleted meanwhile
             return None
 
     tags = list(repository.tags())
@@ -102,7 +102,7 @@ def _row(repo: str, tags: tuple[str, ...], documents: KitDocuments) -> Row:
 
 
 def _has(kitfile: Kitfile, filters: Sequence[Filter]) -> bool:
-    """Return whether a filter selects something of a kit. Models and datasets of other kits that it refers to count."""
+    """Return whether a filter selects something in a kit, including models and datasets of other kits."""
     entries = [*kitfile.entries(), *(Entry("dataset", d.name, d.path) for d in kitfile.datasets if d.remote_path)]
     if kitfile.model is not None and kitfile.parent is not None:
         entries.append(Entry("model", kitfile.model.name, kitfile.model.path))

@@ -1,7 +1,7 @@
 """Remove kits from the store or from their registry (kit's ``remove``, KITOPS §8).
 
-When a kit is removed from the store, its blobs are freed at once, except those that another kit has or that a process
-is reading. Threading: none of its own.
+When a kit is removed from the store, its blobs are deleted at once, except blobs that another kit contains or that a
+process is reading. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from kitfs.oci.referrers import tag_of
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store.store import Store
 
-UNRELATED: Final = (401, 403, 408, 429)  # statuses that do not mean that the registry cannot delete
+UNRELATED: Final = (401, 403, 408, 429)  # statuses that do not mean that the registry lacks deletion
 
 
 class Removed(NamedTuple):
-    """What was removed: tags of ``name`` (registry/repository), and the kit itself if ``kit`` is True."""
+    """The result of a removal: the tags of ``name`` (registry/repository), and whether the ``kit`` itself is gone."""
 
     name: str
     digest: Digest
@@ -31,7 +31,7 @@ class Removed(NamedTuple):
 
 
 def remove(store: Store, reference: Reference, *, force: bool = False) -> Removed:
-    """Remove a tag from the store. With its last tag, with ``force`` or by its digest, the kit itself is removed.
+    """Remove a tag from the store. With ``force`` or a digest, or for the last tag, the kit itself is removed.
 
     Raises NotFound.
     """
@@ -46,7 +46,7 @@ def remove(store: Store, reference: Reference, *, force: bool = False) -> Remove
 
 
 class RemovedEach(NamedTuple):
-    """What ``remove_each`` did, by reference in the order given; for a reference that failed, its error."""
+    """The result of ``remove_each``: the removals and the errors, each with its reference, in the given order."""
 
     removed: list[tuple[Reference, Removed]]
     failed: list[tuple[Reference, KitfsError]]
@@ -57,8 +57,8 @@ def remove_each(
 ) -> RemovedEach:
     """Remove tags one after another from the store, or with ``remote`` from their registry.
 
-    If the first one cannot be removed, its error is raised and nothing is removed, as in kit. After that, a failure
-    does not stop the removal of the other tags.
+    If the first tag cannot be removed, its error is raised and nothing is removed, as in kit. A later failure does not
+    stop the removal of the other tags.
     """
     done = RemovedEach([], [])
     for reference in references:
@@ -105,12 +105,12 @@ def _attached(store: Store, kit: LocalKit) -> set[str]:
 
 
 def _free(store: Store, digest: Digest) -> None:
-    """Free the manifest and the blobs of a kit, except those that another kit needs."""
+    """Delete the manifest and the blobs of a kit, except those that another kit needs."""
     free(store, {str(digest)} | blob_digests(store.get(digest) or b""))
 
 
 def free(store: Store, blobs: set[str]) -> None:
-    """Free those of the blobs that nothing pins. A blob that a process has open stays until the store needs room."""
+    """Delete the unpinned ones among ``blobs``. A blob that a process has open stays until the store needs space."""
     blobs = blobs - store.pinned()
     for entry in store.entries():
         if entry.digest in blobs:
@@ -118,10 +118,10 @@ def free(store: Store, blobs: set[str]) -> None:
 
 
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:
-    """Remove a tag from its registry. With ``force`` or by its digest, the kit itself is removed, with all its tags.
+    """Remove a tag from its registry. With ``force`` or a digest, remove the kit itself with all its tags.
 
-    If the registry cannot delete a tag, the kit is deleted with its last tag. Raises NotFound, and RegistryError if the
-    registry cannot delete manifests, or cannot delete a tag of a kit that has other tags.
+    If the registry does not support untagging, the kit is deleted if it has no other tags. Raises NotFound, and
+    RegistryError if the registry cannot delete manifests, or cannot delete a tag of a kit that has other tags.
     """
     tag = reference.identifier
     try:
@@ -152,16 +152,16 @@ def remove_remote(repository: Repository, reference: Reference, *, force: bool =
 
 
 def _unsupported(e: RegistryError | NotFound) -> bool:
-    """Return whether an error of a DELETE means that the registry does not support it.
+    """Return whether an error of a DELETE request means that the registry does not support the request.
 
-    The manifest existed a moment ago, so 400, 404, 405 and 501 among others mean that.
+    The manifest existed a moment ago, so statuses such as 400, 404, 405 and 501 mean this.
     """
     status = e.status if isinstance(e, RegistryError) else 404
     return status == 501 or (status < 500 and status not in UNRELATED)
 
 
 def _with_text(e: RegistryError | NotFound, text: str) -> RegistryError:
-    """Return a RegistryError with another text and the fields of ``e``."""
+    """Return a RegistryError with another message and the fields of ``e``."""
     if isinstance(e, RegistryError):
         return RegistryError(text, status=e.status, code=e.code, url=e.url)
     return RegistryError(text, status=404)

@@ -1,8 +1,8 @@
-"""Tags of the kits in the store.
+"""Manage the tags of the kits in the store.
 
-A tag is a ref with the same name (``store.refs``). A kit without a tag has a ref whose name is its digest, so it stays
-pinned until it is removed, and is listed as in kit. Threading and processes: each change is a file of its own; the last
-writer of a tag wins.
+A tag is a ref with the same name (``store.refs``). A kit without a tag has a ref whose name is its digest, so the kit
+stays pinned until it is removed, and is listed as in kit. Threading and processes: each tag is a separate file, and the
+last writer of a tag wins.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kitfs.store.store import Store
 class LocalKit(NamedTuple):
     """A kit of the store.
 
-    ``name`` is its registry/repository; ``tags`` are sorted, and empty for a kit without a tag.
+    ``name``: its registry/repository. ``tags``: its sorted tags; they are empty for a kit without a tag.
     """
 
     name: str
@@ -50,7 +50,7 @@ def kits(store: Store) -> list[LocalKit]:
 
 
 def find(store: Store, reference: Reference) -> LocalKit | None:
-    """Return the kit that a reference names in the store; None if the store does not have it."""
+    """Return the kit that a reference names in the store, or None if the store does not have it."""
     if reference.digest is None:
         value = store.refs.get(reference.name, reference.tag or "latest")
         digest = None if value is None else value["digest"]
@@ -60,7 +60,7 @@ def find(store: Store, reference: Reference) -> LocalKit | None:
 
 
 def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
-    """Tag a manifest of the store, durably. A kit that loses its last tag by that is kept without a tag."""
+    """Tag a manifest of the store durably. A kit that loses its last tag is kept without a tag."""
     tag = reference.tag or str(descriptor.digest)
     before = store.refs.get(reference.name, tag)
     if before is not None and before["digest"] != descriptor.digest:
@@ -76,20 +76,20 @@ def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
 
 
 def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
-    """Raise StoreError unless the store has every blob, whole and verified.
+    """Raise StoreError unless the store has complete and verified copies of all blobs.
 
-    A verb checks this before it tags a kit and again after that, so an eviction between the two is not missed. ``what``
-    names the kit in the message.
+    A verb checks this before and after it tags a kit, so that it notices an eviction in between. ``what``: the name of
+    the kit in the message.
     """
     lost = next((digest for digest in digests if not store.has_sealed(digest)), None)
     if lost is not None:
         raise StoreError(
-            f"{what}: the store has lost blob {lost}, evicted or removed meanwhile; run the same command again"
+            f"{what}: blob {lost} was evicted or removed from the store meanwhile (run the same command again)"
         )
 
 
 def is_untagged(tag: str) -> bool:
-    """Return whether the name of a ref is a digest, which means that the kit has no tag."""
+    """Return whether the name of a ref is a digest, so that the kit has no tag."""
     try:
         Digest.parse(tag)
     except InvalidReference:
@@ -98,7 +98,7 @@ def is_untagged(tag: str) -> bool:
 
 
 def _names(store: Store, name: str, digest: Digest) -> list[str]:
-    """Return the names of the refs of a repository that have a digest."""
+    """Return the names of the refs of a repository that point to a digest."""
     return [tag for other, tag, value in store.refs.items() if other == name and value["digest"] == digest]
 
 

@@ -1,1 +1,1 @@
-"""Packing a directory into a kit."""
+"""Pack a directory into a kit."""

@@ -1,10 +1,10 @@
-"""Generating a Kitfile for a directory that has none: what its files are is guessed from their names and sizes.
+"""Generate a Kitfile for a directory that has none, by guessing the kinds of its files from their names and sizes.
 
-Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1). Directories are treated as in kit 1.7, which later versions
-changed; prompts, MCP bundles, PyTorch's ``.bin`` and the files that operating systems leave behind are those of later
-versions. What kit does not know, and would pack as code, is recognised in addition: the formats of ``OTHER_MODELS``
-and ``OTHER_DATASETS``, notebooks, and directories of partitioned Parquet, Arrow (``save_to_disk``) and Zarr. Only
-licences and SKILL.md are read. A ``Directory`` is made of a file system, or of a list of files. Threading: one thread.
+Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1). Directories are treated as in kit 1.7; prompts, MCP bundles,
+PyTorch's ``.bin`` and files of operating systems are treated as in later versions. Some formats that kit would pack as
+code are also recognised: ``OTHER_MODELS``, ``OTHER_DATASETS``, notebooks, and directories of partitioned Parquet, Arrow
+(``save_to_disk``) and Zarr. Only licences and SKILL.md are read. A ``Directory`` is made from a file system or from a
+list of files. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ JUNK: Final = frozenset((
     ".DS_Store", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN", ".Spotlight-V100", ".Trashes", ".AppleDouble",
     ".LSOverride", "ehthumbs.db",
 ))  # fmt: skip
-MAX_UNKNOWN: Final = 5  # if more directories are of no known kind, one layer takes everything
+MAX_UNKNOWN: Final = 5  # if more directories have an unknown kind, one code layer contains the whole directory
 MAX_READ: Final = 1 << 20  # bytes of a licence or SKILL.md
 MAX_DEPTH: Final = 200
 
@@ -59,7 +59,7 @@ ReadStart = Callable[[str], bytes]  # returns the first MAX_READ bytes of a file
 
 
 class File(NamedTuple):
-    """A file: ``path`` is relative, with "/"; ``size`` in bytes."""
+    """A file. ``path`` is relative and separated by "/". ``size`` is in bytes."""
 
     path: str
     size: int
@@ -71,7 +71,7 @@ class File(NamedTuple):
 
 @dataclass(slots=True)
 class Directory:
-    """A directory with everything below it, in the order of the names' bytes. The path of the root is "."."""
+    """A directory with all entries below it, sorted by the bytes of their names. The path of the root is "."."""
 
     path: str
     files: list[File] = field(default_factory=list)
@@ -83,7 +83,7 @@ class Directory:
 
 
 def directory_of(context: str) -> Directory:
-    """List a directory and everything below it, without symbolic links and devices. Raises ContextError."""
+    """List a directory and all entries below it, without symbolic links and devices. Raises ContextError."""
     return _walked(context, ".", 0)
 
 
@@ -131,7 +131,7 @@ def tree_of(files: Iterable[File]) -> Directory:
 
 
 def reader_of(context: str) -> ReadStart:
-    """Return a function that reads the start of a file below a directory; it raises ContextError."""
+    """Return a function that reads the start of a file below a directory. The function raises ContextError."""
 
     def read(path: str) -> bytes:
         try:
@@ -144,9 +144,9 @@ def reader_of(context: str) -> ReadStart:
 
 
 def kind_of(name: str) -> str:
-    """Return the kind of a file by its name.
+    """Return the kind of a file with this name.
 
-    One of prompt, mcpserver, model, metadata, docs, dataset, notebook, and code for every other name.
+    It is "prompt", "mcpserver", "model", "metadata", "docs", "dataset" or "notebook", or "code" for every other name.
     """
     if name.lower() in PROMPTS or ".prompt" in name.lower():
         return "prompt"
@@ -161,10 +161,10 @@ def kind_of(name: str) -> str:
 
 
 def is_dataset(directory: Directory) -> bool:
-    """Whether a directory with subdirectories is one dataset: a Zarr store, or tables and nothing else.
+    """Return whether a directory with subdirectories is one dataset: a Zarr store, or only tables.
 
-    The tables lie in partitions (``column=value``), in the splits that ``save_to_disk`` writes, or in other
-    directories of which the same holds. Files of metadata may lie beside them.
+    The tables are in partitions (``column=value``), in splits that ``save_to_disk`` writes, or in directories that
+    themselves are datasets. The directory may also contain metadata files.
     """
     if directory.name.endswith(".zarr") or any(file.name in ZARR for file in directory.files):
         return True
@@ -247,7 +247,7 @@ class _Guess:
         self.license = ""
 
     def add(self, kind: str, file: File) -> None:
-        """Add a file of the root, or an MCP bundle, as an entry of its own."""
+        """Add a file of the root directory, or an MCP bundle, as a separate entry."""
         if kind == "model":
             self.models.append(file)
         elif kind == "docs":
@@ -266,7 +266,10 @@ class _Guess:
             self.servers.append(MCPServer(name, file.path))
 
     def add_directory(self, directory: Directory) -> bool:
-        """Add a directory of the root as an entry. Returns False if its kind is unknown; its models are added still."""
+        """Add a subdirectory of the root as an entry.
+
+        Returns False if its kind is unknown. Its models are added in any case.
+        """
         path = directory.path
         if directory.name == "docs":
             self.docs.append(Docs(path))
@@ -303,11 +306,11 @@ class _Guess:
         elif "notebook" in kinds:
             self.code.append(Code(path))
         elif metadata:
-            return False  # MCP bundles are layers of their own, and the files beside them have no known kind
+            return False  # MCP bundles are separate layers, and the kind of the other files is unknown
         return True
 
     def read_license(self, file: File) -> None:
-        """Identify a licence; of several licence files the last one counts."""
+        """Identify a licence. If there are several licence files, the last one is used."""
         try:
             self.license = license_of(self._read(file.path))
         except KitfsError as e:
@@ -328,9 +331,9 @@ class _Guess:
 
 
 def front_matter(text: str) -> dict[str, str]:
-    """Return the texts of a Markdown file's front matter: the YAML between two lines of "---" at its beginning.
+    """Return the string fields of a Markdown file's front matter: the YAML between two lines "---" at its beginning.
 
-    A file without front matter, or with front matter that is not YAML, has none of them.
+    Returns {} for a file without front matter, or with front matter that is not YAML.
     """
     lines = text.removeprefix("\ufeff").splitlines()
     if not lines or lines[0].rstrip() != "---":
@@ -348,7 +351,7 @@ def front_matter(text: str) -> dict[str, str]:
 
 
 def save(path: str, text: str, *, overwrite: bool) -> None:
-    """Write a Kitfile; with ``overwrite`` an existing one is replaced atomically.
+    """Write a Kitfile. With ``overwrite``, an existing file is replaced atomically.
 
     Raises UsageError if the file exists and ``overwrite`` is False, ContextError if it cannot be written.
     """
@@ -362,11 +365,12 @@ def save(path: str, text: str, *, overwrite: bool) -> None:
 
 
 def _model(files: list[File]) -> Model:
-    """Choose the model among the model files; the others are its parts.
+    """Choose the model among the model files. The other files become its parts.
 
-    The largest file is the model if its size exceeds one and a half times the average; otherwise the first file is.
+    The largest file is the model if its size exceeds one and a half times the average. Otherwise the first file is the
+    model.
     """
-    largest = max(files, key=lambda f: f.size)  # of equally large files the first
+    largest = max(files, key=lambda f: f.size)  # the first of several files with the same size
     average = sum(f.size for f in files) // len(files)
     if len(files) == 1 or largest.size > average + average // 2:
         suffix = os.path.splitext(f"x{largest.name}")[1]
@@ -378,7 +382,7 @@ def _model(files: list[File]) -> Model:
 
 
 def _with_license(kitfile: Kitfile, found: str) -> Kitfile:
-    """Set the licence of the model. Without a model, set it on the only dataset or code entry, else on the package."""
+    """Set the licence on the model, or without a model on the only dataset or code entry, or on the package."""
     if not found:
         return kitfile
     if kitfile.model is not None:

@@ -1,9 +1,9 @@
-"""Which files a layer leaves out: those that .kitignore excludes, and those that belong to another layer.
+"""Decide which files a layer omits: files that .kitignore excludes, and files that belong to another layer.
 
 .kitignore has the syntax of .dockerignore (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``; KITOPS §3).
 Patterns are relative to the context directory, ``*`` matches within a name, ``**`` matches across directories, and
-``!`` makes an exception. The last pattern that matches a path, or a directory above it, decides. Pure: no I/O.
-Threading: rules cache their matches, so one thread at a time may use them.
+``!`` makes an exception. The last pattern that matches a path, or a directory above it, decides. These functions do no
+I/O. Threading: rules cache their matches, so only one thread at a time may use them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SPACE: Final = (  # of Go's unicode.IsSpace
 
 
 class Rule(NamedTuple):
-    """A pattern; ``exception`` if it was written with ``!``."""
+    """A pattern. ``exception``: whether it was written with ``!``."""
 
     glob: Glob
     exception: bool
@@ -41,16 +41,16 @@ class IgnoreRules:
 
     def __init__(self, rules: Collection[Rule]) -> None:
         self._rules = tuple(rules)
-        self._globs: GlobSet | None = None  # made for the first path
+        self._globs: GlobSet | None = None  # made when the first path is checked
         self.has_exceptions: Final = any(
             rule.exception for rule in self._rules
         )  # then a path below an ignored directory may be included
 
     @classmethod
     def parse(cls, data: bytes | None) -> IgnoreRules:
-        """Parse a .kitignore; ``data`` is None if there is none.
+        """Parse a .kitignore. ``data`` is None if the directory has none.
 
-        Raises KitfileError for a malformed pattern, with its line number.
+        Raises KitfileError with the line number for a malformed pattern.
         """
         rules: list[Rule] = []
         for number, pattern in _patterns(data or b""):
@@ -61,9 +61,9 @@ class IgnoreRules:
         return cls([*rules, *(Rule(Glob(name), exception=False) for name in ALWAYS)])
 
     def ignores(self, path: str) -> bool:
-        """Whether a path is left out.
+        """Return whether a path is ignored.
 
-        ``path`` is relative to the context, clean, and separated by slashes; bytes that are not UTF-8 are escaped by
+        ``path`` is relative to the context, clean, and separated by slashes. Bytes that are not UTF-8 are decoded with
         surrogateescape.
         """
         if self._globs is None:
@@ -73,20 +73,21 @@ class IgnoreRules:
 
 
 def left_out(path: str, layer: str, others: Collection[str]) -> bool:
-    """Whether ``path`` belongs to another layer: one nested in this layer or beside it, not one that contains it.
+    """Return whether ``path`` belongs to another layer that is inside or beside this layer.
 
-    ``others`` are the paths of all layers, with or without this one's. All paths are clean, and "." is the context.
+    Layers that contain this layer do not count. ``others``: the paths of all layers, which may include this layer's
+    path. All paths are clean, and "." is the context.
     """
     return any(is_within(path, other) and not is_within(layer, other) for other in others)
 
 
 def is_within(path: str, directory: str) -> bool:
-    """Whether a clean relative path is ``directory`` or below it; names are compared whole."""
+    """Return whether a clean relative path is ``directory`` or below it. Whole names are compared."""
     return directory in (".", path) or path.startswith(directory + "/")
 
 
 def _patterns(data: bytes) -> Iterator[tuple[int, str]]:
-    """Yield (line number, pattern) of every line with a pattern; an exception keeps its "!"."""
+    """Yield (line number, pattern) of every line with a pattern. An exception keeps its "!"."""
     for number, line in enumerate(data.split(b"\n"), 1):
         if len(line) > MAX_LINE:
             raise KitfileError(f"line {number} of .kitignore is longer than {MAX_LINE} bytes")
@@ -107,7 +108,7 @@ def _patterns(data: bytes) -> Iterator[tuple[int, str]]:
 
 
 def _rule(pattern: str) -> list[Rule]:
-    """Return the rule of a pattern, or nothing if the pattern is empty after cleaning. Raises ValueError.
+    """Return a list with the rule of a pattern, or [] if the pattern is empty after cleaning. Raises ValueError.
 
     The pattern is trimmed and cleaned a second time, as moby does.
     """

@@ -1,6 +1,7 @@
-"""Finding and reading the Kitfile of a directory, and what it says of a parent kit.
+"""Find and read the Kitfile of a directory, and find the layer paths of its parent kits.
 
-Follows KitOps' pkg/lib/filesystem (which names a Kitfile may have) and KITOPS §1.3 (parents). Threading: one thread.
+Follows KitOps' pkg/lib/filesystem (which names a Kitfile may have) and KITOPS §1.3 (parents). Threading: each call uses
+one thread.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def parse_kitfile(data: bytes) -> Kitfile:
 def parent_paths(resolver: Resolver, kitfile: Kitfile) -> list[str]:
     """Return the layer paths of the kits that ``model.path`` refers to, directly or through further parents.
 
-    Files below these paths belong to a parent and are not packed again. Raises what opening the parent raises.
+    Files below these paths belong to a parent and are not packed again. Raises the errors of opening the parent.
     """
     parent = kitfile.parent
     if parent is None:

@@ -1,9 +1,9 @@
-"""The layers of a pack: planned from a Kitfile first, then written to a store or uploaded to a registry in parallel.
+"""Plan the layers of a pack from a Kitfile, and write them to a store or upload them to a registry in parallel.
 
-Nothing is written before every layer has been planned (``scan``). A file that differs from its plan, or changes while
-it is read, fails the pack. Each layer is hashed while it is written, so packing into a store reads every input byte
-once. Uploading reads a layer once for its digest, and again only if the registry lacks it. Threading: ``run_jobs``
-runs threads of its own and returns when they have ended.
+Nothing is written before every layer has been planned (``scan``). The pack fails if a file differs from its plan, or
+changes while it is read. Each layer is hashed while it is written, so packing into a store reads every input byte once.
+An upload reads a layer once for its digest, and again only if the registry lacks the layer. Threading: ``run_jobs``
+starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ STOPPED: Final = "the pack was stopped because another layer failed"
 
 @dataclass(slots=True)
 class LayerJob:
-    """One layer to pack: the stream of its bytes, and the result once the job has run."""
+    """A layer to pack: the stream of its bytes, and its result once the job has run."""
 
     entry: Entry
     stream: LayerStream
@@ -81,13 +81,14 @@ def plan_jobs(
 
 
 def _private_warning(entries: Sequence[ScannedFile]) -> str:
-    """Warn that only the owner can read these files: their modes go into the kit (safetensors writes such files)."""
+    """Return a warning that only the owner can read these files, because the kit records their modes.
+
+    For example, safetensors writes files that only the owner can read.
+    """
     first = f"{entries[0].path} (mode {entries[0].mode:04o})"
     files = f"{first}," if len(entries) == 1 else f"{len(entries)} files, such as {first},"
-    remedy = "chmod a+r what is packed, or mount the kit with --file-mode 644"
-    return (
-        f"only the owner may read {files} also in a mount of the kit; where other users are to read the kit, {remedy}"
-    )
+    remedy = "run chmod a+r on them before packing, or mount the kit with --file-mode 644"
+    return f"only the owner may read {files} also in a mount of the kit; to let other users read the kit, {remedy}"
 
 
 def _job(
@@ -111,7 +112,7 @@ def _job(
 
 
 def _ignore_file(context: str) -> bytes | None:
-    """Read the .kitignore of a directory; None if there is none."""
+    """Read the .kitignore of a directory. Return None if it does not exist."""
     try:
         with open(open_regular(os.path.join(context, ".kitignore")), "rb") as f:
             data = f.read(MAX_IGNORE + 1)
@@ -136,11 +137,11 @@ def run_jobs(
 ) -> None:
     """Run ``do`` for every job, several at once, and report the layers in the Kitfile's order once all are done.
 
-    The first error ends the other jobs and is raised when they have ended. KeyboardInterrupt waits for them too if
-    ``patient``; otherwise it is raised at once, because a request to a registry may block for a long time.
+    The first error stops the other jobs, and is raised when they have ended. ``patient``: also wait for the jobs after
+    KeyboardInterrupt. Otherwise it is raised at once, because a request to a registry may block for a long time.
     """
     stop = threading.Event()
-    failures: list[BaseException] = []  # in the order of time: later ones may follow from the first
+    failures: list[BaseException] = []  # in chronological order, because later failures may be caused by the first
 
     def run(job: LayerJob) -> None:
         try:
@@ -157,7 +158,7 @@ def run_jobs(
     except KitfsError:
         raise failures[0]
     new = {job.done.digest for job in jobs if job.added}
-    for job in jobs:  # of several equal layers the first one is reported as new
+    for job in jobs:  # only the first of several equal layers is reported as new
         job.added = job.done.digest in new
         new.discard(job.done.digest)
         report(Saved("layer", job.entry.kind, job.done.digest, job.added, job.plan.path, job.done.size))
@@ -171,7 +172,7 @@ def write_layer(
     report: Report,
     stop: threading.Event,
 ) -> None:
-    """Write one layer into the store. ``stack`` holds its lease, so that it is not evicted before it is tagged."""
+    """Write one layer into the store. ``stack`` gets its lease, so that it is not evicted before it is tagged."""
     ingest = store.ingest()
     stack.callback(ingest.close)
     plain = hashlib.sha256()
@@ -195,7 +196,7 @@ def upload_layer(
 ) -> None:
     """Upload one layer unless the repository has it. The layer is read once for its digest, and again to be sent.
 
-    A compressed layer is compressed again from its beginning wherever the upload resumes.
+    When an upload of a compressed layer resumes, the layer is compressed again from its beginning.
     """
     layer = job.layer = _measured(job, kit_format, stop)
     method = kit_format.compression_of(job.entry.kind)
@@ -220,7 +221,7 @@ def upload_layer(
 
 
 def _measured(job: LayerJob, kit_format: KitFormat, stop: threading.Event) -> PackedLayer:
-    """Find digests and size of a layer without keeping its bytes."""
+    """Compute the digests and the size of a layer without storing its bytes."""
     plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
     method = kit_format.compression_of(job.entry.kind)
     pieces = _hashed(_with_progress(job.stream.pieces(), job, quiet, stop), plain)
@@ -240,14 +241,14 @@ def _packed(job: LayerJob, digest: Digest, diff_id: Digest, size: int) -> Packed
 
 
 def _hashed(pieces: Iterator[bytes], hasher: Any) -> Iterator[bytes]:
-    """Yield the pieces unchanged, and update the hasher with each."""
+    """Yield the pieces unchanged, and update the hasher with each piece."""
     for piece in pieces:
         hasher.update(piece)
         yield piece
 
 
 def _with_progress(pieces: Iterator[bytes], job: LayerJob, report: Report, stop: threading.Event) -> Iterator[bytes]:
-    """Yield the pieces unchanged, and report each once it is consumed. Raises ContextError when ``stop`` is set."""
+    """Yield the pieces unchanged, and report each piece once it is used. Raises ContextError when ``stop`` is set."""
     for piece in pieces:
         if stop.is_set():
             raise ContextError(STOPPED)

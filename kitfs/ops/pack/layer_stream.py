@@ -1,8 +1,8 @@
-"""The bytes of a layer, made from the files of its plan: a tar as kit writes it, or one file as it is.
+"""Make the bytes of a layer from the files of its plan: a tar as kit writes it, or a single file unchanged.
 
 A plan always gives the same bytes, and they can be made from any offset on, so a layer can be uploaded without being
-stored. If a file differs from its plan, or changes while it is read, making the bytes fails. Small pieces are joined,
-so that a layer of many small files takes few system calls to write. Threading: several threads may read one
+stored. The stream raises an error if a file differs from its plan, or changes while it is read. Small pieces are
+joined, so that a layer of many small files is written with few system calls. Threading: several threads may read a
 LayerStream.
 """
 
@@ -23,7 +23,7 @@ from kitfs.openfile import PIECE
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, identity
 
 INVALID_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, EOFError, struct.error)
-# errors of open() when the file was removed, became a link or a socket, or a directory above it was replaced
+# The errors of open() if the file was removed, became a link or a socket, or a directory above it was replaced.
 REPLACED: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 GZIP_LEVELS: Final = {"gzip": 6, "gzip-fastest": 1}
 GZIP_WINDOW: Final = 31  # zlib: the largest window, with gzip's header and trailer
@@ -31,9 +31,9 @@ ZSTD_LEVEL: Final = 3
 
 
 class LayerStream:
-    """The uncompressed bytes of a layer: a tar, or with ``raw`` its one file. ``size`` is their number.
+    """The uncompressed bytes of a layer: a tar, or with ``raw`` its single file. ``size`` is their number.
 
-    Raises ContextError for a name that tar cannot hold.
+    The constructor raises ContextError for a name that cannot be stored in a tar.
     """
 
     def __init__(self, context: str, plan: LayerPlan, *, raw: bool) -> None:
@@ -104,7 +104,7 @@ def _length(entry: ScannedFile) -> int:
 
 
 def compressed(pieces: Iterable[bytes], method: str) -> Iterator[bytes]:
-    """Compress pieces into one stream. ``method``: gzip, gzip-fastest or zstd. Equal bytes give an equal stream."""
+    """Compress pieces into one stream. ``method``: "gzip", "gzip-fastest" or "zstd". The result is reproducible."""
     if method == "zstd":
         import zstandard
 
@@ -134,7 +134,7 @@ def check_bundle(context: str, plan: LayerPlan) -> None:
 
 @contextlib.contextmanager
 def opened(context: str, entry: ScannedFile) -> Iterator[int]:
-    """Open a planned file for the time of a block, and yield its file descriptor.
+    """Open a planned file for the duration of a block, and yield its file descriptor.
 
     Raises ContextError if the file cannot be opened, differs from its plan, or cannot be read in the block.
     """
@@ -154,4 +154,4 @@ def opened(context: str, entry: ScannedFile) -> Iterator[int]:
 
 def changed(entry: ScannedFile) -> ContextError:
     """Return the error for a file that was replaced or written to during the pack."""
-    return ContextError(f"{entry.path} changed while it was packed; pack again when no program writes to it")
+    return ContextError(f"{entry.path} changed while it was packed (pack again when no program writes to it)")

@@ -1,8 +1,8 @@
-"""Identifying the licence of a text: SPDX identifiers, found by phrases that only one licence contains.
+"""Identify the SPDX identifier of a licence text by phrases that only one licence contains.
 
-kit uses google/licensecheck, which knows hundreds of licences. This module knows those that models, datasets and code
-usually have, and gives the same identifiers for them. A text with several licences, or with none of these, is not
-identified. Pure.
+kit uses google/licensecheck, which identifies hundreds of licences. This module identifies the usual licences of
+models, datasets and code, and returns the same identifiers for them. A text with several licences, or with none of
+these, is not identified. These functions do no I/O.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-HEAD: Final = 400  # characters of a title, for licences that other texts mention too
+HEAD: Final = 400  # characters at the beginning of a text that contain its title
 
 GRANT: Final = (
     "permission is hereby granted free of charge to any person obtaining a copy of this software and associated "
@@ -20,8 +20,8 @@ ISC_GRANT: Final = (
     "permission to use copy modify and or distribute this software for any purpose with or without fee "
     "is hereby granted"
 )
-# SPDX identifier → patterns. The normalised text must match each (the first one only once), and must not match those
-# after "!"; a pattern after "^" must match in the first HEAD characters, any number of times.
+# SPDX identifier → patterns. The normalised text must match each pattern (the first one only once), and must not match
+# a pattern after "!". A pattern after "^" must match in the first HEAD characters, any number of times.
 MARKS: Final[dict[str, tuple[str, ...]]] = {
     "Apache-2.0": ("^apache license version 2 0 (january 2004|the license you may not use)",),
     "MIT": (
@@ -74,7 +74,7 @@ MARKS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def license_of(text: bytes) -> str:
-    """Return the SPDX identifier of a licence text; "" if it is unknown or contains several licences."""
+    """Return the SPDX identifier of a licence text, or "" if it is unknown or contains several licences."""
     normal = " ".join(re.findall(r"[a-z0-9]+", text.decode("utf-8", "replace").lower()))
     found = [name for name, marks in MARKS.items() if all(_holds(normal, mark) for mark in marks)]
     if len(found) != 1 or len(re.findall(MARKS[found[0]][0], normal)) > 1:

@@ -1,8 +1,8 @@
-"""Packing a directory into a ModelKit: layers, config and manifest byte for byte as kit writes them.
+"""Pack a directory into a ModelKit, whose layers, config and manifest are byte for byte those that kit writes.
 
-Follows KitOps' pkg/lib/kitfile and KITOPS §1.2 to §1.5. A kit is packed into the store (``pack_to_store``) or straight
-into a repository of a registry (``pack_to_registry``); ``pack`` is the verb that does either. Nothing is tagged before
-every blob is durable. Threading: each function runs threads of its own and returns when they have ended.
+Follows KitOps' pkg/lib/kitfile and KITOPS §1.2 to §1.5. A kit is packed into the store (``pack_to_store``) or directly
+into a repository of a registry (``pack_to_registry``); ``pack`` calls one of them. A kit is tagged only after all its
+blobs are durable. Threading: each function starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kitfs.store.store import Store
 
 
 def references_of(tag: str | None) -> list[Reference]:
-    """Return the references of ``--tag``: one for each tag; without a tag, a kit is stored under its digest alone.
+    """Return the references in the value of ``--tag``, one for each tag. Return [] for None.
 
     Raises UsageError for a digest, InvalidReference.
     """
@@ -34,7 +34,7 @@ def references_of(tag: str | None) -> list[Reference]:
         return [Reference(LOCAL, UNNAMED)]
     first = Reference.parse(tag, multiple_tags=True)
     if first.digest is not None:
-        raise UsageError(f"--tag: {tag!r} is a digest; a kit gets its own when it is packed")
+        raise UsageError(f"--tag: {tag!r} is a digest, but the digest of a kit is computed when it is packed")
     return first.or_latest().tagged()
 
 
@@ -49,11 +49,12 @@ def pack(
     concurrency: int | None = None,
     report: Report,
 ) -> PackedKit:
-    """Pack ``directory`` as ``kitfile`` says, and tag the kit with ``references`` (see ``references_of``).
+    """Pack ``directory`` as ``kitfile`` describes, and tag the kit with ``references`` (see ``references_of``).
 
-    With ``push`` the kit goes straight to the registry of the first reference, and the store keeps nothing of it.
-    ``concurrency``: layers at a time; None chooses by the number of CPUs. Raises UsageError if ``push`` is given and
-    the references name no registry, and what ``parent_paths``, ``pack_to_store`` and ``pack_to_registry`` raise.
+    ``push``: send the kit directly to the registry of the first reference, without a copy in the store.
+    ``concurrency``: how many layers are packed at once; None means that the number of CPUs decides. Raises UsageError
+    if ``push`` is True and the references have no registry, and the errors of ``parent_paths``, ``pack_to_store`` and
+    ``pack_to_registry``.
     """
     if push and references[0].registry == LOCAL:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")
@@ -93,11 +94,11 @@ def pack_to_store(
     concurrency: int | None = None,
     report: Report,
 ) -> PackedKit:
-    """Pack the files below ``context`` into the store and tag the kit; a reference without a tag keeps it by digest.
+    """Pack the files below ``context`` into the store, and tag the kit with ``references``.
 
-    ``parent_paths``: the layer paths of the kit that ``model.path`` refers to, which are left out. Raises
-    ContextError if a file cannot be read or changes meanwhile; KitfileError, StoreError, StoreFull. A pack that fails
-    leaves nothing behind but whole layers, which are not pinned.
+    A kit without a tag is stored under its digest. ``parent_paths``: the layer paths of parent kits, whose files are
+    omitted. Raises ContextError if a file cannot be read or changes meanwhile, KitfileError, StoreError, StoreFull. A
+    pack that fails leaves only complete, unpinned layers in the store.
     """
     jobs = plan_jobs(context, kitfile, parent_paths, kit_format, report)
     with contextlib.ExitStack() as leases:
@@ -132,10 +133,10 @@ def pack_to_registry(
     concurrency: int | None = None,
     report: Report,
 ) -> PackedKit:
-    """Pack the files below ``context`` straight into a repository of a registry, without writing to a disk.
+    """Pack the files below ``context`` directly into a repository of a registry, without writing to a disk.
 
     Each layer is read once for its digest. It is read again, and sent, only if the registry does not have it. Raises
-    what ``pack_to_store`` raises, and what the registry raises; nothing is tagged then.
+    the errors of ``pack_to_store`` and of the registry. After an error, nothing is tagged.
     """
     jobs = plan_jobs(context, kitfile, parent_paths, kit_format, report)
     run_jobs(
@@ -153,7 +154,7 @@ def pack_to_registry(
 def upload_manifest(
     kit: PackedKit, target: Destination, tags: Sequence[str], *, hints: Hints | None, report: Report
 ) -> None:
-    """Upload config and manifest of a kit whose layers are in the repository, and tag it."""
+    """Upload the config and the manifest of a kit whose layers are in the repository, and tag it."""
     how = target.upload(kit.config, lambda offset: iter([kit.config_bytes[offset:]]), hints=hints)
     report(Sent("config", kit.config.digest, kit.config.size, how))
     for tag in tags:

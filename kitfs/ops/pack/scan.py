@@ -1,8 +1,8 @@
-"""Which files of a context directory go into which layer: the walk that kit's pack makes, as a plan.
+"""Plan which files of a context directory go into which layer, in the order in which kit's pack visits them.
 
 Follows KitOps' pkg/lib/kitfile/layer.go (KITOPS §1.5). Entries of a directory are visited in the order of their names'
-bytes, the parents of the layer path come first, and symbolic links and devices are left out. Paths are compared by
-whole segments. The scan lists directories and calls stat on files; it opens no file. Threading: one thread.
+bytes, the parents of the layer path come first, and symbolic links and devices are omitted. Paths are compared by whole
+segments. The scan lists directories and calls stat on files, but opens no files. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODE = 0o7777
 
 
 class ScannedFile(NamedTuple):
-    """A file or directory of a layer, as it was during the scan. ``path`` is relative to the context, with "/"."""
+    """A file or directory of a layer at the time of the scan. ``path`` is relative to the context, with "/"."""
 
     path: str
     directory: bool
@@ -32,11 +32,11 @@ class ScannedFile(NamedTuple):
 
 @dataclass(slots=True)
 class LayerPlan:
-    """The entries of the layer of ``path`` (cleaned; "." is the context), in the order of the archive."""
+    """The entries of the layer at ``path`` (a clean path; "." is the context), in the order of the archive."""
 
     path: str
     entries: list[ScannedFile] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # links, devices and sockets, which are not packed
+    skipped: list[str] = field(default_factory=list)  # symbolic links, devices and sockets, which are not packed
     ignored: bool = False  # .kitignore, or another layer, excludes ``path`` itself
 
     @property
@@ -46,17 +46,17 @@ class LayerPlan:
 
     @property
     def is_one_file(self) -> bool:
-        """Whether the layer path is a file, and not a directory."""
+        """Return whether the layer path is a file, not a directory."""
         return bool(self.entries) and not self.entries[-1].directory and self.entries[-1].path == self.path
 
 
 def identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
-    """Return values that stay the same as long as a file is neither replaced nor written to."""
+    """Return values that change when a file is replaced or written to."""
     return found.st_dev, found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns
 
 
 def plan_layer(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -> LayerPlan:
-    """Plan one layer. ``others``: the cleaned paths of all layers, and of the parent kit's.
+    """Plan one layer. ``others``: the clean paths of all layers, including those of parent kits.
 
     Raises ContextError if the path does not exist, leads out of the context, or cannot be read.
     """
@@ -68,7 +68,7 @@ def plan_layer(context: str, path: str, rules: IgnoreRules, others: Collection[s
 
 
 def _check_inside(context: str, path: str) -> None:
-    """Raise ContextError unless a cleaned path is a file or directory inside the context, symbolic links resolved."""
+    """Raise ContextError unless a path, after symbolic links are resolved, is a file or directory in the context."""
     whole = os.path.join(context, path)
     try:
         mode = os.stat(whole).st_mode
@@ -88,9 +88,9 @@ def _check_inside(context: str, path: str) -> None:
 def _walk(
     context: str, directory: str, plan: LayerPlan, rules: IgnoreRules, others: Collection[str]
 ) -> Iterator[ScannedFile]:
-    """Yield the entries of the layer below a directory; links and devices are noted in ``plan.skipped``.
+    """Yield the entries of the layer below a directory, and record links and devices in ``plan.skipped``.
 
-    Directories wait on a list, and not on Python's stack, so that their depth has no limit.
+    The directories to visit are on a list instead of Python's stack, so that their depth is not limited.
     """
     pending = [(directory, iter(_names(context, directory)))]
     while pending:
@@ -136,4 +136,4 @@ def _names(context: str, directory: str) -> list[str]:
     try:
         return sorted(os.listdir(os.path.join(context, directory)), key=os.fsencode)
     except OSError as e:
-        raise ContextError(f"directory {directory} cannot be read: {e.strerror}")
+        raise ContextError(f"cannot read directory {directory}: {e.strerror}")

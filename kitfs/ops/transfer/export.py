@@ -1,11 +1,11 @@
-"""Export a kit to an OCI layout on disk: ``oci:DIR`` or ``oci-archive:FILE``, as image-spec v1.1 "image-layout.md"
-defines them and skopeo reads them.
+"""Export a kit to an OCI layout on disk, ``oci:DIR`` or ``oci-archive:FILE``, which skopeo can read.
 
-A blob is read from the store if all of it is there, otherwise from the origin of the kit, without storing it. Every
-byte is hashed while it is copied, so a layout never holds a blob that does not match its digest; a blob whose bytes
-have changed in the store is removed from it. A new layout appears complete or not at all, by rename. In an existing
-layout, each blob appears by rename, and ``index.json`` is replaced after all of them; its other manifests stay. An
-existing archive is never changed. Threading: one thread; a process that changes ``index.json`` locks the directory.
+Follows image-spec v1.1 "image-layout.md". A blob is read from the store if it is complete there, otherwise from the
+kit's registry or layout, without storing it. Every byte is hashed while it is copied, so a layout never contains a blob
+that does not match its digest. A blob whose bytes have changed in the store is removed from the store. A new layout
+appears complete or not at all, by a rename. In an existing layout, each blob appears by a rename, and ``index.json`` is
+replaced last; its other manifests stay. An existing archive is never changed. Threading: each call uses one thread. A
+process that changes ``index.json`` locks the directory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from kitfs.registry.layout import MAX_INDEX, REF_NAME, open_layout
 from kitfs.store.durable import fsync_directory
 from kitfs.store.store import Store
 
-TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}~")  # the end of the name of a file that an export is writing
+TEMPORARY: Final = re.compile(r"\.[0-9a-f]{32}~")  # the suffix of a file that an export is writing
 MARKER: Final = b'{"imageLayoutVersion":"1.0.0"}'
 FILE_MODE: Final = 0o644
 DIRECTORY_MODE: Final = 0o755
@@ -57,7 +57,7 @@ def export(
     with_referrers: bool = False,
     report: Report,
 ) -> Digest:
-    """Write the kit ``source`` to the layout ``target``; return the digest of its manifest.
+    """Write the kit ``source`` to the layout ``target``, and return the digest of its manifest.
 
     ``source`` names a kit of the store, or else of its registry, or a layout; with ``remote`` the registry is asked
     even if the store has the kit. ``with_referrers`` writes what refers to the kit too. Raises UsageError if the
@@ -66,7 +66,7 @@ def export(
     old index, perhaps with blobs that no manifest names.
     """
     if target.digest is not None:
-        raise UsageError(f"{target}: a kit has its own digest; write {target.kind}:{target.path}[:tag]")
+        raise UsageError(f"{target}: name the kit by a tag, not a digest (write {target.kind}:{target.path}[:tag])")
     if isinstance(source, LayoutReference):
         with contextlib.closing(open_layout(source)) as layout:
             attached = partial(attached_to, layout, report=report)
@@ -122,7 +122,7 @@ def _export(
 
 
 def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor, bytes]:
-    """Return a manifest: from the store if a digest names it and the store has it, otherwise from its origin."""
+    """Return a manifest from the store if ``identifier`` is a digest that the store has, otherwise from the origin."""
     if ":" in identifier:
         digest = Digest.parse(identifier)
         data = store.get(digest)
@@ -173,8 +173,8 @@ class _Content:
             wrong = self._store.check(descriptor.digest)
             if wrong is not None:
                 raise IntegrityError(
-                    f"blob {descriptor.digest} has changed on the disk: {wrong}; it was removed from the store: "
-                    "pull the kit again, or export it with --remote"
+                    f"blob {descriptor.digest} has changed on the disk: {wrong}; it was removed from the store "
+                    "(pull the kit again, or export it with --remote)"
                 )
             raise IntegrityError(f"blob {descriptor.digest}: its content does not match its digest or size")
 
@@ -188,7 +188,7 @@ def _write_directory(path: str, entries: Sequence[Descriptor], blobs: Sequence[D
         _add(path, entries, blobs, read)
         return
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.path.islink(path) and not os.listdir(path)):
-        raise UsageError(f"{path} already exists and is not an OCI layout; choose another directory")
+        raise UsageError(f"{path} already exists and is not an OCI layout (choose another directory)")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary, lock = _temporary(path, directory=True)
     try:
@@ -207,7 +207,7 @@ def _write_directory(path: str, entries: Sequence[Descriptor], blobs: Sequence[D
 def _add(path: str, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read) -> None:
     """Add a kit to a layout.
 
-    The index is read again after the blobs are written, to keep what other processes added.
+    The index is read again after the blobs are written, so that manifests that other processes added are kept.
     """
     if not os.path.exists(os.path.join(path, "oci-layout")):
         raise UsageError(f"{path} is not an OCI layout: the file oci-layout is missing")
@@ -260,7 +260,7 @@ def _index(before: dict[str, Any], entries: Sequence[Descriptor]) -> bytes:
 
 
 def _fill(path: str, blobs: Sequence[Descriptor], read: Read) -> None:
-    """Write the blobs that a layout lacks. Blobs that it has are verified, and written again if they are damaged."""
+    """Write the blobs that a layout lacks. Existing blobs are verified, and written again if they are damaged."""
     folders = set()
     for blob in blobs:
         folder = os.path.join(path, "blobs", blob.digest.algorithm)
@@ -287,12 +287,12 @@ def _has_blob(name: str, blob: Descriptor) -> bool:
             while piece := f.read(PIECE):
                 hasher.update(piece)
     except (FileNotFoundError, Unsafe):
-        return False  # a link or a device is replaced by a file
+        return False  # a link or a device will be replaced by a file
     return bool(hasher.hexdigest() == blob.digest.hex)
 
 
 def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
-    """Write a file that appears complete, by rename; an existing file is replaced."""
+    """Write a file atomically, by a rename. An existing file is replaced."""
     with _new_file(path) as f:
         for piece in pieces:
             f.write(piece)
@@ -300,7 +300,7 @@ def _replace(path: str, pieces: Iterator[bytes] | list[bytes]) -> None:
 
 @contextlib.contextmanager
 def _new_file(path: str) -> Iterator[BinaryIO]:
-    """Open a temporary file, which is fsynced and renamed to ``path`` at the end of the block; removed on an error."""
+    """Yield a temporary file. At the end of the block it is fsynced and renamed to ``path``, or removed on an error."""
     temporary, fd = _temporary(path)
     try:
         with open(fd, "wb") as f:
@@ -315,9 +315,9 @@ def _new_file(path: str) -> Iterator[BinaryIO]:
 
 
 def _temporary(path: str, *, directory: bool = False) -> tuple[str, int]:
-    """Make a temporary file or directory beside ``path``, and lock it. Returns its name and its descriptor.
+    """Make a temporary file or directory beside ``path``, and lock it. Return its name and its descriptor.
 
-    Temporary files that killed exports left beside ``path`` are removed: nothing locks them.
+    Unlocked temporary files beside ``path``, which killed exports left, are removed.
     """
     above, base = os.path.split(path)
     for other in os.listdir(above):
@@ -356,7 +356,7 @@ def _remove_unlocked(path: str) -> None:
 def _write_archive(path: str, entries: Sequence[Descriptor], blobs: Sequence[Descriptor], read: Read) -> None:
     path = os.path.abspath(path)
     if os.path.lexists(path):
-        raise UsageError(f"{path} already exists, and an archive cannot be added to; choose another name")
+        raise UsageError(f"{path} already exists, and kits cannot be added to an archive (choose another name)")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with _new_file(path) as f, tarfile.open(fileobj=f, mode="w", format=tarfile.PAX_FORMAT) as archive:
         _add_files(archive, entries, blobs, read)
@@ -386,14 +386,14 @@ def _member(archive: tarfile.TarFile, name: str, size: int, content: BinaryIO | 
 
 
 class _Reader:
-    """A file over an iterator of pieces, with the one method that ``tarfile`` needs."""
+    """A file object that reads from an iterator of pieces. It has only the method that ``tarfile`` needs."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
         self._left = b""
 
     def read(self, size: int) -> bytes:
-        """Return ``size`` bytes, or fewer at the end."""
+        """Read ``size`` bytes, or fewer at the end."""
         data = bytearray(self._left)
         while len(data) < size:
             piece = next(self._pieces, None)
@@ -404,9 +404,9 @@ class _Reader:
         return bytes(data[:size])
 
     def end(self) -> None:
-        """Read to the end of the pieces, where their digest is checked.
+        """Read to the end of the pieces, so that their digest is verified.
 
-        Raises IntegrityError if bytes are left over.
+        Raises IntegrityError if any bytes are left.
         """
         if self._left or next(self._pieces, b""):
             raise IntegrityError("a blob is longer than its declared size")

@@ -1,11 +1,9 @@
-"""Convert a kit to an ordinary OCI image, for Kubernetes image volumes, containerd and other programs that do not know
-kits.
+"""Convert a kit to an ordinary OCI image, for example for Kubernetes image volumes and containerd.
 
 The image follows image-spec v1.1 (config.md, layer.md). Its config and its manifest are new; its layers are the blobs
 of the kit. If the kit is at the same registry, they are mounted from its repository, and no layer is sent. One small
-layer is added, with the Kitfile, so the image shows the same tree as a mount. Every layer of an image must be a tar.
-The same kit always gives the same image. Threading: ``convert`` runs threads of its own and returns when they have
-ended.
+layer with the Kitfile is added, so that the image shows the same tree as a mount. Every layer of an image must be a
+tar. The conversion is reproducible. Threading: ``convert`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -44,8 +42,8 @@ Platform = tuple[str, str, str]  # os, architecture, variant ("": none)
 class Converted(NamedTuple):
     """The image that was made.
 
-    ``digest`` is that of its manifest, or of its index if it has several platforms. The other fields are bytes of
-    layers: those that were sent, that were mounted from another repository, and that the repository had already.
+    ``digest``: the digest of its manifest, or of its index if it has several platforms. The other fields are the bytes
+    of layers that were sent, that were mounted from another repository, and that the repository already had.
     """
 
     digest: Digest
@@ -55,7 +53,7 @@ class Converted(NamedTuple):
 
 
 class _Blob(NamedTuple):
-    """A blob of the image, with the repositories that it can be mounted from and its name for people."""
+    """A blob of the image, with the repositories from which it can be mounted, and its name for display."""
 
     descriptor: Descriptor
     read: ReadFrom
@@ -75,11 +73,11 @@ def convert(
     """Push the image of a kit to all tags of ``image``.
 
     With several ``platforms``, an index of images is pushed, which share all layers and differ only in their configs.
-    Raises UsageError if ``image`` is a digest, UnsupportedLayer for a layer that an image cannot have, and what reading
-    or pushing a layer raises; nothing is tagged then.
+    Raises UsageError if ``image`` is a digest, UnsupportedLayer for a layer that cannot be in an image, and
+    the errors of reading or pushing a layer. After an error, nothing is tagged.
     """
     if image.digest is not None:
-        raise UsageError(f"{image.display}: an image gets its own digest when it is made; name it by a tag")
+        raise UsageError(f"{image.display}: name the image by a tag, not a digest")
     store, target = workspace.store, workspace.push_to(image)
     descriptors = [_layer(layer) for layer in kit.layers]
     _check_names([layer for layer in kit.layers if not layer.compressed or store.has_decoded(layer.digest)])
@@ -127,8 +125,8 @@ def _layer(layer: Layer) -> Descriptor:
     """Return the descriptor of a layer in the image. Raises UnsupportedLayer."""
     if layer.type.format != "tar":
         raise UnsupportedLayer(
-            f"layer {layer.digest} ({layer.type.kind} {layer.path or '?'}) is one file, not a tar, and an OCI image "
-            "can only have tars; pack the kit with --layer-format tar, or leave the layer out with --only"
+            f"layer {layer.digest} ({layer.type.kind} {layer.path or '?'}) is a raw file, but layers of an OCI image "
+            "must be tars (pack the kit with --layer-format tar, or omit the layer with --only)"
         )
     suffix = "" if layer.type.compression == "none" else f"+{layer.type.compression}"
     return Descriptor(IMAGE_LAYER + suffix, layer.digest, layer.size)
@@ -137,8 +135,8 @@ def _layer(layer: Layer) -> Descriptor:
 def _check_names(layers: Sequence[Layer]) -> None:
     """Refuse names that an image would show differently from a mount.
 
-    ``layers`` are those that can be indexed without reading a whole compressed layer. In an image the later entry of a
-    name always wins, even if it removes a directory (containerd, Docker). Raises UnsupportedLayer, LayerError.
+    ``layers``: the layers that can be indexed without reading a whole compressed layer. In an image, the later entry
+    with a name always wins, even if it replaces a directory (containerd, Docker). Raises UnsupportedLayer, LayerError.
     """
     for layer in layers:
         index = layer.index()
@@ -161,7 +159,7 @@ def _check_names(layers: Sequence[Layer]) -> None:
 
 
 def _diff_id(layer: Layer, report: Report) -> Digest:
-    """Return the digest of the uncompressed tar: from the Kitfile if it has it, otherwise by reading the layer.
+    """Return the digest of the uncompressed tar, from the Kitfile, or by reading the layer if the Kitfile lacks it.
 
     Raises LayerError.
     """
@@ -180,7 +178,7 @@ def _diff_id(layer: Layer, report: Report) -> Digest:
 
 
 def _kitfile_layer(data: bytes) -> bytes:
-    """Return a tar of the Kitfile, as kit writes tars."""
+    """Return a tar that contains the Kitfile, in the format in which kit writes tars."""
     return header(b"Kitfile", directory=False, mode=0o644, size=len(data)) + data + padding(len(data)) + TRAILER
 
 
@@ -201,7 +199,7 @@ def _created(kit: Kit) -> str:
 
 
 def _neighbours(layer: Layer, image: Reference) -> Sequence[str]:
-    """Return the repository of the layer's kit if the registry can mount the layer from it."""
+    """Return the repository from which the registry can mount the layer, in a list, or []."""
     kit = layer.kit
     return (kit.repository,) if isinstance(kit, Reference) and kit.registry == image.registry else ()
 
@@ -213,7 +211,7 @@ def _small_blob(descriptor: Descriptor, data: bytes, label: str) -> _Blob:
 def _send(
     blobs: dict[Digest, _Blob], layers: set[Digest], store: Store, target: Destination, concurrency: int, report: Report
 ) -> dict[str, int]:
-    """Upload every blob, several at once. Returns the bytes of ``layers`` that were uploaded, mounted or existed."""
+    """Upload every blob, several at once. Return how many bytes of ``layers`` were uploaded, mounted or existed."""
     stop = threading.Event()
     lock = threading.Lock()
     sent = {"uploaded": 0, "mounted": 0, "exists": 0}
@@ -250,7 +248,7 @@ def _send(
 
 
 def _tag(image: Reference, manifests: Sequence[tuple[Platform, bytes]], target: Destination, report: Report) -> Digest:
-    """Push the manifest, or an index of several, under every tag of the image; return its digest."""
+    """Push the manifest, or an index of several manifests, under every tag of the image, and return its digest."""
     media_type, data = IMAGE_MANIFEST, manifests[0][1]
     if len(manifests) > 1:
         rows = []

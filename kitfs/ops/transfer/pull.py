@@ -1,6 +1,6 @@
-"""Pull kits from registries: bring all their blobs into the store, and verify them.
+"""Pull kits from registries: fetch all their blobs into the store, and verify them.
 
-Threading: ``pull`` runs threads of its own and returns when they have ended.
+Threading: ``pull`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def _pull(
 def _choose(
     reference: Reference, origin: Origin, labels: Mapping[str, str], report: Report
 ) -> tuple[Descriptor, bytes]:
-    """Return the manifest that a reference names; if it names an index, that of the kit that the labels choose."""
+    """Return the manifest that a reference names, or the one that the labels select if the reference names an index."""
     found, data = origin.manifest(reference.digest or reference.tag or "latest")
     if not is_kit_index(data):
         if labels:

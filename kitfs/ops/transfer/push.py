@@ -1,9 +1,9 @@
 """Push kits of the store to registries (KITOPS §7).
 
-A blob that the registry has is not sent. If another repository of the registry may have it, the registry is asked to
-mount it from there. Several blobs are sent at once, and the manifest last, so a kit never appears before its blobs.
-Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` runs threads of
-its own and returns when they have ended.
+A blob that the registry has is not sent. If another repository of the registry may have the blob, the registry is asked
+to mount it from that repository. Several blobs are sent at once, and the manifest last, so a kit never appears before
+its blobs. Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` starts
+threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from kitfs.ops.events import Moved, Report, Sent, Total
 from kitfs.parallel import each
 from kitfs.store.store import Store
 
-CONCURRENCY: Final = 5  # blobs at once, as in kit
-NEIGHBOURS: Final = 3  # repositories that the registry is asked to mount one blob from
+CONCURRENCY: Final = 5  # blobs that are sent at once, as in kit
+NEIGHBOURS: Final = 3  # most repositories from which the registry is asked to mount a blob
 
 
 def push(
@@ -36,10 +36,9 @@ def push(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Push the kit ``source`` of the store to all tags of ``destination``; return the digest of its manifest.
+    """Push the kit ``source`` of the store to all tags of ``destination``, and return the digest of its manifest.
 
-    Raises NotFound if the kit is not in the store, StoreError if the store has lost a part of it, and what the registry
-    raises.
+    Raises NotFound if the kit is not in the store, StoreError if the store has lost a part of it, RegistryError.
     """
     target = workspace.push_to(destination)
     return push_to(target, workspace.store, source, destination, concurrency=concurrency, report=report)
@@ -54,7 +53,7 @@ def push_to(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Digest:
-    """Do as ``push`` with ``target``, the repository of ``destination``."""
+    """Push a kit to ``target``, the repository of ``destination``. See ``push``."""
     digest = stored_digest(source, store)
     data = store.get(digest)
     if data is None:
@@ -79,7 +78,7 @@ def push_to(
 
 
 def put_manifest(target: Destination, destination: Reference, media_type: str, data: bytes) -> None:
-    """Put a manifest under every tag of a reference, or under its digest; under ``latest`` if it has neither."""
+    """Push a manifest under every tag of a reference, or under its digest, or under ``latest`` if it has neither."""
     tags = (destination.tag or "latest", *destination.extra_tags)
     for identifier in tags if destination.digest is None else (str(destination.digest),):
         target.put_manifest(identifier, media_type, data)
@@ -106,7 +105,7 @@ def upload_all(
 ) -> None:
     """Upload every blob, several at once.
 
-    After an error no upload begins, and those that run end before it is raised.
+    After an error no further upload begins, and the error is raised when the running uploads have ended.
     """
     stop = threading.Event()
 
@@ -134,7 +133,7 @@ def upload_all(
 
 
 def label(descriptor: Descriptor) -> str:
-    """Return the name of a blob for people: its path if it has one, otherwise its kind and the start of its digest."""
+    """Return the name of a blob for display: its path, or without a path its kind and the start of its digest."""
     for name in FILEPATH:
         if name in descriptor.annotations:
             return descriptor.annotations[name]
@@ -148,7 +147,8 @@ def label(descriptor: Descriptor) -> str:
 def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> dict[Digest, list[str]]:
     """Map each blob to other repositories of the same registry that may have it.
 
-    The store has kits of those repositories with the same blob. This is a hint, so damaged entries are skipped.
+    These are repositories of kits in the store that contain the blob. They are only hints, so damaged entries are
+    skipped.
     """
     found: dict[Digest, list[str]] = {}
     with contextlib.suppress(StoreError):

@@ -1,6 +1,6 @@
 """Warm the store: fetch, decode and verify the layers of a kit before it is mounted.
 
-Threading: ``warm`` runs threads of its own and returns when they have ended.
+Threading: ``warm`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from kitfs.store.store import Store
 
 
 def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Report) -> None:
-    """Bring the layers of an opened kit into the store, so that a mount of the same layers fetches nothing.
+    """Fetch and verify the layers of an opened kit, so that a mount of the same layers fetches nothing.
 
-    Nothing is tagged or pinned: the layers may be evicted like those that a mount has fetched. Raises IntegrityError,
-    StoreFull when the store cannot keep all layers, and what the registry raises. An interrupted call resumes.
+    The kit is neither tagged nor pinned, so its layers may be evicted like layers that a mount has fetched. An
+    interrupted call can resume. Raises IntegrityError, StoreFull when the layers do not all fit into the store,
+    RegistryError.
     """
     stop = threading.Event()
     layers = list({layer.digest: layer for layer in kit.layers}.values())
@@ -47,8 +48,8 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
     lost = [layer for layer in layers if not is_here(store, layer)]
     if lost:
         raise StoreFull(
-            f"the store has evicted {len(lost)} of {len(layers)} layers while the others were fetched; raise "
-            "--cache-size"
+            f"the store has evicted {len(lost)} of {len(layers)} layers while the others were fetched (raise "
+            "--cache-size)"
         )
 
 

@@ -1,1 +1,1 @@
-"""Writing a kit's files to a directory."""
+"""Write a kit's files to a directory."""

@@ -1,4 +1,4 @@
-"""The second phase of an unpack: find everything that is in the way, before anything is written."""
+"""Run the second phase of an unpack: find everything that prevents it, before anything is written."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from kitfs.ops.unpack.steps import KITFILE, Step
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A plan that nothing stands in the way of.
+    """A plan that can be written.
 
-    ``missing`` are directories that must be made, ``kept`` files that were there before and stay, ``done`` files that
-    an earlier run of the same command has written. ``has_kitfile``: the right Kitfile is there already.
+    ``missing``: directories that must be made. ``kept``: existing files that are not replaced. ``done``: files that an
+    earlier run of the same command has written. ``has_kitfile``: the right Kitfile already exists.
     """
 
     planned: Planned
@@ -34,7 +34,7 @@ class Checked:
         return item.path in self.done or item.path in self.kept
 
     def is_due(self, layer: PlannedLayer) -> bool:
-        """Return whether a layer must be read. An empty layer must, since its digest has to be verified."""
+        """Return whether a layer must be read. An empty layer must be read, because its digest must be verified."""
         return not layer.items or not all(self.stays(item) for item in layer.items)
 
 
@@ -47,9 +47,9 @@ def check(
     ignore_existing: bool,
     report: Report,
 ) -> Checked:
-    """Look at every name that the plan writes, layer by layer in kit's order.
+    """Check every name that the plan writes, layer by layer in kit's order.
 
-    Raises ContextError for the first one that is in the way; the steps before it are reported first, as kit does.
+    Raises ContextError for the first name that cannot be written. As in kit, the steps before it are reported first.
     """
     checker = _Checker(planned, directory, journal, overwrite=overwrite, ignore_existing=ignore_existing)
     problems = checker.layers()
@@ -78,13 +78,13 @@ def _fail(
 
 
 def text_of(step: Step, directory: SafeDirectory, *, has_kitfile: bool) -> str:
-    """Return kit's line for a step, which is another one for a Kitfile that is there already."""
+    """Return kit's line for a step. If the Kitfile already exists, its line is a different one."""
     found = step.kitfile and has_kitfile
     return f"Found existing Kitfile at {os.path.join(directory.name, KITFILE)}" if found else step.text
 
 
 class _Checker:
-    """Looks at the names of a plan, and collects what ``Checked`` holds."""
+    """A checker of the names of a plan, which collects the fields of ``Checked``."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class _Checker:
         )
 
     def layers(self) -> dict[int, str]:
-        """Return the first problem, by the number of its layer; no layer behind it is looked at."""
+        """Return the first problem, keyed by the number of its layer. Later layers are not checked."""
         problems = self._directories()
         for number, layer in enumerate(self._planned.layers):
             if number in problems:
@@ -123,7 +123,7 @@ class _Checker:
         return problems
 
     def _directories(self) -> dict[int, str]:
-        """Find the directories that are missing, and the first that is something else."""
+        """Find the missing directories, and return the first name that exists but is not a directory."""
         for path, item in self._planned.tree.directories.items():
             parent = path.rpartition("/")[0]
             about = None if parent in self._missing else self._directory.lstat(path)
@@ -136,7 +136,7 @@ class _Checker:
         return {}
 
     def _in_the_way(self, item: Item) -> str:
-        """Return why a name cannot be written; "" if it can be, or need not be."""
+        """Return why a name cannot be written, or "" if it can be written or need not be written."""
         if item.path.rpartition("/")[0] in self._missing:
             return ""
         about = self._directory.lstat(item.path)
@@ -156,7 +156,7 @@ class _Checker:
         return "" if replaceable else f"path '{item.path}' already exists and is not a regular file"
 
     def kitfile(self) -> str:
-        """Return why the Kitfile cannot be written; "" if it can be, or is there already."""
+        """Return why the Kitfile cannot be written, or "" if it can be written or already exists."""
         data = self._planned.kit.kitfile_bytes
         about = None if data is None else self._directory.lstat(KITFILE)
         if data is None or about is None:

@@ -101,7 +101,7 @@ class LayerContent:
 
     @property
     def kind(self) -> str:
-        """The kind of its Kitfile entry; the kind of its media type if it has no entry."""
+        """The kind of its Kitfile entry, or the kind of its media type if it has no entry."""
         return self.layer.entry.kind if self.layer.entry is not None else self.layer.type.kind
 
     @property
@@ -115,16 +115,16 @@ class LayerContent:
         return str(self.layer.digest)
 
     def fetches(self) -> int:
-        """Return how many bytes must be fetched from its registry: 0 if the store has the layer, else all of them."""
+        """Return how many bytes must be fetched: 0 if the store has the layer, otherwise the size of the layer."""
         digest = self.layer.digest
         is_stored = self._store.has_sealed(digest) or (self.layer.compressed and self._store.has_decoded(digest))
         return 0 if is_stored else self.layer.size
 
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
-        """Read the index, from verified bytes if the store has them. A compressed layer is brought into the store
-        first, if the store can keep it.
+        """Read the index, from verified bytes if the store has them.
 
-        Raises IntegrityError, LayerError, and LayerLimit for a layer that decodes to more than ``room`` bytes.
+        A compressed layer is first fetched into the store, if it fits. Raises IntegrityError, LayerError, and
+        LayerLimit for a layer that decompresses to more than ``room`` bytes.
         """
         layer = self.layer
         if layer.compressed or not self.fetches():
@@ -153,7 +153,7 @@ class LayerContent:
             raise e.prefixed(f"layer {self.digest}")
 
     def _verify(self, count: CountBytes, stop: threading.Event, room: int) -> Blob | None:
-        """Bring the content into the store and verify it. Returns None if the store cannot keep it.
+        """Fetch the content into the store, and verify it. Return None if it does not fit into the store.
 
         Raises IntegrityError, Stopped.
         """
@@ -183,15 +183,17 @@ class LayerContent:
             if not content.complete:
                 raise StoreFull(f"{content}: no space left in the store")
             content.verify()
-        except StoreFull:  # the directory may have room although the store has none
+        except StoreFull:  # the directory may be on another disk, which has space
             count(-counted)
             return None
         return content
 
     @staticmethod
     def _is_right(content: Blob, stop: threading.Event) -> bool:
-        """Read a blob that the store has verified before back from the disk. Returns False when its bytes have changed,
-        and can be fetched again. Raises IntegrityError when they cannot, Stopped.
+        """Read a blob that the store has verified before back from the disk, and compare its digest.
+
+        Returns False if its bytes have changed and can be fetched again. Raises IntegrityError if they cannot be
+        fetched again, Stopped.
         """
         try:
             return content.check(stop.is_set)
@@ -201,8 +203,9 @@ class LayerContent:
             raise
 
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
-        """Decode a whole layer. Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if the store has
-        no room for it.
+        """Decode a whole layer into the store.
+
+        Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if it does not fit into the store.
         """
         at = 0
         try:
@@ -212,7 +215,7 @@ class LayerContent:
                 if stop.is_set():
                     raise Stopped
         except (LayerError, StoreFull) as e:
-            content.drop()  # otherwise bytes that nothing can use would take room in the store
+            content.drop()  # otherwise unusable bytes would take space in the store
             raise e.prefixed(f"layer {self.digest}")
 
     def open(self, count: CountBytes, stop: threading.Event, *, kept: int = 0) -> Content:
@@ -227,7 +230,7 @@ class LayerContent:
         if self._verified is None:
             self._verified = self._verify(count, stop, SIZE_MAX)
             if self._verified is not None and self._index is not None and self.layer.proven_index() != self._index:
-                raise IntegrityError(f"layer {self.digest}: its index was made of other bytes; try again")
+                raise IntegrityError(f"layer {self.digest}: its index was made from other bytes (try again)")
         if self._verified is None:
             raw = self.layer.compressed and self.layer.type.format == "raw"
             return Streamed(self.layer, self._index if raw else None, count, stop)
@@ -274,8 +277,9 @@ class LayerContent:
 
 
 class Verified:
-    """Content whose digest is right. ``file`` is the file that holds all of it, from which the kernel can copy; None
-    if there is no such file.
+    """Content whose digest has been verified.
+
+    ``file``: a file with the whole content, from which the kernel can copy, or None if no such file exists.
     """
 
     verified: Final = True

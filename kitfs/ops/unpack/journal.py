@@ -1,4 +1,4 @@
-"""The journal of an unpack, with which the same command resumes after it was killed.
+"""Read and write the journal of an unpack, by which the same command resumes after it was killed.
 
     .kitfs-unpack.json   in the directory that is written to; one JSON object per line:
         {"version", "what", "nonce"}   the first line; "what" identifies the command
@@ -57,7 +57,7 @@ class Journal:
 
     @classmethod
     def open(cls, root: int, name: str, command: list[str]) -> Self:
-        """Open and lock the journal of the directory behind ``root``; ``name`` is the directory's name in messages.
+        """Open and lock the journal in the directory ``root``. ``name``: the directory's name in messages.
 
         The journal is empty unless an earlier run of ``command`` was interrupted. Raises ContextError if another unpack
         is running in this directory.
@@ -93,7 +93,7 @@ class Journal:
                 self.begun[line["p"]] = (line["t"], line.get("i", 0))
 
     def begin(self) -> None:
-        """Record that this run begins to write. Raises ContextError."""
+        """Record that this run starts writing. Raises ContextError."""
         if not self.nonce:
             self.nonce = secrets.token_hex(8)
             with suppress(OSError), self._file.number() as fd:
@@ -106,7 +106,7 @@ class Journal:
         return path in self._files and self._files[path][1] == about.st_ino
 
     def is_done(self, path: str, about: os.stat_result) -> bool:
-        """Return whether an earlier run has written this file, and it has not changed since."""
+        """Return whether an earlier run has written this file and the file has not changed since."""
         return self._files.get(path) == (self._boot, about.st_ino, about.st_size, about.st_mtime_ns)
 
     def making(self, path: str) -> None:
@@ -122,7 +122,7 @@ class Journal:
             self._append(_line({"p": path, "t": temporary, "i": inode}))
 
     def publishing(self, file: PendingFile) -> None:
-        """Record that a whole file is about to get its name."""
+        """Record that a complete file is about to get its name."""
         with self._lock:
             self.begun.pop(file.path, None)
             self._append(_line({"f": file.path, "i": file.inode, "s": file.size, "m": file.mtime}))
@@ -136,13 +136,13 @@ class Journal:
             raise ContextError(f"cannot write the journal {NAME}: {(e.strerror or str(e)).lower()}")
 
     def remove(self, directory: SafeDirectory) -> None:
-        """Remove the journal's file: the unpack is complete, or has not begun."""
+        """Remove the journal's file, because the unpack is complete or has not begun."""
         with suppress(OSError):
             os.unlink(NAME, dir_fd=directory.fileno())
 
     @property
     def empty(self) -> bool:
-        """Whether no command has begun to write here."""
+        """Return whether no command has started writing to this directory."""
         return self._file.stat().st_size == 0
 
     def close(self) -> None:
@@ -165,13 +165,13 @@ def _locked(root: int, name: str) -> OpenFile:
         except OSError as e:
             release(file)
             if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise ContextError(f"another unpack is running in {name}; wait until it has ended")
+                raise ContextError(f"another unpack is running in {name} (wait until it has ended)")
             raise ContextError(f"cannot lock {name}/{NAME}: {(e.strerror or str(e)).lower()}")
         release(file)  # another process has removed the file between open and flock
 
 
 def _lines(fd: int) -> list[dict[str, Any]]:
-    """Read every line that is a JSON object; the last line may be cut off."""
+    """Read every line that is a JSON object. Other lines, such as an incomplete last line, are skipped."""
     found = []
     with open(os.dup(fd), "rb") as f:
         f.seek(0)

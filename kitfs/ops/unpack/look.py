@@ -1,6 +1,4 @@
-"""The first phase of an unpack: read the index of every layer and lay the layers over each other. Writes nothing to the
-directory.
-"""
+"""Run the first phase of an unpack: read the index of every layer, and merge the layers. Nothing is written."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from kitfs.ops.unpack.steps import KITFILE, Step
 
 
 class PlannedLayer(NamedTuple):
-    """A layer, or an object of S3, with the names that it writes."""
+    """A layer or an object in S3, with the names that are written from it."""
 
     step: Step
     source: ContentSource
@@ -31,7 +29,7 @@ class PlannedLayer(NamedTuple):
 
 
 class PlannedStep(NamedTuple):
-    """A step with its layer; ``layer`` is None for the Kitfile and for headings."""
+    """A step with its layer. ``layer`` is None for the Kitfile and for headings."""
 
     step: Step
     layer: PlannedLayer | None
@@ -39,7 +37,7 @@ class PlannedStep(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Everything that the unpack of ``kit`` will write, as ``look`` found it. ``steps`` are in kit's order."""
+    """The names that an unpack of ``kit`` will write, as found by ``look``. ``steps`` are in kit's order."""
 
     kit: Kit
     steps: tuple[PlannedStep, ...]
@@ -47,17 +45,17 @@ class Planned:
 
     @property
     def layers(self) -> list[PlannedLayer]:
-        """The layers in kit's order; ``Item.source`` is a position in this list."""
+        """The layers in kit's order. ``Item.source`` is an index into this list."""
         return [planned.layer for planned in self.steps if planned.layer is not None]
 
     @property
     def digests(self) -> list[str]:
-        """The digests of the layers; an object of S3 has its ETag in this place."""
+        """The digests of the layers. For an object in S3, the list has its ETag instead."""
         return [layer.source.digest for layer in self.layers]
 
 
 def look(kit: Kit, steps: Sequence[Step], workers: Workers, *, room: int, report: Report) -> Planned:
-    """Read every index and merge the layers. A layer may decode to at most ``room`` bytes.
+    """Read every index, and merge the layers. A layer may decompress to at most ``room`` bytes.
 
     Raises UnsafePath for a path or link that leads out of the directory, LayerError, IntegrityError.
     """
@@ -88,20 +86,20 @@ def look(kit: Kit, steps: Sequence[Step], workers: Workers, *, room: int, report
 
 
 def _items_by_layer(tree: UnpackPlan, count: int) -> list[list[Item]]:
-    """Group the names of a tree by layer. Raises UnsafePath for a name that an unpack needs for itself."""
+    """Group the names of a tree by layer. Raises UnsafePath for the name of the journal."""
     items: list[list[Item]] = [[] for _ in range(count)]
     for item in tree.items():
         if item.path == JOURNAL:
             raise UnsafePath(
-                f"the kit has a file {JOURNAL}, which is the name of the journal of an unpack "
-                "(mount the kit instead, or leave its layer out with --only)"
+                f"the kit contains a file {JOURNAL}, but unpack uses this name for its journal "
+                "(mount the kit instead, or omit the file's layer with --only)"
             )
         items[item.source].append(item)
     return items
 
 
 def free_space(directory: str) -> int:
-    """Return how many bytes are free where a directory is, or will be made. Raises ContextError."""
+    """Return how many bytes are free on the disk where a directory is or will be made. Raises ContextError."""
     at = os.path.abspath(directory)
     while not os.path.isdir(at) and at != os.path.dirname(at):
         at = os.path.dirname(at)

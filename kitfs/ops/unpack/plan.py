@@ -1,7 +1,7 @@
 """Plan an unpack: merge the layers of a kit into the tree that a mount shows, and list the names to write.
 
-``kit.layering`` has the rules of the merge. A mount leaves out entries that would lead out of the tree; an unpack
-refuses the kit instead (``UnsafePath``), before anything is written. Pure. Threading: none; each call uses one thread.
+``kit.layering`` has the rules of the merge. A mount omits entries that lead out of the tree; an unpack refuses the kit
+instead (``UnsafePath``), before anything is written. These functions do no I/O. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ class Item(NamedTuple):
 class UnpackPlan(NamedTuple):
     """All names that an unpack writes.
 
-    ``directories`` has parents before their children, and ``files`` a tuple for each layer, in the order of its
-    archive. ``links`` are further names of files (hard links), and ``targets`` maps each of them to the first name of
-    its file. ``left_out`` are lines for people about entries that are not written.
+    ``directories``: parents come before their children. ``files``: a tuple for each layer, in the order of its archive.
+    ``links``: further names of files (hard links). ``targets``: maps each hard link to the first name of its file.
+    ``left_out``: warnings about entries that are not written.
     """
 
     directories: dict[str, Item]
@@ -128,7 +128,7 @@ def _first(sources: Sequence[PlacedLayer], found: Winner) -> int:
 
 
 def _check_link(links: Links, path: str, target: str) -> None:
-    """Raise UnsafePath if a symbolic link, followed through the tree as far as its names exist, leads out of it."""
+    """Raise UnsafePath if a symbolic link leads out of the tree. It is followed as far as its names exist."""
     try:
         links.end(path)
     except BadLink:
@@ -138,7 +138,7 @@ def _check_link(links: Links, path: str, target: str) -> None:
 
 
 def _left_out(name: str, skipped: Collection[Skipped]) -> Iterator[str]:
-    """Yield a line for each entry that a layer leaves out. Raises UnsafePath if one of them is unsafe to write."""
+    """Yield a warning for each entry that a layer omits. Raises UnsafePath if an omitted entry is unsafe to write."""
     for entry in skipped:
         if entry.reason.unsafe:
             raise UnsafePath(f"{name} holds {entry.name[:200]!r}: {entry.text[:400]}; nothing was unpacked")

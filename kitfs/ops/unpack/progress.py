@@ -1,4 +1,4 @@
-"""The progress of one layer, and the threads that work on all of them."""
+"""Count the progress of layers, and run the threads that work on them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ T = TypeVar("T")
 
 
 class Stopped(Exception):  # noqa: N818 - not an error by itself: it ends a thread after an error in another one
-    """The thread ends because the work of another one has failed."""
+    """A thread ends because another thread has failed."""
 
 
 class Progress:
-    """Counts the bytes of one layer as they are fetched, or as they are written if nothing has to be fetched.
+    """A counter of the bytes of a layer as they are fetched, or as they are written if nothing must be fetched.
 
-    ``name`` identifies the layer in events, ``label`` is its name for people. Each byte is counted once, so the count
-    never exceeds the total. Threading: any thread.
+    ``name``: the layer's name in events. ``label``: its name for display. Each byte is counted once, so the count never
+    exceeds the total. Threading: any thread may use it.
     """
 
     def __init__(self, name: str, label: str, report: Report) -> None:
@@ -41,7 +41,7 @@ class Progress:
         self.expect(self._done)
 
     def add(self, size: int) -> None:
-        """Count ``size`` more bytes; a negative number takes back bytes that must be fetched again."""
+        """Count ``size`` more bytes. A negative number means bytes that must be fetched again."""
         with self._lock:
             before = min(self._done, self.total)
             self._done += size
@@ -50,14 +50,14 @@ class Progress:
 
 
 class Workers:
-    """The threads of one unpack, of which the first error ends all. ``stop`` is set then."""
+    """The threads of an unpack. The first error sets ``stop`` and ends all threads."""
 
     def __init__(self, concurrency: int) -> None:
         self.stop: Final = threading.Event()
         self._concurrency = concurrency
 
     def each(self, items: Sequence[T], do: Callable[[T], None], *, begin: Callable[[T], None] | None = None) -> None:
-        """Call ``do`` for every item, several at once. ``begin`` is called before, in the order of the items.
+        """Call ``do`` for every item, several at once. Before that, call ``begin`` in the order of the items.
 
         Raises the first error when all threads have ended.
         """

@@ -1,10 +1,9 @@
-"""Objects of S3 that a Kitfile names as datasets: ``s3://bucket/key[?versionId=…]`` with the object's ETag as
-``remoteHash``.
+"""Read objects in S3 that a Kitfile names as datasets: ``s3://bucket/key[?versionId=…]``, with the ETag as remoteHash.
 
 Objects are read with boto3, which is an optional dependency (``pip install 'kitfs[s3]'``) and finds credentials, region
 and endpoint by its own rules. The ETag is compared before the first byte is read, and sent as If-Match. If the ETag is
-the MD5 of the bytes (objects uploaded in one part and without a KMS key), the bytes are compared with it too.
-Threading: no threads of its own.
+the MD5 of the bytes (for objects that were uploaded in one part and without a KMS key), the bytes are also verified.
+Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ MD5: Final = re.compile("[0-9a-f]{32}")
 
 
 def _client() -> Any:
-    """Return boto3's client, with the proxy of all other connections: botocore reads NO_PROXY differently from Go."""
+    """Make boto3's client, with kitfs's choice of the proxy, because botocore reads NO_PROXY differently from Go."""
     boto3 = importlib.import_module("boto3")
     client = boto3.client("s3")
     if not any(name.lower() in ("http_proxy", "https_proxy") for name in os.environ):
@@ -57,9 +56,10 @@ def _describe(e: Exception) -> str:
 
 
 class ObjectContent:
-    """The ContentSource of an object, which becomes the file ``path``.
+    """The ContentSource of an object, which is written to the file ``path``.
 
-    Raises UsageError if the URL does not name an object, the ETag is missing, or boto3 is not installed.
+    The constructor raises UsageError if the URL does not name an object, the ETag is missing, or boto3 is not
+    installed.
     """
 
     kind: Final = "dataset"
@@ -87,11 +87,11 @@ class ObjectContent:
 
     @property
     def digest(self) -> str:
-        """The ETag, which stands for a digest."""
+        """The ETag, which is used instead of a digest."""
         return self._etag
 
     def fetches(self) -> int:
-        """Return 0: an object is read while it is written."""
+        """Return 0, because an object is read while it is written."""
         return 0
 
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
@@ -117,7 +117,7 @@ class ObjectContent:
 
     @contextmanager
     def s3_errors(self) -> Iterator[None]:
-        """Raise errors of boto3, and invalid responses, as RegistryError."""
+        """Translate errors of boto3 and invalid responses in the block into RegistryError."""
         try:
             yield
         except (self._failure.BotoCoreError, self._failure.ClientError) as e:
@@ -127,7 +127,7 @@ class ObjectContent:
 
 
 class _ObjectStream:
-    """The content of an object, hashed while it is read. ``md5`` is "" if its MD5 is not known."""
+    """The content of an object, which is hashed while it is read. ``md5`` is "" if its MD5 is unknown."""
 
     verified: Final = False
     resumable: Final = False
@@ -145,7 +145,7 @@ class _ObjectStream:
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy the next ``size`` bytes to ``offset`` of the file ``fd``. All of an object is one extent."""
+        """Copy the next ``size`` bytes to ``offset`` of the file ``fd``. The whole object is one extent."""
         while size:
             if self._stop.is_set():
                 raise Stopped

@@ -30,8 +30,9 @@ NO_COPY: Final = frozenset(
 
 
 class PendingFile(NamedTuple):
-    """A whole file under its temporary name. ``path`` is the name that it will get; inode, size in bytes and mtime in
-    nanoseconds are what the journal records.
+    """A complete file under its temporary name.
+
+    ``path``: the name that it will get. The journal records its inode, its size in bytes and its mtime in nanoseconds.
     """
 
     path: str
@@ -42,8 +43,9 @@ class PendingFile(NamedTuple):
 
 
 class SafeDirectory:
-    """The directory behind the descriptor ``root``, which is duplicated. ``name`` is used in messages, ``nonce`` in
-    temporary names.
+    """The directory of the descriptor ``root``, which is duplicated.
+
+    ``name``: the directory's name in messages. ``nonce``: a part of temporary names.
     """
 
     def __init__(self, root: int, name: str, nonce: str = "", numbers: Iterator[int] | None = None) -> None:
@@ -55,8 +57,9 @@ class SafeDirectory:
 
     @classmethod
     def open(cls, directory: str) -> SafeDirectory | None:
-        """Open a directory; its own path may contain symbolic links. Returns None if it does not exist. Raises
-        ContextError.
+        """Open a directory. Its own path may contain symbolic links.
+
+        Returns None if it does not exist. Raises ContextError.
         """
         with _named(directory):
             try:
@@ -69,7 +72,7 @@ class SafeDirectory:
                 os.close(fd)
 
     def clone(self) -> SafeDirectory:
-        """Return the same directory for another thread, which closes it."""
+        """Return the same directory for another thread, which must close it."""
         return SafeDirectory(self._root, self.name, self.nonce, self._numbers)
 
     def close(self) -> None:
@@ -79,12 +82,13 @@ class SafeDirectory:
         self._open.clear()
 
     def fileno(self) -> int:
-        """Return the descriptor of the directory itself, as files do."""
+        """Return the descriptor of the directory itself, like the method of files."""
         return self._root
 
     def lstat(self, path: str) -> os.stat_result | None:
-        """Return the attributes of a name; None if it, or a directory above it, does not exist. Raises ContextError if
-        something above it is not a directory.
+        """Return the attributes of a name, or None if the name, or a directory above it, does not exist.
+
+        Raises ContextError if something above it is not a directory.
         """
         with _named(path):
             try:
@@ -94,7 +98,7 @@ class SafeDirectory:
                 return None
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """Return the first ``limit`` bytes of a regular file; None if there is no regular file of this name."""
+        """Read the first ``limit`` bytes of a regular file. Return None if no regular file has this name."""
         with _named(path):
             try:
                 parent, name = self._at(path)
@@ -119,13 +123,13 @@ class SafeDirectory:
                 os.mkdir(name, 0o700, dir_fd=parent)
 
     def unlock(self, path: str) -> None:
-        """Let the owner into a directory again that an earlier run has made and given its final mode."""
+        """Make a directory accessible to its owner again, after an earlier run has set its final mode."""
         with _named(path):
             parent, name = self._at(path)
             os.chmod(name, 0o700, dir_fd=parent)
 
     def set_mode(self, path: str, mode: int) -> None:
-        """Give a directory its final mode."""
+        """Set the final mode of a directory."""
         with _named(path):
             os.fchmod(self._directory(path), mode)
 
@@ -190,8 +194,9 @@ class SafeDirectory:
         return fd
 
     def link(self, path: str, first: str) -> PendingFile | None:
-        """Make a hard link to the published file ``first``, under a temporary name. Returns None if the file system has
-        no hard links.
+        """Make a hard link to the published file ``first``, under a temporary name.
+
+        Returns None if the file system does not support hard links.
         """
         with _named(path):
             there, name = os.dup(self._at(first)[0]), first.rpartition("/")[2]
@@ -235,7 +240,7 @@ class SafeDirectory:
             return PendingFile(path, temporary, about.st_ino, about.st_size, about.st_mtime_ns)
 
     def publish(self, file: PendingFile) -> None:
-        """Give a file its name; a file that has this name now is replaced."""
+        """Rename a file to its final name. An existing file with this name is replaced."""
         with _named(file.path):
             parent, name = self._at(file.path)
             os.rename(file.temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
@@ -265,13 +270,13 @@ class SafeDirectory:
                         os.unlink(name, dir_fd=fd)
 
     def remove_and_close(self, name: str) -> None:
-        """Remove a file directly in this directory if that is possible, and close all descriptors."""
+        """Remove a file in this directory, ignoring errors, and close all descriptors."""
         with suppress(OSError):
             os.unlink(name, dir_fd=self._root)
         self.close()
 
     def sync(self) -> None:
-        """Wait until all data of the file system is on the disk (syncfs(2), where the system has it)."""
+        """Wait until all data of the file system is on the disk (by syncfs(2), if the system has it)."""
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None, use_errno=True).syncfs(self._root)
 
@@ -279,14 +284,14 @@ class SafeDirectory:
         return f".kitfs-{self.nonce}-{next(self._numbers)}"
 
     def _at(self, path: str) -> tuple[int, str]:
-        """Return the descriptor of the directory of a name, and the last component of the name."""
+        """Return the descriptor of the directory that contains a path, and the last component of the path."""
         parent, _, name = path.rpartition("/")
         return self._directory(parent), name
 
     def _directory(self, path: str) -> int:
-        """Return the descriptor of a directory. It stays open until ``OPEN_DIRECTORIES`` others have been used since.
+        """Return the descriptor of a directory. It stays open until ``OPEN_DIRECTORIES`` other directories were used.
 
-        The directories above it stay open too, so a walk up or down a deep tree rarely opens a directory twice.
+        The directories above it also stay open, so a walk up or down a deep tree rarely opens a directory twice.
         """
         if not path:
             return self._root
@@ -330,7 +335,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Raise errors of the system as ContextError, with the name that they are about."""
+    """Translate an OSError in the block into a ContextError that names the path."""
     try:
         yield
     except OSError as e:

@@ -1,7 +1,6 @@
-"""The steps of an unpack in kit's order: the kits that the model comes from, their layers, the Kitfile, the kit's own
-layers, remote datasets.
+"""List the steps of an unpack in kit's order: parent kits, the Kitfile, the kit's layers, and remote datasets.
 
-Opens the kits that are referred to, and reads no layer. Threading: no threads of its own.
+This module opens the kits to which a kit refers, but reads no layers. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ DATASETS: Final = (Filter(("datasets",)),)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One line of kit's output, ``text``, and what it stands for.
+    """A step of an unpack. ``text`` is the line that kit prints for it.
 
-    ``source`` is the layer or object that is written; it is None for the Kitfile (``kitfile``) and for headings.
-    ``below`` is the directory that the layer's tree goes to ("" for the directory of the unpack itself). ``path`` is
-    the path of the Kitfile entry.
+    ``source``: the layer or object to write, or None for the Kitfile (``kitfile``) and for headings. ``below``: the
+    directory to which the layer is written ("" is the target directory of the unpack). ``path``: the path of the
+    Kitfile entry.
     """
 
     text: str
@@ -49,8 +48,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepContext:
-    """What the steps are made with. ``stack`` closes the kits that they open. ``remote`` asks registries also for kits
-    that the store has; ``include_remote`` takes in datasets that are stored elsewhere.
+    """The parameters for making steps.
+
+    ``stack``: closes the kits that the steps open. ``remote``: ask registries even for kits that the store has.
+    ``include_remote``: include datasets that are stored elsewhere.
     """
 
     workspace: Workspace
@@ -63,7 +64,7 @@ class StepContext:
 def steps_of(kit: Kit, directory: str, filters: Sequence[Filter], context: StepContext) -> list[Step]:
     """List the steps for a kit that was opened with ``filters``.
 
-    Raises what opening a referenced kit raises, and UsageError for an invalid reference to an object of S3.
+    Raises the errors of opening a referenced kit, and UsageError for an invalid reference to an object in S3.
     """
     own = sum(
         1
@@ -83,7 +84,7 @@ def steps_of(kit: Kit, directory: str, filters: Sequence[Filter], context: StepC
 
 
 def _parents(kit: Kit, filters: Sequence[Filter], context: StepContext) -> Iterator[str]:
-    """Yield the references of the kits that the model comes from, as the Kitfiles write them."""
+    """Yield the references of the parent kits, which contain the model, as they are written in the Kitfiles."""
     at, wanted = kit, tuple(filters)
     while at.kitfile.parent is not None and at.kitfile.model is not None:
         yield at.kitfile.model.path
@@ -112,8 +113,10 @@ def _step(layer: Layer, context: StepContext, below: str = "") -> Step:
 def _remote(
     kit: Kit, filters: Sequence[Filter], context: StepContext, chain: tuple[str, ...], below: str
 ) -> list[Step]:
-    """List the steps for datasets that are stored elsewhere: first those of other kits, which go below the path of the
-    dataset, then objects of S3, which become the path. ``chain`` are the references that lead to ``kit``, its own last.
+    """List the steps for datasets that are stored elsewhere.
+
+    Datasets of other kits come first, and are written below the path of the dataset. Objects in S3 follow, and are
+    written to the path itself. ``chain``: the references that lead to ``kit``, including its own reference at the end.
     """
     found = [d for d in kit.kitfile.datasets if d.remote_path and selects(filters, Entry("dataset", d.name, d.path))]
     if found and not context.include_remote:
@@ -134,8 +137,9 @@ def _remote(
 
 
 def _referenced(dataset: Dataset, kit: Kit, context: StepContext, chain: tuple[str, ...], path: str) -> list[Step]:
-    """List the steps for the datasets of the kit that a dataset refers to. Raises ManifestError if the chain of
-    references is too long or has a cycle.
+    """List the steps for the datasets of a kit to which a dataset refers.
+
+    Raises ManifestError if the chain of references is too long or has a cycle.
     """
     reference = Reference.parse(dataset.remote_path).or_latest().held_by(kit.reference)
     chain = extended(chain, reference)

@@ -19,7 +19,7 @@ from kitfs.ops.unpack.safe_directory import write_all
 
 
 def check_size(index: LayerIndex, size: int) -> None:
-    """Raises IntegrityError, in kit's words, unless the only file of a layer is as long as its annotation says."""
+    """Raise IntegrityError, in kit's words, if the size of a layer's only file differs from its annotation."""
     for path in index.members:
         if size != index.total:
             raise IntegrityError(
@@ -30,13 +30,11 @@ def check_size(index: LayerIndex, size: int) -> None:
 def check_room(size: int, room: int) -> None:
     """Raise LayerLimit if decoded content is larger than the room for it."""
     if size > room:
-        raise LayerLimit(f"it decompresses to more than {room} bytes, which is more than is free where it is unpacked")
+        raise LayerLimit(f"it decompresses to more than {room} bytes, but no more are free for the unpack")
 
 
 class ForwardReader:
-    """Content that the store cannot keep, for a reader that goes forwards: earlier bytes are forgotten, but for the
-    last ``KEPT`` ones.
-    """
+    """A forward reader of content that does not fit into the store. It keeps only the last ``KEPT`` bytes."""
 
     KEPT: Final = 4096
     size: Final = None
@@ -49,7 +47,7 @@ class ForwardReader:
         self._held = bytearray()
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Read bytes that begin at most ``KEPT`` bytes before the end of those that were read before."""
+        """Read bytes that begin at most ``KEPT`` bytes before the end of the previous read."""
         while self._start + len(self._held) < offset + size:
             if self._stop.is_set():
                 raise Stopped

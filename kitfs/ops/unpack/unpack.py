@@ -1,10 +1,9 @@
-"""Write the files of a kit, as a mount of the kit would show them, to a directory. KITOPS §5 has kit's rules for files
-that exist already.
+"""Write the files of a kit to a directory, as a mount of the kit would show them.
 
-An unpack has three phases. ``look`` reads all indexes and refuses unsafe kits; ``check`` finds what is in the way;
-``write`` copies layers, several at once. Nothing is written before the third phase. A journal in the directory lets
-the same command resume after it was killed. Threading: one call per directory, with threads of its own; ``report`` is
-called from any of them. Two unpacks into one directory exclude each other.
+KITOPS §5 has kit's rules for existing files. An unpack has three phases: ``look`` reads all indexes and refuses unsafe
+kits, ``check`` finds existing files that prevent the unpack, and ``write`` copies layers, several at once. Nothing is
+written before the third phase. A journal in the directory lets the same command resume after it was killed. Threading:
+an unpack starts threads, and any of them may call ``report``. Two unpacks into the same directory exclude each other.
 """
 
 from __future__ import annotations
@@ -29,12 +28,14 @@ from kitfs.ops.unpack.safe_directory import SafeDirectory
 from kitfs.ops.unpack.steps import StepContext, steps_of
 from kitfs.ops.unpack.write import write
 
-CONCURRENCY: Final = 4  # layers at once
+CONCURRENCY: Final = 4  # layers that are written at once
 
 
 class UnpackedLayer(NamedTuple):
-    """A layer that was unpacked. ``path`` is the path of its Kitfile entry, ``files`` counts files and links, ``bytes``
-    the content of files.
+    """A layer that was unpacked.
+
+    ``path``: the path of its Kitfile entry. ``files``: the number of files and links. ``bytes``: the bytes of its
+    files.
     """
 
     kind: str
@@ -68,9 +69,9 @@ def unpack(
     last: ExitStack | None = None,
     report: Report = quiet,
 ) -> Unpacked:
-    """Unpack the kit that ``reference`` names; ``labels`` choose it if the reference names an index.
+    """Unpack the kit that ``reference`` names. If it names an index, ``labels`` select the kit.
 
-    Options and errors are those of ``unpack_kit``. Raises NotFound as well, and what opening a kit raises.
+    The options are those of ``unpack_kit``. Raises NotFound, the errors of opening a kit, and those of ``unpack_kit``.
     """
     _check_directory(directory)
     report(Noted(f"Unpacking to {directory}"))
@@ -119,16 +120,16 @@ def unpack_kit(
     """Unpack a kit that was opened with ``filters`` into ``directory``, which is made if it does not exist.
 
     An existing file is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it; existing directories
-    are used. ``include_remote`` also unpacks remote datasets; ``remote`` looks up referenced kits at their registries
-    even if the store has them. ``concurrency`` is the number of layers that are written at once. ``room`` is how many
-    bytes a layer may decode to; None means the free space where the directory is.
+    are used. ``include_remote``: also unpack remote datasets. ``remote``: look up referenced kits at their registries
+    even if the store has them. ``concurrency``: the number of layers that are written at once. ``room``: the number of
+    bytes to which a layer may decompress; None means the free space on the disk of the directory.
 
-    The journal is removed when ``last`` is closed, or at the end if it is None. A process that is killed later finds
-    its own files in the way when it runs again.
+    The journal is removed when ``last`` is closed, or at the end if ``last`` is None. After the journal is removed, a
+    second run of the same command finds the files of the first run and refuses to replace them.
 
-    Raises UnsafePath for paths and links that lead out of the directory, ContextError for what is in the way or cannot
-    be written, IntegrityError for a layer that does not match its digest (none of its files is left then), LayerError,
-    and what the registries raise.
+    Raises UnsafePath for paths and links that lead out of the directory, ContextError for existing files and files that
+    cannot be written, IntegrityError for a layer that does not match its digest (its files are then removed),
+    LayerError, RegistryError.
     """
     _check_directory(directory)
     workers = Workers(concurrency)
@@ -153,14 +154,14 @@ def unpack_kit(
 
 
 def _check_directory(directory: str) -> None:
-    """Raises ContextError if the name of the directory belongs to something else."""
+    """Raise ContextError if the name of the directory belongs to something that is not a directory."""
     if os.path.lexists(directory) and not os.path.isdir(directory):
-        raise ContextError(f"{directory} exists and is not a directory; choose another one with --dir")
+        raise ContextError(f"{directory} exists and is not a directory (choose another directory with --dir)")
 
 
 @contextmanager
 def _open(directory: str, command: list[str]) -> Iterator[tuple[SafeDirectory, Journal]]:
-    """Make and open the directory and the journal in it, for the time of the block."""
+    """Make and open the directory, and the journal in it, for the duration of a block."""
     try:
         os.makedirs(directory, exist_ok=True)
         opened = SafeDirectory.open(directory)

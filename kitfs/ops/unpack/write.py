@@ -1,7 +1,7 @@
-"""The last phase of an unpack: write everything that ``check`` has found to be due.
+"""Run the last phase of an unpack: write everything that ``check`` has found to be missing.
 
-A file gets its name only when it is whole and its bytes are verified. Threading: ``write`` uses the threads of its
-``Workers`` and returns when they have ended; the set of written names is only added to.
+A file gets its name only when it is complete and its bytes are verified. Threading: ``write`` uses the threads of its
+``Workers``, and returns when they have ended. Threads only add to the set of written names.
 """
 
 from __future__ import annotations
@@ -27,24 +27,23 @@ RESUMABLE: Final = 1 << 20  # bytes from which a file is resumed rather than fet
 
 
 class HardLink(NamedTuple):
-    """A further name of a file; ``first`` is the name that is written before."""
+    """A further name of a file. ``first``: the name of the file that is written before it."""
 
     item: Item
     first: str
 
 
 def write(checked: Checked, directory: SafeDirectory, journal: Journal, workers: Workers, *, report: Report) -> None:
-    """Write the plan, and look at the end whether all of it is there. From its beginning on, the same command can
-    resume.
+    """Write the plan, and check at the end that all names exist. If it is interrupted, the same command can resume.
 
-    Raises ContextError for what cannot be written, IntegrityError for a layer that does not match its digest (none of
-    its files is left then), LayerError, and what the registries raise.
+    Raises ContextError for files that cannot be written, IntegrityError for a layer that does not match its digest (its
+    files are then removed), LayerError, RegistryError.
     """
     _Writer(checked, directory, journal, workers, report).run()
 
 
 class _Writer:
-    """The state of ``write``: ``_written`` are the names that this run has published."""
+    """The state of ``write``. ``_written``: the names that this run has published."""
 
     def __init__(
         self, checked: Checked, directory: SafeDirectory, journal: Journal, workers: Workers, report: Report
@@ -76,7 +75,7 @@ class _Writer:
         for item in self._tree.symlinks:
             if not self._checked.stays(item):
                 self._publish(self._directory.symlink(item.path, item.target), self._directory)
-        self._confirm()  # before a directory gets a mode that locks this process out
+        self._confirm()  # must run before a directory gets a mode that denies access to this process
         for path in reversed(self._tree.directories):
             if path in self._journal.directories:
                 self._directory.set_mode(path, self._tree.directories[path].mode)
@@ -213,7 +212,7 @@ class _Writer:
                 directory.discard(item.path, self._journal.begun.pop(item.path)[0])
 
     def _write_link(self, link: HardLink) -> None:
-        """Write a further name of a file; a copy where the file system has no hard links."""
+        """Write a further name of a file, or a copy if the file system does not support hard links."""
         path, item = link.item.path, link.item
         file = self._directory.link(path, link.first) or self._directory.copy(path, link.first, item.mode, item.size)
         self._publish(file, self._directory)
@@ -224,9 +223,7 @@ class _Writer:
         self._written.add(file.path)
 
     def _confirm(self) -> None:
-        """Look whether everything is there that the kit holds. Raises ContextError, which names the first name that is
-        missing or not whole.
-        """
+        """Check that all files of the kit exist. Raises ContextError with the first missing or incomplete name."""
         lost = [path for path in self._tree.directories if not self._has(path, stat.S_IFDIR)]
         for item in self._tree.items():
             if item.path in self._checked.kept:
@@ -242,8 +239,8 @@ class _Writer:
         if lost:
             names = f"{lost[0]!r} is" if len(lost) == 1 else f"{lost[0]!r} and {len(lost) - 1} more are"
             raise ContextError(
-                f"Failed to unpack: in {self._directory.name}, {names} missing or incomplete after everything was "
-                "written; does another program change this directory? Run the same command again"
+                f"Failed to unpack: in {self._directory.name}, {names} missing or incomplete after all files were "
+                "written, perhaps because another program changes this directory (run the same command again)"
             )
 
     def _has(self, path: str, kind: int, size: int | None = None) -> bool:
@@ -252,9 +249,9 @@ class _Writer:
 
 
 def _hard_links(checked: Checked) -> tuple[list[HardLink], set[str]]:
-    """Return the hard links that are due, and the names that are written as files of their own in their place.
+    """Return the hard links to write, and the names that are written as files instead of hard links.
 
-    If the first name of a file is kept as it was, it is not the kit's file, so the next name becomes the first.
+    If an existing file is kept under the first name, it is not the kit's file, so the next name becomes the first.
     """
     links: list[HardLink] = []
     instead: dict[str, str] = {}  # first name → the name that is written as a file in its place

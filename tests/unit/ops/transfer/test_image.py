@@ -261,15 +261,15 @@ def test_a_kit_without_anything(fake: FakeRegistry, host: Workspace) -> None:
     [
         (
             kits.part("dataset", "d.csv", b"1", format="raw"),
-            r"layer sha256:\S+ \(dataset d.csv\) is one file, not a tar, and an OCI image",
+            r"layer sha256:\S+ \(dataset d.csv\) is a raw file, but layers of an OCI image",
         ),
         (
             kits.part("dataset", "d.csv", b"1", format="raw", compression="gzip"),
-            r"\(dataset d.csv\) is one file, not a tar",
+            r"\(dataset d.csv\) is a raw file",
         ),
         (
             kits.part("mcpserver", "s.mcpb", b"PK", format="raw", name="s"),
-            r"\(mcpserver s.mcpb\) is one file, not a tar",
+            r"\(mcpserver s.mcpb\) is a raw file",
         ),
         (
             kits.part("code", "c", kits.kit_tar({"c/.wh.x": b""})),
@@ -344,5 +344,5 @@ def test_a_layer_that_is_nowhere(fake: FakeRegistry, host: Workspace) -> None:
 
 def test_an_image_is_named_by_a_tag(fake: FakeRegistry, host: Workspace) -> None:
     ref = fake.put_kit("team/kit", a_kit(), "v1")
-    with pytest.raises(UsageError, match="an image gets its own digest"):
+    with pytest.raises(UsageError, match="name the image by a tag"):
         made(host, ref, f"{fake.host}/images/kit@sha256:{'0' * 64}")
