@@ -1,1 +1,1 @@
-"""Go's formats as Go's own libraries write and read them: JSON, YAML v3, templates, patterns. No OCI, no I/O."""
+"""Read and write formats exactly as Go's libraries do: JSON, YAML v3, templates and patterns. No I/O."""

@@ -1,1 +1,1 @@
-"""Adapters for other Python packages. Each is imported by the package that it adapts kitfs to."""
+"""Adapters for other Python packages. The package that uses an adapter imports it."""

@@ -1,14 +1,14 @@
-"""kitfs:// for fsspec: pandas, pyarrow, safetensors and datasets read kits as they read other file systems.
+"""Support kitfs:// URLs in fsspec, so that pandas, pyarrow, safetensors and datasets can read kits.
 
     fsspec.open("kitfs://registry.example.com/team/llama:v1/config.json")
     pandas.read_csv("kitfs://registry.example.com/team/llama:v1/data/train.csv", storage_options={"read_timeout": 10})
 
 A URL is ``kitfs://registry/repository:tag/path`` or ``kitfs://registry/repository@sha256:…/path``; without a registry
-(``kitfs:///llama:v1/path``) it names a kit of the store. The tag or digest is required: it is where the path begins.
+(``kitfs:///llama:v1/path``) it names a kit of the store. The tag or digest is required, because the path follows it.
 
-This module is an entry point of fsspec, and only fsspec imports it; nothing else needs fsspec to be installed. The file
-system is read-only. Threading: any number of threads may use one instance. A kit stays open, and its tag means what it
-meant at its first use, as long as the file system lives or until ``invalidate_cache``. A forked child opens its own.
+This module is an entry point of fsspec, and only fsspec imports it, so kitfs works without fsspec. The file system is
+read-only. Threading: any number of threads may use an instance. A kit stays open, and its tag names the same digest as
+at its first use, until ``invalidate_cache`` or the end of the file system. A forked child opens its own kits.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ URL: Final = re.compile(
     re.DOTALL,
 )
 KINDS: Final = {"file": "file", "dir": "directory", "symlink": "link"}
-BLOCK: Final = 128 << 10  # bytes that a file reads ahead by default; small, since the store caches what was read
-OWN: Final = ("asynchronous", "loop", "skip_instance_cache", "use_listings_cache")  # arguments of fsspec itself
+BLOCK: Final = 128 << 10  # bytes that a file reads ahead by default; small, because the store caches all reads
+OWN: Final = ("asynchronous", "loop", "skip_instance_cache", "use_listings_cache")  # fsspec's own arguments
 
 
 class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """The file system of every kit.
+    """A file system that contains the files of all kits.
 
-    ``only`` and ``labels`` (storage options, as all arguments): see ``kitfs.open``. ``options``: those of
-    ``kitfs.ReadOptions``, and fsspec's own. Raises TypeError for an option that does not exist, UsageError for a value
-    that does not parse.
+    All arguments are storage options. ``only`` and ``labels``: see ``kitfs.open``. ``options``: the options of
+    ``kitfs.ReadOptions``, and fsspec's own options. The constructor raises TypeError for an unknown option, UsageError
+    for an invalid value.
     """
 
     protocol = "kitfs"
@@ -54,7 +54,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
 
     def __init__(self, *, only: Filters = (), labels: Mapping[str, str] | None = None, **options: Any) -> None:
         super().__init__(**{name: options.pop(name) for name in OWN if name in options})
-        settings_of(options, ReadOptions)  # so that a wrong option is an error now, not at the first file
+        settings_of(options, ReadOptions)  # raises errors in options now, not when the first file is opened
         self._only = filters_of(only)
         self._labels = dict(labels or {})
         self._options = options
@@ -68,7 +68,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         return _unpickled, (type(self), without_secrets(dict(self.storage_options)), kits)
 
     def adopt(self, kits: dict[str, Kit]) -> bool:
-        """Add kits that were unpickled; return False when a tag of theirs means another kit in this instance."""
+        """Add unpickled kits. Return False if one of their tags names another kit in this instance."""
         with self._lock:
             if any(name in self._kits and self._kits[name].digest != kit.digest for name, kit in kits.items()):
                 return False
@@ -82,9 +82,9 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         return str(path).removeprefix("kitfs://").rstrip("/")
 
     def _located(self, path: str) -> tuple[Kit, str, str]:
-        """Split a URL into (kit, the part of the URL that names it, the path in it); open the kit at its first use.
+        """Split a URL into (kit, the part that names the kit, the path in the kit). Open the kit if it is not open.
 
-        Raises FileNotFoundError when the kit does not exist, UsageError for a URL without tag and digest.
+        Raises FileNotFoundError when the kit does not exist, UsageError for a URL without a tag or digest.
         """
         text = self._strip_protocol(path)
         match = URL.fullmatch(text)
@@ -125,14 +125,14 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         return _info(kit, root, entry) | {"name": f"{root}/{inside}" if inside else root}
 
     def ukey(self, path: str) -> str:
-        """Return a text that identifies the content: the digest of the kit, and the path."""
+        """Return a string that identifies the content: the digest of the kit, and the path."""
         kit, _, inside = self._located(path)
         return f"{kit.digest}/{inside}"
 
     def created(self, path: str) -> datetime:
-        """Return when the kit was packed, 1970 when its manifest does not say it. Files have no times of their own.
+        """Return the time when the kit was packed, or 1970 if its manifest does not state it.
 
-        Raises FileNotFoundError.
+        Files do not have their own times. Raises FileNotFoundError.
         """
         kit, _, inside = self._located(path)
         with _missing():
@@ -142,7 +142,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     modified = created
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """Read a file from ``start`` to ``end``; negative positions count from its end.
+        """Read a file from ``start`` to ``end``. Negative positions count from its end.
 
         Raises FileNotFoundError, IsADirectoryError, KitfsError.
         """
@@ -153,7 +153,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             return kit.read(inside, first, max(0, stop - first))
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> KitBufferedFile:
-        """Open a file. Raises FileNotFoundError, IsADirectoryError, OSError (EROFS) for another mode than "rb"."""
+        """Open a file. Raises FileNotFoundError, IsADirectoryError, OSError (EROFS) for a mode other than "rb"."""
         if mode != "rb":
             self._refused(path)
         kit, _, inside = self._located(path)
@@ -167,21 +167,21 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         )
 
     def _refused(self, path: Any, *others: Any, **kwargs: Any) -> NoReturn:
-        """Refuse every operation that writes: kits are read-only. Raises OSError (EROFS)."""
+        """Refuse an operation that writes, because kits are read-only. Raises OSError (EROFS)."""
         raise OSError(errno.EROFS, "kits are read-only", path[0] if isinstance(path, list) and path else path)
 
     mkdir = makedirs = mkdirs = rmdir = rm = rm_file = _rm = mv = move = rename = cp_file = copy = cp = touch = _refused
     pipe = pipe_file = put = upload = delete = _refused
 
     def put_file(self, lpath: Any, rpath: Any, *others: Any, **kwargs: Any) -> NoReturn:
-        """Refuse to write, like the other operations; here the second path is the kit's. Raises OSError (EROFS)."""
+        """Refuse an operation whose second path is in a kit. Raises OSError (EROFS)."""
         self._refused(rpath)
 
 
 class KitBufferedFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
-    """A file of a kit with what files of fsspec have: ``size``, ``blocksize`` and a ``cache``. It can be pickled.
+    """A file of a kit with the attributes of fsspec's files: ``size``, ``blocksize`` and ``cache``. It can be pickled.
 
-    It keeps its kit open, also after ``invalidate_cache`` of its file system.
+    Its kit stays open, even after ``invalidate_cache`` of its file system.
     """
 
     def __init__(self, fs: KitFileSystem, path: str, mode: str = "rb", *, kit: Kit, inside: str, **kwargs: Any) -> None:

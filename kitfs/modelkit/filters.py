@@ -1,4 +1,4 @@
-"""Filters that choose parts of a kit, as ``kit unpack --filter`` has them (KITOPS §5). Pure."""
+"""Filters that select parts of a kit, with the syntax of ``kit unpack --filter`` (KITOPS §5). No I/O."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """``<type1>,<type2>[:<name1>,<name2>]``: the entries of these types with one of these names or paths.
+    """A filter ``<type1>,<type2>[:<name1>,<name2>]``, which selects entries of these types with these names or paths.
 
-    Without names, all entries of these types are chosen.
+    Without names, it selects all entries of these types.
     """
 
     types: tuple[str, ...]
@@ -34,7 +34,7 @@ class Filter:
     def parse(cls, text: str) -> Filter:
         """Parse a filter. Raises UsageError in kit's words.
 
-        A colon without names is an error too; kit accepts it and chooses nothing.
+        A colon without names is also an error; kit accepts it and selects nothing.
         """
         types, colon, rest = text.partition(":")
         names = tuple(n for n in rest.split(",") if n)
@@ -50,24 +50,24 @@ class Filter:
         return ",".join(self.types) + (":" + ",".join(self.names) if self.names else "")
 
     def selects(self, entry: Entry) -> bool:
-        """Whether an entry is chosen. A name matches the entry's name, and its path as written or cleaned."""
+        """Return whether the filter selects an entry. A name matches the name or path of the entry."""
         if not any(entry.kind in TYPES[t] for t in self.types):
             return False
         return not self.names or bool({entry.name, entry.path, clean_path(entry.path)} & set(self.names))
 
 
 def selects(filters: Sequence[Filter], entry: Entry) -> bool:
-    """Whether any filter chooses an entry. Without filters every entry is chosen."""
+    """Return whether any filter selects an entry. Without filters, every entry is selected."""
     return not filters or any(f.selects(entry) for f in filters)
 
 
 def selects_kitfile(filters: Sequence[Filter]) -> bool:
-    """Whether the Kitfile itself is chosen."""
+    """Return whether the filters select the Kitfile itself."""
     return not filters or any("kitfile" in f.types for f in filters)
 
 
 def for_parent(filters: Sequence[Filter]) -> tuple[Filter, ...] | None:
-    """Return the filters for a parent kit, of which only the model is used; None if nothing of it is chosen."""
+    """Return the filters for a parent kit, of which only the model is used, or None if they select nothing of it."""
     if not filters:
         return (Filter(("model",)),)
     models = tuple(Filter(("model",), f.names) for f in filters if "model" in f.types)

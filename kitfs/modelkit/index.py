@@ -1,4 +1,4 @@
-"""Indexes of kits (``kit index``): one name for several variants of a model, which labels distinguish.
+"""Indexes of kits (``kit index``): an index gives one name to several variants of a model, which labels distinguish.
 
 Follows KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go). An index is an OCI image index with an artifactType
 of its own, and the labels of a variant are the ``modelMetadata`` of its descriptor. Label values are JSON and are kept
@@ -46,17 +46,17 @@ class Variant:
 
     @property
     def tag(self) -> str:
-        """The tag with which the kit was added, "" if it was added by its digest."""
+        """The tag by which the kit was added, or "" if it was added by its digest."""
         return self.descriptor.annotations.get(ORIGINAL_TAG, "")
 
     @property
     def size(self) -> int | None:
-        """The recorded size of the kit's layers in bytes; None if none was recorded."""
+        """The recorded size of the kit's layers in bytes, or None if no size was recorded."""
         text = self.descriptor.annotations.get(KIT_SIZE, "")
         return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
     def notes(self) -> dict[str, str]:
-        """The annotations that users gave the variant."""
+        """The annotations that users added to the variant."""
         return {k: v for k, v in sorted(self.descriptor.annotations.items()) if k not in (ORIGINAL_TAG, KIT_SIZE)}
 
     def pairs(self) -> list[str]:
@@ -64,7 +64,7 @@ class Variant:
         return [f"{key}={plain(self.labels[key])}" for key in sorted(self.labels)]
 
     def name(self, within: Reference | LayoutReference) -> str:
-        """Return the reference of the kit in the repository of the index; "" if no tag was recorded."""
+        """Return the reference of the kit in the repository of the index, or "" if no tag was recorded."""
         if not self.tag or isinstance(within, LayoutReference):
             return self.tag
         return within.with_tag(self.tag).display
@@ -112,22 +112,22 @@ class KitIndex:
         return f'{start[:-1]},"manifests":[{",".join(_entry(v) for v in self.variants)}]{end}'.encode()
 
     def get(self, digest: Digest) -> Variant | None:
-        """Return the variant whose manifest has this digest, None if there is none."""
+        """Return the variant whose manifest has this digest, or None."""
         return next((v for v in self.variants if v.digest == digest), None)
 
     def added(self, variant: Variant) -> KitIndex:
-        """Return a copy with a variant, which replaces the one of its digest or is appended."""
+        """Return a copy with a variant. It replaces the variant with the same digest, or is appended."""
         if self.get(variant.digest) is None:
             return replace(self, variants=(*self.variants, variant))
         return replace(self, variants=tuple(variant if v.digest == variant.digest else v for v in self.variants))
 
     def removed(self, digest: Digest) -> KitIndex:
-        """Return a copy without the variant of this digest."""
+        """Return a copy without the variant with this digest."""
         return replace(self, variants=tuple(v for v in self.variants if v.digest != digest))
 
 
 def is_kit_index(data: bytes) -> bool:
-    """Whether these bytes are an index of kits, and not a manifest or another index."""
+    """Return whether these bytes are an index of kits, not a manifest or another index."""
     try:
         fields = loads(data)
     except ValueError:
@@ -142,7 +142,7 @@ def is_kit_index(data: bytes) -> bool:
 
 
 def selector(texts: Sequence[str]) -> dict[str, str]:
-    """Parse labels to choose by from ``key=value`` texts. Raises UsageError."""
+    """Parse ``key=value`` strings into labels for selecting a variant. Raises UsageError."""
     found: dict[str, str] = {}
     for text in texts:
         key, sign, value = text.partition("=")
@@ -183,7 +183,7 @@ def select(index: KitIndex, labels: Mapping[str, str], named: Reference | Layout
 
 
 def _list(variants: Sequence[Variant], named: Reference | LayoutReference) -> str:
-    """List variants in one line of a message."""
+    """Format variants as one line of a message."""
     listed = [f"{v.name(named) or v.digest} ({', '.join(v.pairs()) or 'no labels'})" for v in variants[:MAX_LISTED]]
     more = [f"{len(variants) - MAX_LISTED} more"] if len(variants) > MAX_LISTED else []
     return "".join(c if c.isprintable() else "\ufffd" for c in "; ".join(listed + more))
@@ -193,13 +193,13 @@ def _list(variants: Sequence[Variant], named: Reference | LayoutReference) -> st
 
 
 class Edits(NamedTuple):
-    """Changes of labels or annotations: values to set by key, and keys to remove."""
+    """Changes of labels or annotations: keys with the values to set, and keys to remove."""
 
     set: Mapping[str, str]
     remove: tuple[str, ...]
 
     def applied(self, current: Mapping[str, str]) -> dict[str, str]:
-        """Return ``current`` with the changes made."""
+        """Return a copy of ``current`` with the changes applied."""
         return {k: v for k, v in (dict(current) | dict(self.set)).items() if k not in self.remove}
 
 
@@ -240,7 +240,7 @@ def annotation_edits(texts: Sequence[str]) -> Edits:
 
 
 def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | None, bool]]:
-    """Yield (key, value, whether the value is JSON); the value is None if the key is to be removed."""
+    """Yield (key, value, whether the value is JSON). The value is None if the key is to be removed."""
     seen = set()
     for text in texts:
         key, sign, given = text.partition("=")
@@ -264,12 +264,12 @@ def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | Non
 
 
 def compact(text: str) -> str:
-    """Remove the blanks of a JSON text, and escape it as Go does."""
+    """Remove the blanks between the tokens of JSON, and escape characters as Go does."""
     return re.sub("[<>&\u2028\u2029]", lambda m: ESCAPES[m[0]], "".join(TOKEN.findall(text)))
 
 
 def indented(data: bytes) -> str:
-    """Spread JSON over lines with two blanks per level, and keep its values as written (Go's json.Indent)."""
+    """Indent JSON by two blanks per level, and keep its values as written, as Go's json.Indent does."""
     out: list[str] = []
     depth = 0
     before = ""
@@ -287,7 +287,7 @@ def indented(data: bytes) -> str:
 
 
 def plain(value: str) -> str:
-    """Return a label's value for people: a string without quotes, other JSON as written; null is "", as in kit."""
+    """Format a label's value as kit does: a string without quotes, null as "", and other JSON as written."""
     if value == "null":
         return ""
     return str(loads(value.encode())) if value.startswith('"') else value

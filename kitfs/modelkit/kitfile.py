@@ -1,7 +1,7 @@
-"""The Kitfile: read from YAML (strictly) and from the JSON of a config (leniently), and written as kit writes both.
+"""Read Kitfiles from YAML (strictly) and from the JSON of a config (leniently), and write both as kit does.
 
 Follows KitOps' pkg/artifact/kitfile.go for the fields, their order, and which empty fields are omitted. The
-dataclasses are the schema: the JSON name of a field is its own name in camel case. Pure.
+dataclasses are the schema: the JSON name of a field is its own name in camel case. No I/O.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Kitfile:
     def to_json(self) -> bytes:
         """Return the config blob, byte for byte as kit writes it.
 
-        Raises KitfileError if the parameters hold a value that JSON does not have.
+        Raises KitfileError if the parameters contain a value that JSON cannot represent.
         """
         try:
             return gojson.dumps(schema.to_json(self))
@@ -195,9 +195,9 @@ class Kitfile:
             raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
 
     def to_yaml(self, *, printable: bool = False) -> str:
-        """Return the YAML that kit prints (info) and writes (unpack): without digests, authors in flow style.
+        """Return the YAML that ``kit info`` prints and ``kit unpack`` writes: without digests, authors in flow style.
 
-        ``printable`` as in ``gocompat.yaml_writer.dump``.
+        ``printable``: see ``gocompat.yaml_writer.dump``.
         """
         return goemit.dump(schema.to_yaml(self), printable=printable)
 
@@ -219,9 +219,9 @@ class Kitfile:
         return tuple(found)
 
     def with_layers(self, layers: Sequence[tuple[Digest, Digest]]) -> Self:
-        """Return a copy with the (digest, diffId) of each entry's layer; ``layers`` is in the order of ``entries``.
+        """Return a copy with the (digest, diffId) of each entry's layer. ``layers`` is in the order of ``entries``.
 
-        What has no layer gets empty digests.
+        Entries without a layer get empty digests.
         """
         left = iter(layers)
 
@@ -246,7 +246,7 @@ class Kitfile:
 
     @property
     def parent(self) -> Reference | None:
-        """The ModelKit that ``model.path`` refers to; None if it is a path, as it is if the model has a layer."""
+        """The ModelKit to which ``model.path`` refers, or None if it is a path, as for a model with a layer."""
         if self.model is None or self.model.digest:
             return None
         return _reference(self.model.path)
@@ -275,8 +275,8 @@ class Kitfile:
     def warnings(self) -> list[str]:
         """Return warnings about a Kitfile that may be packed but is probably a mistake.
 
-        These are an unknown manifestVersion (kit after 1.7 warns about it) and entries whose paths differ in spelling
-        only (an error in kit after 1.7).
+        The warnings are about an unknown manifestVersion (kit after 1.7 also warns) and about entries whose paths are
+        equal after cleaning (an error in kit after 1.7).
         """
         version = self.manifest_version
         found = [f"Unrecognized manifestVersion {version}: treating Kitfile as {VERSION}"] if version != VERSION else []
@@ -326,7 +326,7 @@ class Kitfile:
                 yield f"mcpServer layer {i} must be an .mcpb file (path {server.path})"
 
     def _sources(self) -> list[tuple[str, str]]:
-        """Return (the name that kit's messages use, path) of everything that has a path."""
+        """Return (the name that kit's messages use, path) of every entry with a path."""
         found: list[tuple[str, str]] = []
         if self.model is not None:
             if self.model.path and self.parent is None:
@@ -343,8 +343,7 @@ class Kitfile:
 def clean_path(path: str) -> str:
     """Clean a path as Go's path.Clean does.
 
-    The empty path becomes ".". Repeated and trailing slashes are removed, and ".." is resolved where a directory
-    stands before it.
+    The empty path becomes ".". Repeated and trailing slashes are removed, and ".." is resolved after a directory.
     """
     rooted = path.startswith("/")
     out: list[str] = []
@@ -357,7 +356,7 @@ def clean_path(path: str) -> str:
 
 
 def _reference(text: str) -> Reference | None:
-    """Parse a text as a reference of a ModelKit if it has a tag or digest, as kit's IsModelKitReference does."""
+    """Parse a string with a tag or digest as a reference, as kit's IsModelKitReference does. Return None otherwise."""
     if ":" not in text and "@" not in text:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Matching layers with the entries of the Kitfile: which entry a layer belongs to, and where its files go in the tree.
+"""Match layers with the entries of the Kitfile, and find where the files of a layer go in the tree.
 
 In ModelKits since KitOps 0.5 the config has the digest of each entry's layer. In older ones, entries and layers are
 matched by their order within a type. The layers of a ModelPack state their path in an annotation (KITOPS §1.3, §11).
@@ -21,7 +21,7 @@ KITFILE_ANNOTATION: Final = "ml.kitops.modelkit.kitfile"
 
 
 class FileMetadata(NamedTuple):
-    """The fields of a raw layer's org.cncf.model.file.metadata+json; None for a field that is missing or invalid."""
+    """The fields of a raw layer's org.cncf.model.file.metadata+json. A missing or invalid field is None."""
 
     name: str
     mode: int | None
@@ -29,9 +29,9 @@ class FileMetadata(NamedTuple):
 
     @classmethod
     def of(cls, descriptor: Descriptor) -> FileMetadata | None:
-        """Parse the annotation of a layer; None if there is none, or it is not valid JSON.
+        """Parse the annotation of a layer. Return None if it is missing or is not valid JSON.
 
-        Raises ManifestError if it is ambiguous: two keys of it differ in case only.
+        Raises ManifestError if it is ambiguous because two of its keys differ only in case.
         """
         text = _annotation(descriptor.annotations, METADATA)
         try:
@@ -52,10 +52,10 @@ class FileMetadata(NamedTuple):
 
 
 class LayerEntry(NamedTuple):
-    """A layer and its entry, None if no entry matches.
+    """A layer with its entry, which is None if no entry matches.
 
-    ``path`` is cleaned and relative; "" is the whole context, and None means that neither an entry nor an annotation
-    states it.
+    ``path``: the clean relative path of the layer. "" is the whole context, and None means that neither an entry nor an
+    annotation states the path.
     """
 
     descriptor: Descriptor
@@ -95,10 +95,10 @@ def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
 
 
 def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
-    """Take the entry of a layer from the candidates: the one with its annotated path, else the first.
+    """Remove and return the entry of a layer: the candidate with its annotated path, or else the first candidate.
 
-    Each entry is taken once. With ``keep_last`` the last candidate stays, because a manifest may have more layers with
-    one digest than the Kitfile has entries (equal files).
+    ``keep_last``: do not remove the last candidate, because a manifest may have more layers with the same digest (equal
+    files) than the Kitfile has entries.
     """
     if not candidates:
         return None
@@ -107,7 +107,7 @@ def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) ->
 
 
 def _relative(path: str) -> str:
-    """Clean a path. The context itself is ""; a path that leads out of it is kept, and the layer index skips it."""
+    """Clean a path. The context itself is "". A path out of the context is kept, and the layer index skips it."""
     cleaned = clean_path(path)
     return "" if cleaned == "." else cleaned
 
@@ -117,7 +117,7 @@ def _annotation(annotations: Mapping[str, str], names: Iterable[str]) -> str | N
 
 
 def has_kitfile(manifest: Manifest) -> bool:
-    """Whether a kit contains a Kitfile: the config of a ModelKit, or the annotation that KitOps adds to a ModelPack."""
+    """Return whether a kit contains a Kitfile, in the config of a ModelKit or in KitOps' annotation of a ModelPack."""
     return manifest.flavor == "modelkit" or bool(manifest.annotations.get(KITFILE_ANNOTATION))
 
 

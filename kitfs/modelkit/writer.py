@@ -1,7 +1,7 @@
-"""The format of a packed kit: media types, annotations, config and manifest, for each version of kit.
+"""Write the media types, annotations, config and manifest of a packed kit as a given version of kit does.
 
 A kit is written as a ModelKit or as a ModelPack. Follows KITOPS §1.1, §1.2, §1.7 and §11, and CNCF's model-spec
-(config.md, annotations.md). Pure: no I/O.
+(config.md, annotations.md). No I/O.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ REGULAR: Final = 48  # the type flag "0" of tar
 
 
 class PackedLayer(NamedTuple):
-    """A finished layer. ``kind`` is that of its ``Entry``, ``path`` the one in its annotation, ``size`` in bytes.
+    """A finished layer.
 
-    A ``raw`` layer is its one file as it is: ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are those of the file.
+    ``kind``: the kind of its ``Entry``. ``path``: the path in its annotation. ``size``: bytes. A ``raw`` layer is a
+    single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of that file.
     """
 
     kind: str
@@ -67,9 +68,9 @@ class PackedLayer(NamedTuple):
 
 
 class PackedKit(NamedTuple):
-    """A finished kit: its Kitfile with the digests of the layers, and the config and manifest made of them.
+    """A finished kit: its Kitfile with the digests of the layers, its config and its manifest.
 
-    ``descriptor`` is the descriptor of the manifest.
+    ``descriptor``: the descriptor of the manifest.
     """
 
     kitfile: Kitfile
@@ -115,16 +116,16 @@ class KitFormat:
 
     @property
     def has_artifact_type(self) -> bool:
-        """Whether manifests have an artifactType and layers a filepath annotation (since kit 1.10)."""
+        """Return whether manifests have an artifactType and layers a filepath annotation (since kit 1.10)."""
         return self._version >= (1, 10)
 
     @property
     def has_created(self) -> bool:
-        """Whether manifests have a mediaType and a created time (since kit 1.16)."""
+        """Return whether manifests have a mediaType and a creation time (since kit 1.16)."""
         return self._version >= (1, 16)
 
     def is_raw(self, kind: str, *, one_file: bool) -> bool:
-        """Whether a layer of this kind is stored as its one file. A directory is always a tar."""
+        """Return whether a layer of this kind is stored as a single file. A directory is always a tar."""
         return kind == "mcpserver" or (self.layer_format == "raw" and one_file)
 
     def compression_of(self, kind: str) -> str:
@@ -171,9 +172,10 @@ class KitFormat:
     def assemble(
         self, kitfile: Kitfile, layers: Sequence[PackedLayer], annotations: Mapping[str, str] | None = None
     ) -> PackedKit:
-        """Make config and manifest of a kit from its finished layers, which are in the order of ``kitfile.entries()``.
+        """Make the config and manifest of a kit from its layers, which are in the order of ``kitfile.entries()``.
 
-        ``annotations`` are added to those of the manifest. Raises KitfileError for parameters that JSON cannot hold.
+        ``annotations``: further annotations of the manifest. Raises KitfileError for parameters that JSON cannot
+        represent.
         """
         kitfile = kitfile.with_layers([(layer.digest, layer.diff_id) for layer in layers])
         media_type, config_bytes = self._config(kitfile, layers)

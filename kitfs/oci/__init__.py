@@ -1,1 +1,1 @@
-"""OCI documents as pure values: manifests, descriptors, references and referrers. No I/O."""
+"""OCI documents as values: manifests, descriptors, references and referrers. No I/O."""

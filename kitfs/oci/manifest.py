@@ -1,4 +1,4 @@
-"""Manifests, descriptors and media types: pure values, read leniently and written as Go writes them.
+"""Manifests, descriptors and media types as values, which are read leniently and written as Go writes them.
 
 Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version, and CNCF
 model-spec with its legacy cnai names. Unknown fields are kept, so that copies lose nothing. No I/O, and no digest is
@@ -292,12 +292,11 @@ def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
 
 
 def check_media_type(data: bytes, media_type: str, what: str) -> None:
-    """Raise ManifestError if the media type in a manifest differs from the one that it was served with
-    (CVE-2021-41190).
+    """Raise ManifestError if the media type in a manifest differs from ``media_type`` (CVE-2021-41190).
 
-    ``media_type`` is that of the Content-Type header, or of the descriptor that names the manifest. It is not compared
-    if it is not the type of a manifest or an index ("application/json" of a plain web server). Bytes that are not a
-    manifest are accepted here; ``parse`` refuses them.
+    ``media_type``: the Content-Type with which the manifest was served, or the media type in its descriptor. It is
+    ignored if it is not the type of a manifest or an index (a plain web server sends "application/json"). Bytes that
+    are not a manifest are accepted here; ``parse`` refuses them.
     """
     if media_type not in ACCEPT:
         return
@@ -320,10 +319,10 @@ def check_media_type(data: bytes, media_type: str, what: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class LayerType:
-    """The meaning of a layer's media type.
+    """A parsed media type of a layer.
 
-    ``family`` is modelkit or modelpack; ``kind`` is model, modelpart, code, dataset, docs, prompt or mcpserver;
-    ``format`` is tar or raw; ``compression`` is none, gzip or zstd.
+    ``family``: "modelkit" or "modelpack". ``kind``: "model", "modelpart", "code", "dataset", "docs", "prompt" or
+    "mcpserver". ``format``: "tar" or "raw". ``compression``: "none", "gzip" or "zstd".
     """
 
     family: str
@@ -365,7 +364,7 @@ def _json(data: bytes) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Return a foreign value as messages show it, limited in length."""
+    """Return a value from a manifest for a message, limited in length."""
     return repr(value)[:MAX_SHOWN]
 
 

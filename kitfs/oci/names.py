@@ -1,7 +1,7 @@
-"""Digests and references: pure values with the spellings of OCI and of kit.
+"""Digests and references, as OCI and kit write them.
 
 Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first
-path component is the registry if it has "." or ":", else the whole text is a repository of "localhost". No I/O here.
+path component is the registry if it has "." or ":"; otherwise the whole string is a repository of "localhost". No I/O.
 """
 
 from __future__ import annotations
@@ -137,9 +137,9 @@ class Reference:
         return self if self.tag or self.digest else self.with_tag("latest")
 
     def held_by(self, kit: Reference | LayoutReference) -> Reference:
-        """Return the reference as one that the content of ``kit`` names.
+        """Return this reference with the information that the content of ``kit`` named it.
 
-        A kit that was packed on this machine, or a layout on disk, counts as the user.
+        A reference in a kit that was packed on this machine, or in a layout on disk, counts as named by the user.
         """
         registry = kit.registry if isinstance(kit, Reference) and kit.registry != LOCAL else ""
         return replace(self, named_by=registry)

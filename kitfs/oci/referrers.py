@@ -1,4 +1,4 @@
-"""The tag that replaces the referrers API: its name, and the changes to the index under it.
+"""The referrers tag, which replaces the referrers API: compute its name, and change the index under it.
 
 Follows distribution-spec v1.1 "Referrers Tag Schema" and "Pushing Manifests with Subject". Unknown fields of an index
 are kept. No I/O here.
@@ -29,7 +29,7 @@ def is_tag(tag: str) -> bool:
 
 
 def subject_of(data: bytes) -> Digest | None:
-    """Return the digest that a manifest or index names as its subject, None if it has no subject.
+    """Return the digest of the subject of a manifest or index, or None if it has no subject.
 
     Raises ManifestError for a subject that is not a descriptor.
     """
@@ -38,8 +38,9 @@ def subject_of(data: bytes) -> Digest | None:
 
 
 def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
-    """Return the entry of a manifest in a list of referrers: a descriptor with its annotations and its artifact type,
-    which defaults to its config's media type.
+    """Return the descriptor of a manifest for a list of referrers.
+
+    It contains the manifest's annotations and its artifact type, which defaults to its config's media type.
     """
     fields = _fields(data)
     config = fields.get("config")
@@ -55,7 +56,7 @@ def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
 
 
 def with_entry(index: bytes, entry: Descriptor) -> bytes | None:
-    """Return the index with one more entry, None if it has that entry already.
+    """Return the index with one more entry, or None if it already has that entry.
 
     Raises ManifestError for bytes that are not an index.
     """
@@ -66,7 +67,7 @@ def with_entry(index: bytes, entry: Descriptor) -> bytes | None:
 
 
 def without_entry(index: bytes, digest: Digest) -> bytes | None:
-    """Return the index without the entry of a manifest, None if it has no such entry.
+    """Return the index without the entry of a manifest, or None if it has no such entry.
 
     Raises ManifestError for bytes that are not an index.
     """

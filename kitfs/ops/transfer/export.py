@@ -59,11 +59,11 @@ def export(
 ) -> Digest:
     """Write the kit ``source`` to the layout ``target``, and return the digest of its manifest.
 
-    ``source`` names a kit of the store, or else of its registry, or a layout; with ``remote`` the registry is asked
-    even if the store has the kit. ``with_referrers`` writes what refers to the kit too. Raises UsageError if the
-    target is not a layout or is an archive that exists, ContextError if it cannot be written, IntegrityError,
-    NotFound, and what the registry raises. After an error a new layout does not exist, and an existing one has its
-    old index, perhaps with blobs that no manifest names.
+    ``source``: a layout, or a kit that is looked up in the store and then at its registry. ``remote``: ask the registry
+    even if the store has the kit. ``with_referrers``: also write the referrers of the kit. Raises UsageError if the
+    target is not a layout or is an existing archive, ContextError if it cannot be written, IntegrityError, NotFound,
+    RegistryError. After an error, a new layout does not exist, and an existing layout has its old index, but may
+    contain blobs that no manifest names.
     """
     if target.digest is not None:
         raise UsageError(f"{target}: name the kit by a tag, not a digest (write {target.kind}:{target.path}[:tag])")
@@ -84,7 +84,7 @@ def export(
 
 
 def _nothing(_: Digest) -> list[Attached]:
-    """Return nothing that refers to a kit."""
+    """Return no referrers."""
     return []
 
 
