@@ -228,14 +228,18 @@ class Ready:
 
 
 def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
-    """Return a blob with a running fetch, its stalled source, and the offset of bytes that the fetch will bring."""
-    source = BytesSource(DATA, piece=CHUNK)
+    """Return a blob with a running fetch, its stalled source, and the offset of bytes that the fetch will bring.
+
+    The fetch is the only one, since it goes to the end of the blob.
+    """
+    data = DATA[: 32 * CHUNK]
+    source = BytesSource(data, piece=CHUNK)
     source.stall = threading.Event()
-    blob = opened(store, source)
+    blob = opened(store, source, data)
 
     def read() -> None:
         with suppress(KitfsError):
-            blob.pread(0, 32 * CHUNK)
+            blob.pread(0, len(data))
 
     threading.Thread(target=read, daemon=True).start()
     wait_until(lambda: source.given > 0, "the fetch did not begin")
