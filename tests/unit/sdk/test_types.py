@@ -26,6 +26,10 @@ with kitfs.open("r.example.com/a:v1", only="model", labels={"bits": "4"}, **opti
     text: str = kit.read_text("config.json")
     sizes: int = kit.size + sum(info.size for info in kit.glob("**/*.json"))
     names: dict[str, str] = kit.annotations
+    widths: list[int] = [tensor.nbytes for tensor in kit.tensors()]
+    weights: kitfs.Tensor = kit.tensor("w", PurePosixPath("model.safetensors"))
+    values: bytes = weights.tobytes() + bytes(weights.data)
+    total = weights.numpy().sum()
 kitfs.pull("r.example.com/a:v1", progress=True, concurrency=2)
 kitfs.push("r.example.com/a:v1", progress=seen, mirror={"r.example.com": ["http://m"]}, tls_cert=Path("ca.pem"))
 rows: list[kitfs.KitSummary] = kitfs.list(cache_dir="/x")
@@ -46,6 +50,7 @@ WRONG = {
     'kitfs.pack(".", compression="lzma")': "incompatible type",
     'kitfs.mount("a:v1", "m", transport="nfs")': "incompatible type",
     'kitfs.open("a:v1").digest + 1': "Unsupported operand",
+    'kitfs.open("a:v1").tensor(0)': "incompatible type",
 }
 
 
