@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from kitfs.fuse import mount_table, mounting
 from kitfs.fuse.mount_table import MountInfo, parse_mountinfo
 from kitfs.fuse.mounting import MountOptions
 from tests.conftest import needs
+from tests.disks import tmpfs
 from tests.interpreters import fuse_device_for_everybody
 
 MOUNTINFO = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
@@ -262,3 +265,22 @@ def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
         mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))
     assert told.value.errno == errno.ENOENT
     assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_unmount_waits_for_a_user_that_is_not_seen_and_soon_ends(tmp_path: Path) -> None:
+    """A descriptor in a socket keeps a mount busy, but no process has it open. The swap of a sealed mount is alike."""
+    with tmpfs(tmp_path / "m", "size=1m") as directory:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            with (directory / "file").open("wb") as file:
+                socket.send_fds(ours, [b"x"], [file.fileno()])
+
+            def receive() -> None:
+                os.close(socket.recv_fds(theirs, 1, 1)[1][0])
+
+            timer = threading.Timer(0.2, receive)
+            timer.start()
+            mounting.unmount(str(directory), lazy=False)
+            timer.join()
+        assert not mount_table.is_mountpoint(str(directory))
+        subprocess.run(["mount", "-t", "tmpfs", "kitfs-test", str(directory)], check=True)  # the block unmounts it
