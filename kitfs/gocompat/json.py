@@ -1,7 +1,7 @@
 """JSON as Go's encoding/json reads and writes it.
 
 Bytes that are not UTF-8 become U+FFFD. Output is compact, with ``<``, ``>`` and ``&`` escaped and floats in Go's form.
-Input has limits on depth and number of values, so that code which walks over the result needs none. Pure.
+Input has limits on depth and number of values, so that code which walks over the result needs none. No I/O.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Glob:
         return _plain_alternatives(self.pattern) if self._alternatives is None else self._alternatives
 
     def matches(self, path: str) -> bool:
-        """Whether the pattern matches the path or a directory above it.
+        """Return whether the pattern matches the path or a directory above it.
 
         ``path`` is relative, clean, and separated by slashes.
         """

@@ -3,7 +3,7 @@
 The metadata of a dataclass field replaces Go's struct tags: ``key`` (the name, if it is not the field's own),
 ``always`` (no omitempty), ``texts`` (a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a pointer
 to one if its default is None), ``any`` (interface{}). A field with none of these is a string. ``digest`` and
-``diff_id`` are in JSON only. This module knows no particular struct. Pure.
+``diff_id`` are in JSON only. This module knows no particular struct. No I/O.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _string(value: Any, where: str) -> str:
 
 
 def from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
-    """Read a struct from a YAML node; None for null. Port of mappingStruct (decode.go:878 of yaml.v3 v3.0.1).
+    """Read a struct from a YAML node. Return None for null. Port of mappingStruct (decode.go:878 of yaml.v3 v3.0.1).
 
     A value that does not fit is added to ``wrong`` in yaml.v3's words. Raises KitfileError for errors that end
     yaml.v3's decoding.
@@ -136,7 +136,10 @@ def _misfit(node: yaml.Node, go_type: str, wrong: list[str]) -> None:
 
 
 def to_json(section: Any) -> dict[str, Any]:
-    """Return what encoding/json writes, in its order. Raises ValueError for a map with keys that are not strings."""
+    """Return the values that encoding/json writes, in its order.
+
+    Raises ValueError for a map with keys that are not strings.
+    """
     out: dict[str, Any] = {}
     for f in fields(section):
         value, meta = getattr(section, f.name), f.metadata
@@ -177,7 +180,7 @@ def _name(f: Any) -> str:
 
 
 def _filled(meta: Any, value: Any) -> bool:
-    """Whether omitempty keeps a value. An interface is kept if it holds anything."""
+    """Return whether omitempty keeps a value. An interface is kept if it holds anything."""
     return value is not None and (bool(meta.get("any")) or value not in ("", ()))
 
 

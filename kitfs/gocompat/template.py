@@ -1,7 +1,7 @@
 """The part of Go's text/template that ``list --format`` supports: text, fields and constants.
 
 Follows text/template: ``{{- `` and `` -}}`` trim the white space beside them, ``{{/* … */}}`` is a comment, and a nil
-slice is printed as ``[]``. Everything else is an error that names it. Pure.
+slice is printed as ``[]``. Everything else is an error that names it. No I/O.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ``parse`` returns nodes whose scalars are unresolved: a field of type string takes the literal text of a scalar, and
 a field of any type takes what resolve.go:126 makes of it. That is YAML 1.2 with some of 1.1: ``0o17`` and ``010`` are
 numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go continues (a key that occurs twice) are
-appended to the list ``wrong`` of the caller. ``yaml_writer`` writes YAML. Pure.
+appended to the list ``wrong`` of the caller. ``yaml_writer`` writes YAML. No I/O.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class AnyMap(dict[Any, Any]):
 
 
 def parse(data: bytes) -> yaml.Node | None:
-    """Parse the first document into PyYAML nodes; None if there is no document. Raises KitfileError."""
+    """Parse the first document into PyYAML nodes. Return None if there is no document. Raises KitfileError."""
     if len(data) > MAX_BYTES:
         raise KitfileError(f"the Kitfile is {len(data)} bytes; it may have at most {MAX_BYTES}")
     try:

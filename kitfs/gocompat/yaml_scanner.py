@@ -130,7 +130,7 @@ class Loader(yaml.BaseLoader):
         )
 
     def _plain_spaces(self, start: Any) -> tuple[str, bool]:
-        """Skip white space and line breaks; return (the text they fold to, whether there was a line break)."""
+        """Skip white space and line breaks. Return (the string to which they fold, whether there was a line break)."""
         spaces: list[str] = []
         breaks: list[str] = []
         while self.peek() != "\0" and self.peek() in ENDS:

@@ -2,7 +2,7 @@
 
 A port of encode.go, emitterc.go and sorter.go for structs, maps, lists and scalars without comments, anchors and tags.
 Their oddities are ported too, because they are in the bytes of every Kitfile that kit wrote. Docstrings name the
-functions they port with their line in yaml.v3 v3.0.1. ``yaml_reader`` reads YAML; neither knows a schema. Pure.
+functions they port with their line in yaml.v3 v3.0.1. ``yaml_reader`` reads YAML; neither knows a schema. No I/O.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What KitOps and ModelPack put into OCI manifests: Kitfiles, filters, indexes, layer media types. No I/O."""
+"""The contents of OCI manifests of KitOps and ModelPack: Kitfiles, filters, indexes, layer media types. No I/O."""

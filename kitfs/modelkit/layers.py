@@ -2,7 +2,7 @@
 
 In ModelKits since KitOps 0.5 the config has the digest of each entry's layer. In older ones, entries and layers are
 matched by their order within a type. The layers of a ModelPack state their path in an annotation (KITOPS §1.3, §11).
-Pure.
+No I/O.
 """
 
 from __future__ import annotations

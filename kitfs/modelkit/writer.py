@@ -83,7 +83,7 @@ class PackedKit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KitFormat:
-    """How a kit is written.
+    """The options for writing a kit.
 
     ``cli_version``: the version of kit whose manifests are written. ``created``: the created time in seconds since
     the epoch; None is the time of packing. ``compression``: none, gzip, gzip-fastest or zstd. ``layer_format``: tar or

@@ -227,7 +227,7 @@ def children(manifest: Mapping[str, Any]) -> Children:
 
 
 def blob_digests(data: bytes) -> set[str]:
-    """Return the digests of the config and the layers of a manifest; none of a manifest that is damaged."""
+    """Return the digests of the config and the layers of a manifest, or an empty set if it is damaged."""
     try:
         manifest = own_json(data)
     except ValueError:
@@ -236,7 +236,7 @@ def blob_digests(data: bytes) -> set[str]:
 
 
 def manifest_digests(data: bytes) -> set[str]:
-    """Return the digests of the manifests in an index; none of an index that is damaged."""
+    """Return the digests of the manifests in an index, or an empty set if it is damaged."""
     try:
         return {str(entry.digest) for entry in IndexManifest.parse(data).manifests}
     except ManifestError:

@@ -284,5 +284,5 @@ def _moved(pace: Pace | None, size: int) -> None:
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    """Return a timeout of poll(2), rounded up, so that it is not 0 for a moment; None waits for ever."""
+    """Return a timeout of poll(2), rounded up so that a short timeout is not 0. None means no timeout."""
     return None if seconds is None else max(1.0, seconds * 1000)

@@ -49,7 +49,7 @@ class Endpoint:
     ``base`` is a URL that ends in the repository's name; ``host`` is the name that messages and credential files use.
     ``patience``: seconds in which a refused connection is retried; the endpoints of a repository share one budget.
     ``restart``: seconds instead, after the endpoint has answered once; mirrors have less, since others can answer.
-    ``led_from``: the address scope of the registry whose content names this endpoint, None if the user named it (see
+    ``led_from``: the address scope of the registry whose content names this endpoint, or None if the user named it (see
     ``addresses``).
     """
 

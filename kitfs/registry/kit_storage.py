@@ -290,7 +290,7 @@ class LocalFirstBlob:
 
     @property
     def ranged(self) -> bool:
-        """Whether single ranges are available; False once the registry has ignored a range."""
+        """Return whether ranges are available. It is False once the registry has ignored a range."""
         return self._remote is None or self._remote.ranged
 
     @property

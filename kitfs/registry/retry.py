@@ -34,7 +34,7 @@ RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class RetryPolicy(NamedTuple):
-    """How failed requests are retried.
+    """The parameters for retrying failed requests.
 
     ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``break_after``: the number of
     failures in a row after which a host gets only one request per ``break_for`` seconds. A request that uses up its

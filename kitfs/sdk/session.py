@@ -41,7 +41,7 @@ USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to open a kit.
+    """A recipe for opening a kit in any process.
 
     ``options``: the options that the caller passed; another process can use them. ``settings``: all options as they
     apply in this process. ``pins``: the digests that the references of the kit and its parents named when the kit was

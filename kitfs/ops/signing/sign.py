@@ -1,4 +1,4 @@
-"""Sign a kit at its registry with a private key. Threading: none of its own."""
+"""Sign a kit at its registry with a private key. Threading: each call uses one thread."""
 
 from __future__ import annotations
 

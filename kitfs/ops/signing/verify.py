@@ -1,4 +1,7 @@
-"""Verify that a kit is signed, at its registry or in a layout. Nothing is stored. Threading: none of its own."""
+"""Verify that a kit is signed, at its registry or in a layout. Nothing is stored.
+
+Threading: each call uses one thread.
+"""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Attached(NamedTuple):
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """The descriptors of its blobs; none of an index."""
+        """The descriptors of its blobs. An index has none."""
         return () if is_index(self.data) else Manifest.parse(self.data).blobs
 
 
@@ -100,7 +100,7 @@ def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: i
 
 
 def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
-    """Return what ``keep`` has stored for a kit. Raises StoreError if the store has lost a part of it."""
+    """Return the referrers that ``keep`` has stored for a kit. Raises StoreError if the store has lost a part of it."""
     value = store.refs.get(name, tag_of(digest))
     if value is None:
         return []

@@ -54,5 +54,5 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
 
 
 def is_here(store: Store, layer: Layer) -> bool:
-    """Tell whether the store has the whole content of a layer, verified and decoded."""
+    """Return whether the store has the whole content of a layer, verified and decoded."""
     return store.has_decoded(layer.digest) if layer.compressed else store.has_sealed(layer.digest)

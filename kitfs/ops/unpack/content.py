@@ -1,4 +1,4 @@
-"""Where the bytes of an unpack come from: the layers of a kit.
+"""Read the bytes for an unpack from the layers of a kit.
 
 A layer that the store has verified before is read back first, since its bytes may have changed on the disk, and is
 copied out of the store. A large layer that the store does not have is written while it is fetched (``direct``), if it
@@ -61,7 +61,7 @@ class Content(Protocol):
 
 
 class ContentSource(Protocol):
-    """What an unpack needs of a layer, or of a file that is stored elsewhere.
+    """A layer to unpack, or a file that is stored elsewhere.
 
     ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room``
     is how many bytes there are for decoded content. ``open`` returns the content itself; ``kept`` is how many of its

@@ -37,7 +37,7 @@ VERSION: Final = 1
 
 
 class Journal:
-    """What earlier runs of the same command have done, and what this run does.
+    """A journal of the files that runs of the same command, including this run, have written.
 
     ``nonce`` is part of the temporary names of all its runs; ``stale`` is the nonce of another command that was
     interrupted here and that this one replaces ("" if there was none). ``directories`` are those that the command made.
