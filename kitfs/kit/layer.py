@@ -167,12 +167,12 @@ class Layer:
 
     def _made_index(self, wait: bool) -> LayerIndex:
         """Make the index. The caller must hold the lock."""
-        if not wait:
-            raise WouldBlock
         if self._refusal is not None:
             raise self._refusal
         content = self._open_content()
         proven = content.sealed
+        if not wait and not proven:  # the index of verified content is read from the disk at once
+            raise WouldBlock
         try:
             if self.type.format == "raw":
                 content.fill()

@@ -22,6 +22,7 @@ from tests.fakes.faults import Answer, Lie
 from tests.fakes.registry import FakeRegistry
 from tests.host import Host, Mounted, wait_until
 from tests.kits import build, part
+from tests.stores import rot
 
 pytestmark = pytest.mark.mount
 MiB = 1 << 20
@@ -160,6 +161,20 @@ def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRe
     fake.heal()
     host.kitfs("pull", ref)
     assert [read(mount / name) for name in ("m/a.bin", "m/b.bin", "d.bin")] == [WEIGHTS, OTHER, OTHER]
+
+
+def test_a_mount_heals_when_cache_verify_removes_its_blob(host: Host, fake: FakeRegistry) -> None:
+    """The disk has changed bytes of a verified layer. After ``cache verify``, the mount fetches them again."""
+    kit = build([part("model", "m", TAR)])
+    mount = host.mount(fake.put_kit("team/kit", kit, "v1"))
+    assert [read(mount / name) for name in ("m/a.bin", "m/b.bin")] == [WEIGHTS, OTHER]
+    wait_until(lambda: host.status(mount)["layers"][0]["state"] == "verified", "the layer was not verified")
+    rot(host.cache, kit.layers[0], at=MiB)
+    with (mount / "m/a.bin").open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert read(mount / "m/a.bin") != WEIGHTS
+    assert host.kitfs("cache", "verify", check=False).returncode == 6
+    wait_until(lambda: read(mount / "m/a.bin") == WEIGHTS, "the mount still serves the changed bytes")
 
 
 def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:

@@ -71,8 +71,8 @@ def verify(store: Store, *, report: Report) -> Verified:
     """Read every verified blob back from the disk, compare its digest, and remove it if its bytes have changed.
 
     A changed blob is reported as a warning. Blobs that mounts use are verified too. A mount that uses a removed blob
-    continues to serve the changed bytes until it is mounted again. Raises StoreError if a blob cannot be read or
-    removed.
+    drops it soon (``Store.look``); a sealed mount serves the changed bytes until it is mounted again. Raises StoreError
+    if a blob cannot be read or removed.
     """
     found = sorted(store.sealed())
     report(Total(EVERYTHING, sum(blob.size for blob in found)))
@@ -92,6 +92,6 @@ def _advice(changed: Changed) -> str:
     then = (
         "a kit in the store needs it: pull, pack or push that kit again"
         if changed.is_pinned
-        else "it is fetched again when it is read; unmount and mount again a kit that uses it"
+        else "it is fetched again when it is read; unmount a sealed mount that uses it, and mount it again"
     )
     return f"{what} had changed on the disk ({changed.reason}) and was removed: {then}"

@@ -396,6 +396,20 @@ def test_an_index_of_proven_bytes_is_kept_for_every_mount(
     other.close()
 
 
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+def test_a_verified_layer_is_indexed_without_waiting(
+    registry: Registry, store: Store, compression: kits.Compression
+) -> None:
+    """The store has the layer but no index of it, as after a pull. No registry is asked for the index."""
+    ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG, compression=compression)]))
+    layer = resolver(registry, store).open(ref).layers[0]
+    sealed(layer)
+    layer.close()
+    other = resolver(registry, store).open(ref).layers[0]
+    assert sorted(other.index(wait=False).members) == ["d", "d/a", "d/b"]
+    other.close()
+
+
 def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry, store: Store) -> None:
     """Another mount can use the index while the entry is partial. It is removed with the entry."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
