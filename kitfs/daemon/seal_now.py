@@ -18,7 +18,7 @@ PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 f
 def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> None:
     """Verify the kit of a mount, and its parents, as the key and the policy of ``options`` demand.
 
-    Raises NotFound if nothing of kitfs is mounted there, SignatureError, and what opening the kit raises.
+    Raises NotFound if kitfs has no mount there, SignatureError, and what opening the kit raises.
     """
     if options.verify_key is None and options.policy is None:
         return
@@ -27,7 +27,7 @@ def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> Non
 
     record = record_at(run, mountpoint, mount_at(mountpoint))
     if record is None:
-        raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+        raise NotFound(f"kitfs has no mount at {mountpoint}")
     reference = parse_any(record.reference)
     with Workspace.open(options) as workspace:
         workspace.resolver.open(reference, pins={str(reference): Digest.parse(record.digest)}).close()
@@ -41,7 +41,7 @@ def seal_now(run: RunDir, mountpoint: str) -> None:
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)
     if record is None:
-        raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+        raise NotFound(f"kitfs has no mount at {mountpoint}")
     if is_sealed_at(record, there):
         return
     try:

@@ -40,7 +40,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
             errno=errno.EBUSY,
         )
     if not ours and record is None:
-        raise MountError(f"nothing of kitfs is mounted at {mountpoint}", errno=errno.EINVAL)
+        raise MountError(f"kitfs has no mount at {mountpoint}", errno=errno.EINVAL)
     while ours and there is not None:
         dead = record is not None and is_lazy_at(record, there) and not run.alive(record)
         mounting.unmount(mountpoint, lazy=lazy or dead)

@@ -119,7 +119,7 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     """End the mount at a directory, and return when its daemon has exited. Also clears a mount whose daemon died.
 
     ``lazy``: detach the mount at once; open files can still be read. Raises MountError when the mount is in use, or
-    when nothing of kitfs is mounted there.
+    if kitfs has no mount there.
     """
     from kitfs.fuse.mount_table import canonical
 
@@ -131,8 +131,8 @@ def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
     A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
-    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises NotFound when nothing of kitfs is
-    mounted there, SignatureError, and MountError with the reason when the mount cannot be sealed.
+    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises NotFound if kitfs has no mount
+    there, SignatureError, and MountError with the reason when the mount cannot be sealed.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now, verify_mount
@@ -159,7 +159,7 @@ def mounts(**options: Unpack[Options]) -> list[MountStatus]:
 def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
     """Return the status of the mount at a directory. ``check``: also ask the registry whether the tag has moved.
 
-    Raises NotFound when nothing of kitfs is mounted there, MountError, and with ``check`` RegistryError.
+    Raises NotFound if kitfs has no mount there, MountError, and with ``check`` RegistryError.
     """
     from dataclasses import replace
 
@@ -172,7 +172,7 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
     mountpoint = canonical(os.fspath(directory))
     record = record_at(run, mountpoint, mount_at(mountpoint))
     if record is None:
-        raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+        raise NotFound(f"kitfs has no mount at {mountpoint}")
     found = _status(record, presence(run, record))
     return replace(found, moved=_has_moved(record, settings)) if check else found
 

@@ -55,7 +55,7 @@ def status(settings: Settings, directory: str | None) -> None:
         mountpoint = canonical(directory)
         record = record_at(run, mountpoint, mount_at(mountpoint))
         if record is None:
-            raise NotFound(f"nothing of kitfs is mounted at {mountpoint}")
+            raise NotFound(f"kitfs has no mount at {mountpoint}")
         records = [record]
     states = [_fields(*both) for both in zip(records, presences(run, records), strict=True)]
     if settings["check"]:
