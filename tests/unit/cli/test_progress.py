@@ -251,8 +251,8 @@ def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
         }
         process = subprocess.Popen(kitfs("pull", ref), env=environment(tmp_path), cwd=REPOSITORY, **streams)
         try:
-            drawn = screen.wait_for(lambda lines: any("total" in line and "MiB" in line for line in lines))
-            assert drawn[:-1] == ([] if piped else [f"Pulling {ref}"])
+            above = [] if piped else [f"Pulling {ref}"]
+            screen.wait_for(lambda lines: lines[:-1] == above and bool(re.search("total .* MiB", "".join(lines[-1:]))))
             for stall in stalls:
                 stall.until.set()
             out, _ = process.communicate(timeout=60)

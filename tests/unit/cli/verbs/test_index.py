@@ -141,7 +141,7 @@ def test_json(kitfs: Kitfs, packed: list[str]) -> None:
         ("create test/model@sha256:" + "0" * 64, "index reference must be a tag, not a digest: test/model@sha256:"),
         (
             "info test/model:all",
-            "could not find index test/model:all in local storage; use kitfs index pull to download it, or --remote",
+            "could not find index test/model:all in local storage (pull it with kitfs index pull, or read it from its",
         ),
         ("info test/model:q4_0", "could not find index test/model:q4_0 in local storage"),
         ("info test/model", "missing tag or digest from index reference test/model"),
