@@ -109,7 +109,15 @@ def _current(run: RunDir, record: Record, there: MountInfo | None) -> Record:
 
 def presence(run: RunDir, record: Record, *, timeout: float = ANSWER) -> Presence:
     """Return the state of a mount, after waiting at most ``timeout`` seconds for its daemon."""
-    there = mount_at(record.mountpoint)
+    found = _presence(run, record, mount_at(record.mountpoint), timeout)
+    if found.state != "alive":
+        current, there = run.record(record.mountpoint), mount_at(record.mountpoint)
+        if current is not None and current.nonce == record.nonce and is_sealed_at(current, there):
+            return _presence(run, current, there, timeout)  # it was sealed since the record was read
+    return found
+
+
+def _presence(run: RunDir, record: Record, there: MountInfo | None, timeout: float) -> Presence:
     if is_sealed_at(record, there):
         return Presence("alive", _sealed_status(_current(run, record, there)))
     if not run.alive(record):

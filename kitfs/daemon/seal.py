@@ -53,6 +53,7 @@ class Seal:
         self._store = store
         self._scratch = scratch
         self._verified: set[Layer] = set()
+        self._hidden: set[Layer] = set()
 
     def check(self) -> None:
         """Raise Refusal if this mount can never be sealed on this system."""
@@ -63,16 +64,41 @@ class Seal:
             raise Refusal(Reason.PRIVATE)
 
     def check_complete(self) -> None:
-        """Raise Refusal unless every layer of the mount is complete and verified in the store."""
+        """Raise Refusal unless every layer that the tree shows is complete and verified in the store."""
         for layer in self._kit.layers:
             if layer not in self._verified:
                 is_here = self._store.has_decoded if layer.compressed else self._store.has_sealed
                 if is_here(layer.digest):
                     self._verified.add(layer)
-        missing = len(self._kit.layers) - len(self._verified)
+                elif layer not in self._hidden and self._hides(layer):
+                    self._hidden.add(layer)
+        missing = len(self._kit.layers) - len(self._verified | self._hidden)
         if missing:
             total = len(self._kit.layers)
             raise Refusal(Reason.INCOMPLETE, f"{missing} of {total} layers are not complete and verified yet")
+
+    def _hides(self, layer: Layer) -> bool:
+        """Return whether the layers above a layer hide all of its entries.
+
+        Returns False if that is not known without asking a registry, or if the index was made from unverified bytes: a
+        layer with wrong names must not stay unnoticed.
+        """
+        try:
+            return layer.index_is_proven and not any(
+                self._shows(layer, path) for path in layer.index(wait=False).members
+            )
+        except KitfsError:
+            return False
+
+    def _shows(self, layer: Layer, path: str) -> bool:
+        """Return whether the tree has the entry of a layer at a path. Raises WouldBlock and KitfsError."""
+        node = self._tree.root
+        for name in path.split("/"):
+            try:
+                node = self._tree.lookup(node, name, wait=False)
+            except OSError:
+                return False
+        return node.layer is not None and node.layer.digest == layer.digest
 
     def mount(self) -> NewMount:
         """Mount the kit as EROFS, compare the mount with the kit's tree, and return the mount. Raises Refusal."""
@@ -80,7 +106,8 @@ class Seal:
         self.check_complete()
         try:
             with ExitStack() as stack:
-                bodies = _Bodies(self._kit.layers, self._store, stack)
+                shown = [layer for layer in self._kit.layers if layer not in self._hidden - self._verified]
+                bodies = _Bodies(shown, self._store, stack)
                 image = stack.enter_context(new_image(self._store.root))
                 source = _Source(self._tree, self._filesystem, bodies)
                 uuid = hashlib.sha256(f"{self._kit.digest}{os.urandom(8).hex()}".encode()).digest()[:16]

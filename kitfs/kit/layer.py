@@ -62,7 +62,7 @@ class Layer:
         self._index: LayerIndex | None = None
         self._agrees: bool | None = None
         self._misfit: IntegrityError | None = None  # why the index in use is wrong: this mount cannot use the layer
-        self._is_proven = entry.type.format == "raw"  # whether the index in use was made from verified bytes
+        self.index_is_proven = entry.type.format == "raw"  # whether the index in use was made from verified bytes
         self._proof = threading.Lock()  # held while the index is made again from verified bytes
         self._is_proving = False
         self._refusal: LayerLimit | None = None  # why the layer cannot be indexed with these limits
@@ -216,14 +216,14 @@ class Layer:
             if len(index.members) + len(index.skipped) > self._max_entries:  # a mount with a higher limit made it
                 limit = f"more than {self._max_entries} entries; raise the limit with --max-entries"
                 raise LayerLimit(f"layer {self.digest}: {limit}")
-            self._is_proven = proven
+            self.index_is_proven = proven
             content.when_sealed = self._prove_soon
             return index
         return None
 
     def _keep(self, index: LayerIndex, content: Blob, *, proven: bool) -> LayerIndex:
         """Store an index, and return it as mapped from the store, so that the kernel can reclaim its pages."""
-        self._is_proven = proven
+        self.index_is_proven = proven
         entry = content.directory
         if not members.keep(self._store.root, self.digest, entry, index, proven=proven):
             return index
@@ -232,7 +232,7 @@ class Layer:
     def _prove_soon(self) -> None:
         """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
         content = self._decoded if self.compressed else self._wire
-        if not self._is_proven and not self._is_proving and content is not None and content.state == "verified":
+        if not self.index_is_proven and not self._is_proving and content is not None and content.state == "verified":
             self._is_proving = True
             self._store.prove(self._prove)
 
@@ -241,7 +241,7 @@ class Layer:
         with self._proof:
             self._is_proving = False
             made = self._index
-            if self._is_proven or made is None or self.failure is not None:
+            if self.index_is_proven or made is None or self.failure is not None:
                 return
             content = self.content()
             if content.state != "verified":
@@ -253,7 +253,7 @@ class Layer:
             if index is not None:
                 members.keep(self._store.root, self.digest, content.directory, index, proven=True)
             members.discard(self._store.root, self.digest, content.directory, proven=False)
-            self._is_proven = True
+            self.index_is_proven = True
             if index == made:
                 return
             self._misfit = IntegrityError(
@@ -393,7 +393,7 @@ class Layer:
                         f"{failure}; the verified layer has other files (mount the kit again)"
                     )
                     raise self._misfit
-                self._is_proven = True
+                self.index_is_proven = True
             undo.pop_all()
         self._wire, self._decoded = wire, decoded
         for blob in old:
@@ -427,7 +427,7 @@ class Layer:
         content = self._decoded if self.compressed else self._wire
         if self.failure is not None or content is None or not content.sealed:
             return False
-        if self._index is not None and not self._is_proven:
+        if self._index is not None and not self.index_is_proven:
             self._prove_soon()
             return False
         return True

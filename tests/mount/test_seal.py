@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from kitfs.daemon.presence import presence
+from kitfs.daemon.run_dir import RunDir
 from tests import trees
 from tests.conftest import GOLDEN, needs
 from tests.host import Host, Mounted, wait_until
@@ -171,6 +173,19 @@ def test_sizes_links_and_names(host: Host) -> None:
     sealed = mount_sealed(host, ref)
     assert details(sealed.path) == shown
     assert links(sealed.path) == {frozenset({"model/513", "model/hard", "model/empty/deep"})}
+
+
+def test_a_layer_that_others_hide_need_not_be_complete(host: Host) -> None:
+    """A mount of two raw layers with one path seals itself when the upper layer is complete."""
+    lower, upper = BIG[:100_000], BIG[100_000:300_000]
+    ref = layout(host, *(part(kind, "w.bin", data, format="raw") for kind, data in (("model", lower), ("docs", upper))))
+    mount = host.mount(ref)
+    assert (mount / "w.bin").read_bytes() == upper
+    status = wait_sealed(host, mount)
+    assert [layer["state"] for layer in status["layers"]] == ["absent", "verified"]
+    assert (mount / "w.bin").read_bytes() == upper
+    host.umount(mount)
+    assert (mount_sealed(host, ref) / "w.bin").read_bytes() == upper
 
 
 def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
@@ -415,6 +430,19 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
     shown = details(mount.path)
     host.umount(mount)
     assert fill(host, ref) == shown
+
+
+def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> None:
+    """The record was read before the swap, and the mount table afterwards."""
+    mount = host.mount(small(host))
+    run = RunDir(str(host.run_dir))
+    before = run.record(str(mount.path))
+    assert before is not None
+    read_all(mount)
+    wait_sealed(host, mount)
+    host.wait_gone(mount.pid)
+    found = presence(run, before)
+    assert (found.state, found.status["mode"], found.status["pid"]) == ("alive", "sealed", None)
 
 
 def test_open_files_read_on_through_the_swap(host: Host) -> None:
