@@ -32,7 +32,7 @@ from kitfs.store.store import Store
 
 DIRECT: Final = 1 << 20  # bytes from which a layer is written while it is fetched: a smaller one is cached meanwhile
 MAX_DIRECT: Final = 100_000  # members of a layer that is written while it is fetched
-MAX_HEADERS: Final = 32 << 20  # bytes outside the files of one, which are kept in memory
+MAX_HEADERS: Final = 16 << 20  # bytes outside the files of such a layer, which are kept in memory
 
 CountBytes = Callable[[int], None]
 
@@ -85,12 +85,16 @@ class ContentSource(Protocol):
 
 
 class LayerContent:
-    """The ContentSource of a layer of a kit."""
+    """The ContentSource of a layer of a kit.
 
-    def __init__(self, layer: Layer, store: Store, *, max_entries: int) -> None:
+    If more than ``max_headers`` bytes of an archive are outside its files, the layer goes through the store.
+    """
+
+    def __init__(self, layer: Layer, store: Store, *, max_entries: int, max_headers: int = MAX_HEADERS) -> None:
         self.layer: Final = layer
         self._store = store
         self._max_entries = max_entries
+        self._max_headers = max_headers
         self._verified: Blob | None = None
         self._index: LayerIndex | None = None
         self._source: Source | None = None  # from which the layer is written without the store
@@ -262,7 +266,7 @@ class LayerContent:
             if index.counts.members > MAX_DIRECT:
                 return None
             headers = Headers(index, layer.size)
-            if headers.outside > MAX_HEADERS:
+            if headers.outside > self._max_headers:
                 return None
         if begun and 2 * layer.wire().fetched > layer.size:
             return None

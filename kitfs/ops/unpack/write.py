@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import closing
 from typing import Final, NamedTuple
 
@@ -61,14 +61,14 @@ class _Writer:
         self._journal.begin()
         kept = {temporary for temporary, _ in self._journal.begun.values()}
         self._directory.name_temporaries(self._journal.nonce, kept)
-        self._sweep(kept)
+        self._sweep((path for path in self._tree.directories if path not in self._checked.missing), kept)
         self._make_directories()
         for layer in self._checked.planned.layers:
             self._announce(layer)
         try:
             self._workers.each(self._checked.planned.steps, self._write_step, begin=self._begin)
         except ContextError:  # such as a full disk, which should get its room back
-            self._sweep(())
+            self._sweep(self._tree.directories, ())
             raise
         for link in self._links:
             self._write_link(link)
@@ -81,10 +81,11 @@ class _Writer:
                 self._directory.set_mode(path, self._tree.directories[path].mode)
         self._directory.sync()
 
-    def _sweep(self, keep: Collection[str]) -> None:
-        """Remove the temporary files of this run and of killed ones, except those that ``keep`` names."""
+    def _sweep(self, directories: Iterable[str], keep: Collection[str]) -> None:
+        """Remove the temporary files of this run and of killed runs, except those that ``keep`` names."""
+        places = ["", *directories]
         for nonce in filter(None, (self._journal.nonce, self._journal.stale)):
-            self._directory.sweep(["", *self._tree.directories], nonce, keep=keep)
+            self._directory.sweep(places, nonce, keep=keep)
 
     def _make_directories(self) -> None:
         for path in self._tree.directories:

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import tarfile
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -47,6 +48,7 @@ from kitfs.oci.names import LayoutReference, Reference
 from kitfs.ops.events import Event, Moved, Noted, Total, Warned, quiet
 from kitfs.ops.transfer.pull import pull_from
 from kitfs.ops.transfer.warm import warm
+from kitfs.ops.unpack.content import MAX_HEADERS, LayerContent
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.unpack import Unpacked, unpack
 from kitfs.registry.layout import open_layout
@@ -799,6 +801,19 @@ def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
     world.unpack(reference)
     assert [blob.form for blob in world.store.sealed() if blob.size > MiB] == ["decoded"]
     assert world.store.usage() < 3 * MiB
+
+
+@pytest.mark.parametrize("max_headers", [MAX_HEADERS, 1024])
+def test_a_layer_of_many_headers_goes_through_the_store(world: World, max_headers: int) -> None:
+    """The headers of a layer that is written while it is fetched are kept in memory, so they must be few."""
+    reference = world.put([model()])
+    stop = threading.Event()
+    with closing(world.kit(reference)) as kit:
+        layer = LayerContent(kit.layers[0], world.store, max_entries=MAX_ENTRIES, max_headers=max_headers)
+        layer.index(lambda _: None, stop, 1 << 30)
+        with closing(layer.open(lambda _: None, stop)) as content:
+            assert content.verified == (max_headers == 1024)
+        assert world.store.has_sealed(layer.layer.digest) == content.verified
 
 
 def test_a_layer_that_a_mount_has_fetched_is_not_fetched_again(world: World) -> None:
