@@ -22,6 +22,9 @@ from kitfs.errors import Closed
 from kitfs.ownership import open_file
 
 PIECE: Final = 1 << 20  # bytes of a read when a file or a stream is processed from beginning to end
+# Linux caches a larger write in larger pages, for which it may have to move memory. On a machine whose memory was full
+# of cached files, writing 1 GiB took 0.26 s in writes of 256 KiB, and 1.3 s to 2.8 s in writes of 1 MiB.
+WRITE: Final = 256 << 10  # bytes of one write to a file
 
 
 class OpenFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from kitfs.openfile import OwnFile
+from kitfs.openfile import WRITE, OwnFile
 
 
 class SyncFailedError(OSError):
@@ -41,7 +41,7 @@ class DataFile:
         """Write all bytes at an offset. Raises Closed and OSError (ENOSPC, EDQUOT, EIO)."""
         view = memoryview(data)
         while len(view):
-            done = self._file.pwrite(view, offset)
+            done = self._file.pwrite(view[:WRITE], offset)
             offset += done
             view = view[done:]
 

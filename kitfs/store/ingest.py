@@ -28,7 +28,7 @@ from typing import Any, Final, Self
 
 from kitfs.errors import IntegrityError, NotFound, StoreBusy, StoreError, StoreFull
 from kitfs.oci.names import Digest
-from kitfs.openfile import PIECE, OpenFile, OwnFile
+from kitfs.openfile import PIECE, WRITE, OpenFile, OwnFile
 from kitfs.ownership import check_below, make_directories, make_directory, open_file
 from kitfs.store.durable import NO_SPACE, fsync_directory
 from kitfs.store.evict import remove_entry
@@ -140,7 +140,7 @@ class Ingest:
         with _store_errors(f"the ingest {self.name}"):
             while len(view):
                 try:
-                    done = os.pwrite(self._fd, view, self.size)
+                    done = os.pwrite(self._fd, view[:WRITE], self.size)
                 except OSError as e:
                     if e.errno in NO_SPACE and self._make_room():
                         continue

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
 from kitfs.errors import ContextError
+from kitfs.openfile import WRITE
 
 OPEN_DIRECTORIES: Final = 32  # descriptors that stay open
 FOLLOW_NOTHING: Final = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_RDONLY | os.O_CLOEXEC
@@ -328,7 +329,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write all bytes of ``data`` at ``offset``."""
     view = memoryview(data)
     while len(view):
-        done = os.pwrite(fd, view, offset)
+        done = os.pwrite(fd, view[:WRITE], offset)
         offset += done
         view = view[done:]
 
