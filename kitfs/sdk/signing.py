@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from kitfs.errors import UsageError
 from kitfs.sdk.names import kit_reference, remote_reference
 from kitfs.sdk.options import Options, StrPath, settings_of
 from kitfs.sdk.session import workspace_of
+
+if TYPE_CHECKING:
+    from kitfs.oci.names import Digest
+    from kitfs.ops.signing.verify import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,10 @@ def sign(
 def verify(
     reference: str,
     *,
-    public_key: StrPath,
+    public_key: StrPath | None = None,
+    certificate_identity: str | None = None,
+    certificate_oidc_issuer: str | None = None,
+    trusted_root: StrPath | None = None,
     labels: Mapping[str, str] | None = None,
     oms: bool = False,
     bundle: StrPath | None = None,
@@ -87,15 +94,19 @@ def verify(
 ) -> list[KitSignature]:
     """Return the signatures of a key over a kit, at least one; the registry or the layout is always asked.
 
-    ``public_key``: the file of the key. ``labels`` choose one kit of an index. ``oms``: verify the files of the kit, as
-    OpenSSF Model Signing v1.0 does, with the signature in the file ``bundle``, or with those that are attached to the
-    kit; ``ignore_paths`` are not compared. Raises SignatureError when the key has not signed the kit, UsageError for a
-    key that cannot be used, NotFound, RegistryError, ManifestError.
+    ``public_key``: the file of the key. Instead of it, ``certificate_identity`` (an e-mail address or a URI) and
+    ``certificate_oidc_issuer`` name a signer with a certificate of Sigstore; ``trusted_root`` is a file with
+    trusted certificates and logs, and the package sigstore must be installed. ``labels`` choose one kit of an
+    index. ``oms``: verify the files of the kit, as OpenSSF Model Signing v1.0 does, with the signature in the file
+    ``bundle``, or with those that are attached to the kit; ``ignore_paths`` are not compared. Raises SignatureError
+    when the key has not signed the kit, UsageError for a key that cannot be used, NotFound, RegistryError,
+    ManifestError.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.signing.files import read_bundle, read_public_key
     from kitfs.ops.signing.model import verify_model
     from kitfs.ops.signing.verify import verify as run
+    from kitfs.trust.keyless import Keyless
 
     settings = settings_of(options, Options)
     source = kit_reference(reference)
@@ -103,6 +114,15 @@ def verify(
         source = remote_reference(reference, "verify")
     if (bundle is not None or ignore_paths) and not oms:
         raise UsageError("bundle and ignore_paths go with oms")
+    if (public_key is None) == (certificate_identity is None) or (oms and public_key is None):
+        raise UsageError("give public_key, or else certificate_identity and certificate_oidc_issuer")
+    if public_key is None:
+        if certificate_identity is None or certificate_oidc_issuer is None:
+            raise UsageError("give certificate_identity and certificate_oidc_issuer together")
+        root = None if trusted_root is None else os.fspath(trusted_root)
+        identity = Keyless(certificate_identity, certificate_oidc_issuer, root)
+        with workspace_of(settings) as workspace:
+            return _found(*run(workspace, source, identity, labels=labels or {}))
     key = read_public_key(os.fspath(public_key))
     if oms:
         data = None if bundle is None else read_bundle(os.fspath(bundle))
@@ -112,7 +132,10 @@ def verify(
             )
         return [KitSignature(str(done.digest), done.signer, "oms", str(done.signature))]
     with workspace_of(settings) as workspace:
-        digest, good = run(workspace, source, key, labels=labels or {})
+        return _found(*run(workspace, source, key, labels=labels or {}))
+
+
+def _found(digest: Digest, good: Sequence[Verified]) -> list[KitSignature]:
     return [KitSignature(str(digest), one.signer, one.shape, str(one.digest)) for one in good]
 
 

@@ -18,6 +18,7 @@ from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest
 from kitfs.trust import simple_signing
 from kitfs.trust.bundle import FAMILY, MAX_BUNDLE, Bundle
+from kitfs.trust.keyless import Keyless, identity_in
 from kitfs.trust.keys import PublicKey
 from kitfs.trust.simple_signing import MAX_PAYLOAD, Payload
 from kitfs.trust.statement import SIGN, Statement
@@ -56,15 +57,18 @@ class Signature:
     certificate: bool = False
     bundle: Bundle | None = None
 
-    def is_by(self, key: PublicKey) -> bool:
-        """Return whether the key made this signature."""
-        return not self.certificate and key.verifies(self.value, self.signed)
+    def is_by(self, signer: PublicKey | Keyless) -> bool:
+        """Return whether a key, or an identity with a certificate, made this signature."""
+        if isinstance(signer, Keyless):
+            return self.certificate and self.bundle is not None and signer.has_signed(self.bundle)
+        return not self.certificate and signer.verifies(self.value, self.signed)
 
     @property
     def signer(self) -> str:
         """The signer as the signature itself gives it, which is not proven."""
         if self.certificate:
-            return "a certificate"
+            named = "" if self.bundle is None else identity_in(self.bundle.certificate)
+            return f"a certificate of {named}" if named else "a certificate"
         return f"key SHA256:{self.hint[:MAX_SHOWN]}" if self.hint else "an unnamed key"
 
 
@@ -75,9 +79,9 @@ class Found:
     signatures: tuple[Signature, ...]
     failures: tuple[KitfsError, ...] = ()
 
-    def by(self, key: PublicKey) -> tuple[Signature, ...]:
-        """Return the signatures that the key made."""
-        return tuple(one for one in self.signatures if one.is_by(key))
+    def by(self, signer: PublicKey | Keyless) -> tuple[Signature, ...]:
+        """Return the signatures that a key, or an identity with a certificate, made."""
+        return tuple(one for one in self.signatures if one.is_by(signer))
 
 
 def signatures_of(source: SignatureSource, digest: Digest) -> Found:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kitfs.oci.names import LayoutReference, Reference
     from kitfs.ops.signing.model import SignedModel
+    from kitfs.trust.keyless import Keyless
     from kitfs.trust.keys import PrivateKey, PublicKey
 
 CLIENT_KEY: Final = Option(
@@ -45,6 +46,11 @@ SIGN: Final = options_of(
 VERIFY: Final = options_of(
     "verify",
     Option("key", path, "Public key that must have signed.", metavar="FILE", is_file=True, setting="verify-key"),
+    Option(
+        "certificate-identity", word, "E-mail address or URI that must have signed, instead of a key.", metavar="ID"
+    ),
+    Option("certificate-oidc-issuer", word, "The issuer of that identity.", metavar="URL"),
+    Option("trusted-root", path, "Trusted certificates and logs, instead of Sigstore's.", metavar="FILE", is_file=True),
     Option("oms", boolean, "Verify the kit's files, as OpenSSF Model Signing does.", default="false", flag=True),
     Option("bundle", path, "With --oms: read the signature from this file.", metavar="FILE", is_file=True),
     Option("ignore-path", word, "With --oms: leave out this path of the kit. Repeatable.", metavar="PATH", many=True),
@@ -102,7 +108,8 @@ def sign(settings: Settings, reference: str) -> None:
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes(*VERIFY, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
 def verify(settings: Settings, reference: str) -> None:
-    """Verify that the kit REF is signed by the key --key, at its registry or in an OCI layout.
+    """Verify that the kit REF is signed by the key --key, or by an identity with a certificate of Sigstore, at its
+    registry or in an OCI layout.
 
     Signatures of kitfs and of every version of cosign are accepted. The registry is always asked. If REF is an index,
     --label chooses one of its kits. With --oms a signature of OpenSSF Model Signing is verified: every file of the kit
@@ -110,29 +117,44 @@ def verify(settings: Settings, reference: str) -> None:
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference
-    from kitfs.ops.signing.files import read_public_key
     from kitfs.ops.signing.verify import verify as verifying
+    from kitfs.trust import keyless
 
-    if settings["key"] is None:
-        raise UsageError("verify needs a public key (write --key cosign.pub)")
     source = named(reference)
     if isinstance(source, Reference) and source.registry == LOCAL and settings["bundle"] is None:
         raise UsageError("registry is required when verifying (write registry/repository:tag)")
     if not settings["oms"] and (settings["bundle"] is not None or settings["ignore-path"]):
         raise UsageError("--bundle and --ignore-path go with --oms")
     labels = selector(settings["label"])
-    key = read_public_key(settings["key"])
+    signer = _signer(settings)
     if settings["oms"]:
-        _verify_files(settings, source, labels, key)
+        if isinstance(signer, keyless.Keyless):
+            raise UsageError("--oms needs a public key (write --key cosign.pub)")
+        _verify_files(settings, source, labels, signer)
         return
     with workspace_of(settings, waits=True) as workspace:
-        digest, good = verifying(workspace, source, key, labels=labels)
+        digest, good = verifying(workspace, source, signer, labels=labels)
     if settings["json"]:
         signatures = [{"signer": one.signer, "format": one.shape, "signature": one.digest} for one in good]
         put_json({"reference": display(source), "digest": digest, "signatures": signatures})
         return
     for one in good:
         put(f"{short(digest, full=settings['no-trunc'])} is signed by {one.signer} ({one.shape})")
+
+
+def _signer(settings: Settings) -> PublicKey | Keyless:
+    """Return whose signature ``verify`` demands. Raises UsageError."""
+    from kitfs.ops.signing.files import read_public_key
+    from kitfs.trust.keyless import Keyless
+
+    identity, issuer = settings["certificate-identity"], settings["certificate-oidc-issuer"]
+    root = settings["trusted-root"]
+    by_key = settings["key"] is not None and (identity is None or settings.origin("key") == "--key")
+    if by_key == (identity is not None):
+        raise UsageError("verify needs a public key (write --key cosign.pub), or else --certificate-identity")
+    if (identity is None) != (issuer is None) or (by_key and root is not None):
+        raise UsageError("--certificate-identity and --certificate-oidc-issuer must be given together")
+    return read_public_key(settings["key"]) if by_key else Keyless(identity, issuer, root)
 
 
 def _sign_files(settings: Settings, target: Reference, labels: dict[str, str], key: PrivateKey) -> None:

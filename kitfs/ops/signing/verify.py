@@ -12,6 +12,7 @@ from kitfs.errors import SignatureError
 from kitfs.kit.workspace import Workspace
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.ops.signing.target import subject_of
+from kitfs.trust.keyless import Keyless
 from kitfs.trust.keys import PublicKey
 from kitfs.trust.policy import seen
 from kitfs.trust.signatures import Found, Shape, signatures_of
@@ -27,20 +28,24 @@ class Verified:
 
 
 def verify(
-    workspace: Workspace, reference: Reference | LayoutReference, key: PublicKey, *, labels: Mapping[str, str]
+    workspace: Workspace,
+    reference: Reference | LayoutReference,
+    signer: PublicKey | Keyless,
+    *,
+    labels: Mapping[str, str],
 ) -> tuple[Digest, list[Verified]]:
-    """Return the digest that a reference names, and the signatures of ``key`` over it: at least one.
+    """Return the digest that a reference names, and the signatures of ``signer`` over it: at least one.
 
     The registry is asked, or the layout; if the reference names an index, ``labels`` choose the kit. Raises
-    SignatureError if no signature is the key's, NotFound, RegistryError, ManifestError, UsageError.
+    SignatureError if no signature is the signer's, NotFound, RegistryError, ManifestError, UsageError.
     """
     places = workspace.asked_apart(reference)
     digest = subject_of(workspace.asked(reference), reference, labels).descriptor.digest
     found = Found(())
     for place in places:
         found = signatures_of(place, digest)
-        if good := found.by(key):
-            return digest, [Verified(key.name, one.shape, one.digest) for one in good]
+        if good := found.by(signer):
+            return digest, [Verified(signer.name, one.shape, one.digest) for one in good]
     if found.failures:
         raise found.failures[0]
-    raise SignatureError(f"{digest} is not signed by {key.name}; {seen(found)}")
+    raise SignatureError(f"{digest} is not signed by {signer.name}; {seen(found)}")
