@@ -236,6 +236,26 @@ def test_many_files(host: Host) -> None:
     assert len(os.listdir(sealed / "data")) == 5000
 
 
+def test_a_hundred_thousand_files(new_host: Callable[..., Host]) -> None:
+    """Types, modes, link counts, owners, times and sizes are equal in a FUSE mount and in a sealed one."""
+    host = new_host(patience=1200)
+    tar = kit_tar({f"data/{i % 50}/f{i:06d}": b"%d" % i for i in range(100_000)})
+    ref = layout(host, part("dataset", "data", tar))
+    host.kitfs("warm", ref, timeout=600)
+    found = []
+    for seal in ("never", "auto"):
+        host.kitfs("mount", ref, host.mnt / "a", "--seal", seal, timeout=600)
+        assert host.status(host.mnt / "a")["mode"] == ("sealed" if seal == "auto" else "lazy")
+        about = "%P %y %m %n %U %G %T@"
+        sizes = ("-type", "d", "-printf", f"{about}\\n", "-o", "-printf", f"{about} %s\\n")  # not of directories
+        names = ["find", host.mnt / "a", "-mindepth", "1", *sizes]
+        found.append(sorted(subprocess.run(names, capture_output=True, check=True, timeout=600).stdout.splitlines()))
+        assert (host.mnt / "a/data/49/f099999").read_bytes() == b"99999"
+        host.umount(host.mnt / "a")
+    assert found[0] == found[1]
+    assert len(found[0]) == 100_000 + 52
+
+
 # -- sealed immediately
 
 
