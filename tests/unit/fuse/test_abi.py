@@ -1,4 +1,4 @@
-"""The bytes of kitfs.fuse.abi match the structs of <linux/fuse.h>, laid out by ctypes as by the C compiler."""
+"""The bytes of kitfs.fuse.abi match the structs of <linux/fuse.h>, which ctypes lays out as a C compiler does."""
 
 from __future__ import annotations
 
@@ -153,19 +153,19 @@ def test_a_request_is_its_header_and_body() -> None:
 
 
 def test_extensions_behind_the_body_are_cut_off() -> None:
-    """total_extlen counts units of eight bytes at the end of a request (7.38)."""
+    """total_extlen (7.38) is the length of the extensions after the body, in units of eight bytes."""
     assert abi.request(header(b"name\0\0\0\0" + bytes(8), opcode=Op.LOOKUP, extensions=1)).body == b"name\0\0\0\0"
 
 
 @pytest.mark.parametrize("data", [b"", b"short", header(b"", length=41), header(b"1234", length=40)])
 def test_what_is_no_request_is_refused(data: bytes) -> None:
-    """A message that is shorter or longer than its length field is refused."""
+    """A message whose length differs from its length field is refused."""
     with pytest.raises(BadRequestError):
         abi.request(data)
 
 
 def test_bodies_that_are_too_short_are_refused() -> None:
-    """Each reader of a body checks its length, and that names are terminated."""
+    """Every method that reads a body checks its length, or that its name is terminated."""
     request = abi.request(header(b"abc"))
     for read in (
         request.name,
@@ -181,18 +181,17 @@ def test_bodies_that_are_too_short_are_refused() -> None:
 
 
 def test_an_unknown_opcode_has_a_name() -> None:
-    """The name of an unknown opcode is its number."""
     assert abi.request(header(b"", opcode=4711)).operation == "op 4711"
 
 
 def test_read_has_handle_offset_and_size() -> None:
-    """The struct is fuse_read_in."""
+    """The body of READ is struct fuse_read_in."""
     body = bytes(FuseReadIn(fh=3, offset=1 << 40, size=131072, read_flags=2, lock_owner=9, flags=0o100000))
     assert abi.request(header(body, opcode=Op.READ)).read() == (3, 1 << 40, 131072)
 
 
 def test_getxattr_has_size_and_name_and_listxattr_a_size() -> None:
-    """The struct is fuse_getxattr_in, which the name follows."""
+    """Both bodies begin with struct fuse_getxattr_in. In GETXATTR, the name comes after it."""
     size = (256).to_bytes(4, "little") + bytes(4)
     assert abi.request(header(size + b"user.x\0", opcode=Op.GETXATTR)).xattr() == (256, b"user.x")
     assert abi.request(header(size, opcode=Op.LISTXATTR)).xattr() == (256, b"")
@@ -218,7 +217,7 @@ def test_init_keeps_to_what_both_sides_know() -> None:
 
 @pytest.mark.parametrize(("wanted", "offered"), [(True, True), (True, False), (False, True)])
 def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered: bool) -> None:
-    """The flag is one of the upper 32 and needs a stack depth. Otherwise the reply has neither."""
+    """Passthrough needs a flag in ``flags2`` and a stack depth. Both are 0 unless both sides want it."""
     flags2 = 1 << 5 if offered else 0
     body = bytes(FuseInitIn(major=7, minor=45, max_readahead=0, flags=InitFlag.INIT_EXT, flags2=flags2))
     agreed = abi.negotiate(abi.request(header(body, opcode=Op.INIT)).init(), passthrough=wanted)
@@ -228,23 +227,20 @@ def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered
 
 
 def test_max_pages_is_not_said_to_a_kernel_that_did_not_offer_it() -> None:
-    """A kernel with a newer minor version gets the minor version of kitfs."""
+    """The reply to a kernel with a newer minor version has the minor version of kitfs."""
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(abi.Init(7, 99, 0, 0))))
     assert (out.minor, out.flags, out.max_pages) == (abi.MINOR, 0, 0)
 
 
 def test_attr_out() -> None:
-    """Sizes count blocks of 512 bytes, rounded up.
-
-    All three times are the same, and attributes are valid for a year.
-    """
+    """Blocks of 512 bytes are rounded up, all three times are equal, and attributes are valid for a year."""
     out = FuseAttrOut.from_buffer_copy(abi.attr_out(ATTR))
     assert (out.attr_valid, out.attr_valid_nsec) == (365 * 86400, 0)
     assert fields(out.attr) == expected_attr()
 
 
 def test_entry_out() -> None:
-    """The node id and the validity of the name come from the entry, and st_ino comes from the attributes."""
+    """An entry has its own node id and validity. st_ino comes from the attributes."""
     out = FuseEntryOut.from_buffer_copy(abi.entry_out(abi.Place(5), ATTR))
     assert (out.nodeid, out.generation, out.entry_valid, out.attr_valid) == (5, 0, 365 * 86400, 365 * 86400)
     assert fields(out.attr) == expected_attr()
@@ -253,19 +249,17 @@ def test_entry_out() -> None:
 
 
 def test_a_name_that_will_never_be_is_node_0_for_a_year() -> None:
-    """A negative entry has node 0."""
     out = FuseEntryOut.from_buffer_copy(abi.no_entry_out())
     assert (out.nodeid, out.entry_valid, out.attr_valid) == (0, 365 * 86400, 0)
 
 
 def test_open_out() -> None:
-    """The reply has the handle, the flags and the backing id."""
     out = FuseOpenOut.from_buffer_copy(abi.open_out(9, OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH, backing_id=3))
     assert fields(out) == {"fh": 9, "open_flags": 1 << 1 | 1 << 5, "backing_id": 3}
 
 
 def test_errors_are_negative_in_the_header() -> None:
-    """A reply with an error is only a header."""
+    """A reply with an error has only a header."""
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, error=5))) == {"len": 16, "error": -5, "unique": 8}
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, length=100))) == {
         "len": 116,
@@ -300,7 +294,7 @@ def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
 
 
 def test_dirents_carry_types_and_offsets() -> None:
-    """Each dirent is padded to eight bytes."""
+    """Each dirent is padded to a multiple of eight bytes."""
     listing = entries(5)
     assert unpacked(abi.dirents(listing, 4096, place=None), plus=False) == [
         (0, e.name, stat.S_IFREG >> 12, e.offset) for e in listing
@@ -308,7 +302,7 @@ def test_dirents_carry_types_and_offsets() -> None:
 
 
 def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
-    """ "." and ".." have node 0, because they do not count as lookups."""
+    """ "." and ".." have node 0, because the kernel does not count them as lookups."""
     listing = entries(5)
     expected = [(0 if e.name in (b".", b"..") else e.inode, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
     assert unpacked(abi.dirents(listing, 4096, place=abi.Place), plus=True) == expected
@@ -330,7 +324,7 @@ def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
 
 
 def test_statfs_has_nothing_free() -> None:
-    """The struct is fuse_kstatfs."""
+    """The body of the reply is struct fuse_kstatfs."""
     out = FuseKstatfs.from_buffer_copy(abi.statfs_out(StatFS(blocks=10, files=3, block_size=4096, name_max=255)))
     assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (
         10,

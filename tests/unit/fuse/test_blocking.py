@@ -1,4 +1,4 @@
-"""The pool of threads for requests that wait."""
+"""Tests of the pool of threads for requests that wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EINTR: Reply = (4, b"")
 
 
 class Replies:
-    """Records the replies and can wait for them."""
+    """A recorder of replies that can wait for them."""
 
     def __init__(self) -> None:
         self.got: dict[int, Reply] = {}
@@ -41,7 +41,7 @@ def stalled(gate: threading.Event) -> Callable[[], Reply]:
 
 
 def test_no_more_threads_than_asked_for() -> None:
-    """A request that finds no free thread waits in the queue and is answered later."""
+    """A request that finds no free thread is queued and answered later."""
     pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
     for unique in range(5):
         pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
@@ -53,7 +53,7 @@ def test_no_more_threads_than_asked_for() -> None:
 
 
 def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
-    """The thread continues with the next request."""
+    """A queued request whose caller is killed is answered with EINTR at once, and the requests after it are handled."""
     pool, replies, gate = (
         BlockingPool(eintr=EINTR, threads=1, is_dying=lambda pid: pid == 7),
         Replies(),
@@ -88,7 +88,7 @@ def test_nothing_is_answered_after_close() -> None:
 
 
 def test_a_parked_request_is_answered_once() -> None:
-    """Another thread may finish the request or resume it in the pool, and the second call has no effect."""
+    """A parked request is answered by ``finish``, or by the pool after ``resume``. The second call has no effect."""
     pool, replies = BlockingPool(eintr=EINTR), Replies()
     first = Waiting(1, 0, lambda: (0, b"by the pool"), replies.to(1))
     second = Waiting(2, 0, lambda: (0, b"by the pool"), replies.to(2))
@@ -105,7 +105,7 @@ def test_a_parked_request_is_answered_once() -> None:
 
 
 def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
-    """An INTERRUPT may arrive before its request is parked. The later result of the request is dropped."""
+    """INTERRUPT may arrive before or after the request is parked. A later result of the request is dropped."""
     pool, replies = BlockingPool(eintr=EINTR, is_dying=lambda pid: pid == 7), Replies()
     before, after = (Waiting(unique, 7, lambda: (0, b""), replies.to(unique)) for unique in (1, 2))
     pool.interrupt(1)
@@ -120,7 +120,7 @@ def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
 
 
 def test_close_waits_for_a_reply_that_is_being_written() -> None:
-    """The descriptor for replies is closed after the pool, because its number may later belong to another file."""
+    """After ``close`` the caller closes the descriptor for replies, and its number may be reused for another file."""
     pool, begun, gate = BlockingPool(eintr=EINTR), threading.Event(), threading.Event()
 
     def reply(answer: Reply) -> None:

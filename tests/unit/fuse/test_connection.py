@@ -1,4 +1,4 @@
-"""The connection of the kernel transport, tested with a socketpair that speaks the FUSE protocol."""
+"""Tests of the connection of the kernel transport, over a socketpair that speaks the FUSE protocol."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP_CACHE, CACHE_DIR, NOFLUSH = 1 << 1, 1 << 3, 1 << 5
 
 
 class Doomed:
-    """A fake of ``dying`` that records its calls. ``pids`` are the threads that are dying."""
+    """A fake of the function ``dying``. ``pids`` are the threads that are dying, and ``asked`` counts the calls."""
 
     def __init__(self) -> None:
         self.pids: set[int] = set()
@@ -56,21 +56,21 @@ def doomed() -> Doomed:
 
 @pytest.fixture
 def socket() -> Iterator[FuseWire]:
-    """Return the kernel's side of a connection that nothing serves yet."""
+    """Yield the kernel's side of a connection. No Connection is attached to it yet."""
     with FuseWire() as wire:
         yield wire
 
 
 @pytest.fixture
 def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Connection:
-    """Return a connection with two workers that does not run yet."""
+    """Return a connection with two workers that is not running yet."""
     log = logging.getLogger("kitfs.test")
     return Connection(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
 
 
 @pytest.fixture
 def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Iterator[FuseWire]:
-    """Return a connection that runs, before INIT."""
+    """Return the kernel's side of a running connection, before INIT."""
     socket.serve(connection)
     yield socket
     for gate in fs.cold.values():
@@ -79,13 +79,13 @@ def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Ite
 
 @pytest.fixture
 def wire(fresh: FuseWire) -> FuseWire:
-    """Return a connection after INIT."""
+    """Return the kernel's side of a running connection, after INIT."""
     fresh.init()
     return fresh
 
 
 def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[int, threading.Event]:
-    """Send a read of dir/cold, which waits. Return its unique number and the event that ends the wait."""
+    """Send a read of dir/cold, which must wait. Return its unique number and the event that ends the wait."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     gate = fs.cold["read", "dir/cold"] = threading.Event()
@@ -106,7 +106,7 @@ def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
 
 
 def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
-    """The reply has only the major version 7, and the kernel sends INIT again with 7."""
+    """The reply has only the major version 7, and the kernel sends INIT again with version 7."""
     assert struct.unpack_from("=I", fresh.init(major=8, minor=0).body) == (7,)
     assert not fresh.ready.is_set()
     assert struct.unpack_from("=II", fresh.init().body) == (7, 40)
@@ -127,7 +127,7 @@ def test_an_unmount_before_init_is_no_error(fresh: FuseWire) -> None:
 
 
 def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> None:
-    """FOPEN_CACHE_DIR exists since version 7.28."""
+    """The flag FOPEN_CACHE_DIR exists since version 7.28."""
     fresh.init(minor=27)
     assert fresh.open(1, opcode=wires.OPENDIR)[1] == 0
 
@@ -149,7 +149,10 @@ def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) 
 
 
 def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The kernel is notified to drop each whole inode, and the next opening does not keep the cache."""
+    """The kernel is notified to drop all pages of each inode.
+
+    The next opening drops its cached pages, and later ones keep them.
+    """
     node = wire.lookup(b"file")
     fs.by_layer["sha256:1"] = [Inode(node), Inode(7)]
     connection.invalidate(fs.failed("sha256:1"))
@@ -158,7 +161,7 @@ def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWir
 
 
 def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """An opening that waits is answered on a thread of the pool, like a read."""
+    """While an OPEN waits on a thread of the pool, another request is answered."""
     node = wire.lookup(b"file")
     gate = fs.cold["open", "file"] = threading.Event()
     unique = wire.send(wires.OPEN, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
@@ -168,7 +171,7 @@ def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryF
 
 
 def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
-    """A listing starts at an offset, has only whole entries, and is empty at the end."""
+    """A listing starts at the given offset, contains only whole entries, and is empty at the end."""
     handle, flags = wire.open(1, opcode=wires.OPENDIR)
     assert flags == KEEP_CACHE | CACHE_DIR
     for opcode, size in ((wires.READDIR, 32), (wires.READDIRPLUS, 160)):
@@ -183,14 +186,14 @@ def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
 
 
 def test_readlink_statfs_and_destroy(wire: FuseWire) -> None:
-    """A link's target has no terminator, no block is free, and the last request is answered too."""
+    """The target of a link has no terminating NUL, and statfs reports no free block. DESTROY is answered too."""
     assert wire.call(wires.READLINK, node=wire.lookup(b"link")) == (0, b"dir/inner")
     assert struct.unpack_from("=QQQ", wire.call(wires.STATFS).body) == (12345, 0, 12345)
     assert wire.call(wires.DESTROY) == (0, b"")
 
 
 def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> None:
-    """A request with size 0 returns the size, and a buffer that is too small gives ERANGE."""
+    """A request with size 0 gets the size of the value. A request whose size is too small gets ERANGE."""
     node = wire.lookup(b"dir")
 
     def get(size: int, name: bytes) -> tuple[int, bytes]:
@@ -209,7 +212,7 @@ def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> No
 
 
 def test_a_name_that_is_final_is_cached_as_missing(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The reply is node 0 with a timeout. A name that may still appear gets ENOENT."""
+    """A name that will never exist gets node 0 with a timeout. A name that may still appear gets ENOENT."""
     fs.passing.add("later")
     final = wire.call(wires.LOOKUP, body=b"never\0")
     assert final.error == 0
@@ -231,7 +234,6 @@ def test_what_writes_is_erofs_and_the_rest_unknown(wire: FuseWire, opcode: int, 
 
 
 def test_forgets_have_no_reply(wire: FuseWire) -> None:
-    """The next reply belongs to the next request."""
     wire.send(wires.FORGET, body=bytes(8))
     wire.send(wires.BATCH_FORGET, body=struct.pack("=IIQQ", 1, 0, 5, 1))
     assert wire.call(wires.STATFS).error == 0
@@ -239,7 +241,7 @@ def test_forgets_have_no_reply(wire: FuseWire) -> None:
 
 
 def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -> None:
-    """All requests are counted when the connection has ended."""
+    """Once the connection has ended, the counters include every request."""
     node = wire.lookup(b"file")
     handle, _ = wire.open(node)
     for _ in range(100):
@@ -254,7 +256,7 @@ def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -
 def test_a_read_fails_with_eio_whatever_happened(
     wire: FuseWire, fs: MemoryFileSystem, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the registry refuses access, a read fails with EIO, and the log names the cause."""
+    """If the registry refuses access, a read fails with EIO and the log names the cause."""
     fs.fails["lookup", "dir"] = fs.fails["read", "file"] = Unauthorized("registry.example: 401")
     assert wire.call(wires.LOOKUP, body=b"dir\0").error == errno.EACCES
     node = wire.lookup(b"file")
@@ -282,7 +284,7 @@ def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) ->
 
 
 def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """While a hundred cold reads wait, a getattr and a cached read are answered."""
+    """While a hundred reads wait for bytes, a getattr and a cached read are answered."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     warm = wire.lookup(b"file")
@@ -301,7 +303,7 @@ def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFil
 def test_lookups_and_listings_wait_aside_too(
     wire: FuseWire, fs: MemoryFileSystem, opcode: int, operation: str, body: bytes
 ) -> None:
-    """The file system is called without waiting first, and again on another thread that may wait."""
+    """The file system is called with wait=False first, and then with wait=True on another thread."""
     node = 1 if opcode == wires.LOOKUP else wire.lookup(b"dir")
     gate = fs.cold[operation, "dir"] = threading.Event()
     unique = wire.send(opcode, node=node, body=body)
@@ -330,7 +332,7 @@ def test_a_signal_does_not_fail_a_read(wire: FuseWire, fs: MemoryFileSystem, doo
 
 
 def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """The read fails with EINTR, and its later result is dropped."""
+    """The read fails with EINTR, and its late result is dropped."""
     doomed.pids.add(5)
     unique, gate = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
@@ -344,7 +346,7 @@ def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFile
 def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
     wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed
 ) -> None:
-    """The kernel sends only one INTERRUPT, so that the connection checks the thread repeatedly."""
+    """The kernel sends INTERRUPT only once, so the connection checks repeatedly whether the thread is dying."""
     unique, _ = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
     for _ in range(3):
@@ -354,7 +356,7 @@ def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
 
 
 def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """With several workers, an INTERRUPT may be handled before its request."""
+    """With several workers, an INTERRUPT may be handled before the request that it interrupts."""
     doomed.pids.add(5)
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
@@ -369,7 +371,7 @@ def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: Memo
 
 
 def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The result of the waiting request is dropped."""
+    """The late result of the waiting request is dropped."""
     _, gate = cold_read(wire, fs)
     wire.hang_up()
     gate.set()
@@ -380,13 +382,13 @@ def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: Mem
 
 
 def test_a_living_process_is_not_dying() -> None:
-    """A process of another pid namespace, whose pid is 0, is not dying either."""
+    """A process of another pid namespace has the pid 0 here, and is not dying either."""
     assert not dying(os.getpid())
     assert not dying(0)
 
 
 def test_a_process_that_is_gone_is_dying() -> None:
-    """A zombie is dying too."""
+    """A zombie counts as dying too."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert dying(child.pid)

@@ -49,14 +49,14 @@ def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
     ],
 )
 def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
-    """Reads fail only with EIO. Other operations fail with the error's own errno, and bugs with EIO."""
+    """A read fails only with EIO. Other operations fail with the errno of the error, or with EIO for a bug."""
     assert policy.errno_of(operation, error) == number
 
 
 def test_every_eio_is_counted_and_repeats_are_logged_once(
     policy: ErrnoPolicy, counters: Counters, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cause is logged once, and later a line says how often it occurred."""
+    """A cause is logged once. Later, a single line reports how often it occurred again."""
     for _ in range(5):
         policy.errno_of("read", IntegrityError("layer sha256:1"))
     policy.errno_of("read", IntegrityError("layer sha256:2"))
@@ -79,7 +79,6 @@ def test_a_posix_answer_is_no_error(policy: ErrnoPolicy, counters: Counters, cap
 def test_a_bug_has_a_traceback_and_a_count(
     policy: ErrnoPolicy, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The traceback is in the log."""
     try:
         raise KeyError("x")
     except KeyError as e:

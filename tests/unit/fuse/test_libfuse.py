@@ -1,4 +1,4 @@
-"""The libfuse transport where it cannot mount. tests/contract tests what it serves."""
+"""Errors of the libfuse transport that occur before or during mounting. tests/contract tests its mounts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_libfuse_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 @pytest.mark.mount
 @pytest.mark.parametrize(("name", "number"), [("missing", errno.ENOENT), ("file", errno.ENOTDIR)])
 def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number: int) -> None:
-    """libfuse itself would report this only on stderr."""
+    """kitfs checks the mount point, because libfuse would report the error only on stderr."""
     needs_device()
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match="is not a directory") as told:
@@ -58,7 +58,7 @@ def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number
 
 @pytest.mark.mount
 def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> None:
-    """The directory is removed before libfuse mounts."""
+    """If the mount point is removed before libfuse mounts, ``serve`` raises MountError."""
     needs_device()
     needs("libfuse")
     (tmp_path / "m").mkdir()
@@ -70,6 +70,6 @@ def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> No
 
 
 def test_serving_before_mounting_is_refused(tmp_path: Path) -> None:
-    """Serving before mounting fails with EINVAL."""
+    """The errno of the error is EINVAL."""
     with pytest.raises(MountError, match="is not mounted"):
         transport(tmp_path).serve(lambda: None)

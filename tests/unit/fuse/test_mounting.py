@@ -1,4 +1,4 @@
-"""Mount tables are parsed from recorded text. tests/contract tests what needs a real mount."""
+"""Mount tables are parsed from recorded text. tests/contract has the tests that need a real mount."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_optional_fields_of_any_number_are_skipped() -> None:
 
 
 def test_lines_of_another_shape_are_left_out() -> None:
-    """A line that is not a mount does not hide the lines after it."""
+    """A line that cannot be parsed is skipped, and the lines after it are parsed."""
     assert [m.number for m in parse_mountinfo(MOUNTINFO)] == [22, 23, 88, 89, 90]
 
 
 def test_a_mount_comes_after_the_one_that_it_covers() -> None:
-    """The kernel lists mounts by age, but a younger mount may be beneath an older mount.
+    """The kernel lists mounts by age, but a younger mount may be beneath an older one.
 
-    Other mounts keep their order.
+    The parsed table has the lower mount first. Otherwise the order is the kernel's.
     """
     lines = [
         b"1 1 0:1 / / rw - rootfs r rw",
@@ -65,13 +65,13 @@ def test_a_mount_comes_after_the_one_that_it_covers() -> None:
 
 
 def test_names_that_are_not_utf8_come_back_as_the_same_bytes() -> None:
-    """The bytes of a mount point survive os.fsencode."""
+    """``os.fsencode`` of a parsed mount point returns its original bytes."""
     mount = parse_mountinfo(b"5 1 0:9 / /m/\xff\xfe rw - fuse.kitfs x ro\n")[0]
     assert os.fsencode(mount.mountpoint) == b"/m/\xff\xfe"
 
 
 def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) -> None:
-    """is_mountpoint follows symlinks and accepts relative paths."""
+    """``is_mountpoint`` follows symbolic links and accepts relative paths."""
     link = tmp_path / "link"
     link.symlink_to("/")
     assert mount_table.is_mountpoint("/")
@@ -82,7 +82,7 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
 
 
 def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths may have links, relative links, chains, dots, loops and missing parts."""
+    """Paths may contain links, relative links, chains of links, dots, loops and missing parts."""
     (tmp_path / "a/b").mkdir(parents=True)
     for name, target in {
         "abs": str(tmp_path / "a"),
@@ -121,7 +121,7 @@ def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
 
 
 def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
-    """``holders`` is empty if nothing is mounted."""
+    """``holders`` returns no process for a directory that is not mounted."""
     assert mount_table.holders(str(tmp_path)) == []
 
 
@@ -143,14 +143,17 @@ def test_option_values_are_escaped(value: str, expected: str) -> None:
     ],
 )
 def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) -> None:
-    """The error is one line with the system's errno."""
+    """The error is one line with the errno of the system call."""
     error = mounting.device_error(OSError(number, os.strerror(number)))
     assert error.errno == number
     assert part in str(error)
 
 
 def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
-    """Run an action as an ordinary user in a child process. Return the errno and the message of its MountError."""
+    """Run an action as an ordinary user in a child process.
+
+    Return errno and message of the MountError that it raises.
+    """
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -172,7 +175,7 @@ def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Return a directory that every user can read, while every user may open /dev/fuse."""
+    """Yield a directory that every user can read. Meanwhile every user may open /dev/fuse."""
     with tempfile.TemporaryDirectory() as name, fuse_device_for_everybody():
         Path(name).chmod(0o755)
         yield Path(name)
@@ -181,7 +184,10 @@ def shared() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
-    """The real program exits with 1 for each refusal. The error has the errno of the reason and shows the message."""
+    """The errno of the error states the reason, although fusermount3 always exits with 1.
+
+    The error contains the message of fusermount3.
+    """
     needs("fusermount3")
     (shared / "closed").mkdir(0o755)
     (shared / "sticky").mkdir()
@@ -201,7 +207,7 @@ def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
-    """The user's own mount is busy if it is in use. Unmounting another user's mount is not permitted."""
+    """Unmounting the mount of another user raises EPERM. Unmounting one's own mount raises EBUSY while it is in use."""
     needs("fusermount3")
     (shared / "m").mkdir()
     (shared / "m").chmod(0o777)
@@ -224,7 +230,7 @@ def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
 
 @contextmanager
 def mounted_by_nobody(path: Path) -> Iterator[None]:
-    """Yield a mount of an ordinary user that nothing serves."""
+    """Yield a mount of an ordinary user that no process serves."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def mount() -> None:
@@ -242,7 +248,7 @@ def mounted_by_nobody(path: Path) -> Iterator[None]:
 
 
 def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
-    """/proc/PID/maps has device numbers in hexadecimal, and a short line has none."""
+    """/proc/PID/maps has hexadecimal device numbers. A line without a device has none."""
     line = b"7f00-7f10 r--s 00000000 00:2f 4711                       /m/a b\n"
     assert mount_table._device_of(line) == "0:47"
     assert mount_table._device_of(b"broken\n") == ""
@@ -259,7 +265,7 @@ def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can call mount(2)")
 @pytest.mark.mount
 def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
-    """mount(2) fails with ENOENT. The error names the directory, and no descriptor is left open."""
+    """mount(2) fails with ENOENT. The error names the directory, and no descriptor stays open."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(MountError, match="missing: No such file") as told:
         mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))
@@ -268,7 +274,7 @@ def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
 
 
 def test_unmount_waits_for_a_user_that_is_not_seen_and_soon_ends(tmp_path: Path) -> None:
-    """A descriptor in a socket keeps a mount busy, but no process has it open. The swap of a sealed mount is alike."""
+    """A descriptor in transit through a socket keeps a mount busy, although no process has the file open."""
     with tmpfs(tmp_path / "m", "size=1m") as directory:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:

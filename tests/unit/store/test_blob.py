@@ -1,4 +1,4 @@
-"""A blob is fetched once, stored, and verified by reading it back, also if sources, disks and processes fail."""
+"""A blob is fetched once, stored, and verified by reading it back. Sources, disks and processes may fail meanwhile."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
 
 
 def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
-    """Neither does a later read of a part of them, or one near them, count as the next of a sequential reader."""
+    """Fetches with ``alone`` request only their own bytes, and nothing is fetched ahead of later reads."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     for at in range(0, 20 * CHUNK, 2 * CHUNK):
@@ -67,7 +67,7 @@ def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
 
 
 def test_a_long_request_ends_before_bytes_that_were_stored_meanwhile(store: Store) -> None:
-    """They are not received twice, and the reader gets the rest by another request."""
+    """The stored bytes are not received twice. The reader gets the rest by another request."""
     data = DATA * 8
     source = BytesSource(data, piece=CHUNK)
     blob = opened(store, source, data)
@@ -110,9 +110,9 @@ def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
 
 
 def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..., Store]) -> None:
-    """After a wrong byte, this blob fails for good, the failure is counted once, and the entry is removed.
+    """A wrong byte makes every read of the open blob fail, is counted once, and removes the entry.
 
-    The next opening fetches everything again.
+    The next opening fetches the whole blob again.
     """
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
@@ -131,7 +131,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
 
 
 def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
-    """``on_failure`` is called on the housekeeping thread, without locks, so that it may use the failed blob."""
+    """``on_failure`` may use the failed blob, because the housekeeping thread calls it without locks."""
     reported: list[tuple[Digest, str, bool]] = []
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
@@ -163,7 +163,7 @@ def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) 
 
 
 def test_failed_fetch_is_tried_afresh(store: Store) -> None:
-    """The reader gets the source's error. The next read sends a request for the missing bytes only."""
+    """The reader gets the error of the source. The next read requests only the missing bytes."""
     source = BytesSource(DATA, piece=CHUNK)
     source.cut_after = 2 * CHUNK
     blob = opened(store, source)
@@ -186,7 +186,7 @@ def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
 
 
 def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
-    """32 threads on a cold blob fetch each byte once, except short stored runs within a request."""
+    """32 threads that read a cold blob fetch each byte once. Only short runs of stored chunks may be received again."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     r = random.Random(0)
@@ -199,7 +199,7 @@ def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
 
 
 def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
-    """A reader of the first chunk of a long request does not wait for the rest of it."""
+    """A reader that waits for the first chunk of a long request does not wait for the other chunks."""
     source = BytesSource(DATA, piece=CHUNK)
     blob = opened(store, source)
     blob.pread(0, 32 * CHUNK)
@@ -216,7 +216,7 @@ def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
 
 
 class Ready:
-    """Takes the calls of ``WouldBlock.when_ready``."""
+    """A callback for ``WouldBlock.when_ready``. It records its calls."""
 
     def __init__(self) -> None:
         self.called: list[KitfsError | None] = []
@@ -228,9 +228,9 @@ class Ready:
 
 
 def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
-    """Return a blob with a running fetch, its stalled source, and the offset of bytes that the fetch will bring.
+    """Return a blob, its stalled source, and the offset of a chunk that the running request has not received yet.
 
-    The fetch is the only one, since it goes to the end of the blob.
+    The request extends to the end of the blob, so no other request follows.
     """
     data = DATA[: 32 * CHUNK]
     source = BytesSource(data, piece=CHUNK)
@@ -247,14 +247,14 @@ def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
 
 
 def when_ready(blob: Blob, offset: int, size: int, ready: Ready) -> bool:
-    """Register ``ready`` for missing bytes. Return False if no fetch will soon store them."""
+    """Register ``ready`` for missing bytes. Return False if no running request will soon store them."""
     with pytest.raises(WouldBlock) as caught:
         blob.pread(offset, size, wait=False)
     return caught.value.when_ready is not None and caught.value.when_ready(ready)
 
 
 def test_reader_without_a_thread_is_called_when_its_bytes_are_stored(store: Store) -> None:
-    """The reader is called once, on the thread of the fetch, and can then read without waiting."""
+    """``ready`` is called once, on the thread that fetches. Then the bytes can be read without waiting."""
     blob, source, at = in_flight(store)
     ready = Ready()
     assert when_ready(blob, at, 100, ready)
@@ -291,7 +291,7 @@ def test_reader_without_a_thread_is_called_when_the_blob_is_closed(store: Store)
 
 
 def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None:
-    """If no fetch will soon store the bytes, the reader must wait on a thread."""
+    """If no running request will soon store the bytes, ``when_ready`` returns False and starts none."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     assert not when_ready(blob, 0, 100, Ready())
@@ -302,7 +302,7 @@ def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None
 def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> None:
     """One stream fills the store for all readers.
 
-    This is true whether the missing support for ranges is known before or discovered by the first response.
+    With ``turns``, the source ignores ranges only from its first response on.
     """
     source = BytesSource(DATA, ranged=turns, turns=turns)
     blob = opened(store, source)
@@ -334,7 +334,7 @@ def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
 
 
 def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
-    """If the compressed bytes are wrong, neither form is verified, and the decoded form returns no more bytes."""
+    """If the compressed bytes are wrong, reads of the decoded bytes raise IntegrityError."""
     lying = BytesSource(DATA)
     lying.lie_at = 5
     wire = opened(store, lying)
@@ -348,7 +348,7 @@ def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
 
 
 def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..., Store]) -> None:
-    """After a reboot, marks count only if they were fsynced. A clean close syncs all marks."""
+    """After a reboot, only chunks whose marks were fsynced count as stored. A clean close syncs all marks."""
     store = open_store()
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, CHUNK)
@@ -366,7 +366,7 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
 
 
 def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path: Path) -> None:
-    """Without a boot id, only the opener of a map relies on its marks. The next opener relies on synced marks only."""
+    """Without a boot id, marks that were not synced count only for the ChunkMap that wrote them."""
     nobody_knows = bytes(16)
     first = ChunkMap(str(tmp_path), 8, boot=nobody_knows)
     first.mark(0, 2)
@@ -385,7 +385,7 @@ def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path:
 
 
 def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk is full, readers still get the bytes. The bytes are counted, and one line is logged."""
+    """If the disk is full, reads return bytes that are not stored, and ``read_through`` counts them."""
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, 10)
 
@@ -400,7 +400,10 @@ def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
-    """A descriptor with another size than the verified blob raises IntegrityError. An unverified entry is replaced."""
+    """A descriptor whose size is not that of the verified blob raises IntegrityError.
+
+    An entry that is not verified is replaced.
+    """
     store.blob(DIGEST, size=5, source=None).close()
     blob = opened(store, BytesSource(DATA))
     blob.fill()
@@ -410,7 +413,7 @@ def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
 
 
 def test_closed_blob_ends_its_flights(store: Store) -> None:
-    """Closing ends the requests that run ahead of a reader, and their threads."""
+    """Closing a blob ends the requests that run ahead of its reader, and their threads."""
     source = BytesSource(DATA, piece=CHUNK)
     source.stall = threading.Event()
     blob = opened(store, source)
@@ -451,7 +454,7 @@ store.close()
 def test_processes_fetch_each_byte_once_even_when_one_is_killed(
     open_store: Callable[..., Store], tmp_path: Path
 ) -> None:
-    """Four processes read one cold blob and one is killed in the middle.
+    """Four processes read a cold blob, and one of them is killed.
 
     Each byte is fetched once, except those that the killed process was receiving.
     """

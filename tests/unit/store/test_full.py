@@ -1,4 +1,4 @@
-"""If a store is full, all readers still get every byte, from decoders and from registries."""
+"""Readers of a full store get every byte, from decoders and from registries."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def decoded(store: Store, source: BytesSource) -> Blob:
 
 
 def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
-    """For a read before its position, the decoder starts again, because its earlier bytes could not be stored."""
+    """If the bytes before its position could not be stored, the decoder starts again to read them."""
     disk.refuses = lambda name: name == "rest"
     blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
     with ThreadPoolExecutor() as pool:
@@ -71,10 +71,7 @@ def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk
 
 
 def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
-    """A chunk whose mark cannot be written counts as not stored.
-
-    When there is room again, chunks are stored.
-    """
+    """A chunk that cannot be marked as stored counts as not stored. When the disk has room again, chunks are stored."""
     disk.refuses = lambda name: name == "present"
     source = BytesSource(DATA)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
@@ -89,9 +86,9 @@ def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
 def test_a_size_that_cannot_be_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the size of a decoded form cannot be written, its last chunk is not stored and one line is logged.
+    """If the size of a decoded blob cannot be written, its last chunk is not stored and one line is logged.
 
-    Another process can still read the blob.
+    Another opening can still read the blob when the disk has room again.
     """
     replace = os.replace
 
@@ -117,7 +114,7 @@ def test_a_size_that_cannot_be_kept(
 
 
 def test_marks_of_another_process_are_seen(store: Store) -> None:
-    """If one opening of a blob has fetched bytes, another opening finds them, although it looked before."""
+    """An open blob finds bytes that another opening of the blob stored later."""
     one, two = (store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA)) for _ in range(2))
     assert two.state == "absent"
     one.pread(0, 3 * MiB)
@@ -141,7 +138,7 @@ def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) ->
 
 
 def test_an_entry_for_which_there_is_no_room_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full before the first byte of a blob raises StoreFull, as in the middle of a blob."""
+    """A disk that is full before the first byte of a blob is stored raises StoreFull."""
 
     def mkdir(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -1,4 +1,4 @@
-"""Reads continue if files of a store are deleted or damaged while it is open, and lost hints are recorded again."""
+"""Reads continue if files of an open store are deleted or damaged. A damaged catalog of hints is created again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ DATA = random.Random(23).randbytes(3 * MiB)
 
 
 def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store]) -> None:
-    """Reads continue without the store's directory, even when the store checks the disk's free space."""
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     assert blob.pread(0, 4096) == DATA[:4096]
@@ -27,7 +26,10 @@ def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store
 
 
 def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -> None:
-    """With a damaged tag the pins are unknown, so that nothing is evicted or stored. Reads continue."""
+    """If a tag is damaged, the pinned blobs are unknown.
+
+    Then nothing is evicted, and reads continue without storing bytes.
+    """
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
     store.refs.set("r/a", "v1", {"digest": str(Digest.of(DATA))})
@@ -38,7 +40,7 @@ def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -
 
 
 def test_a_damaged_catalog_is_begun_anew(open_store: Callable[..., Store]) -> None:
-    """A damaged catalog loses its hints and is created again, for this process and the next."""
+    """The hints are lost. This process and the next can store new hints."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     store.close()

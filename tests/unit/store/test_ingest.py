@@ -164,9 +164,9 @@ def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store
 
 
 def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If two ingests commit the same blob, the second keeps the blob of the first in its place.
+    """If two ingests commit the same blob, the blob of the first stays.
 
-    The second finds that blob only when it moves its own.
+    The second finds that blob only when it renames its own.
     """
     answers: list[None] = []
 

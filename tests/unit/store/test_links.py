@@ -1,4 +1,4 @@
-"""Sequential reads from a registry that is far away."""
+"""Sequential reads from a registry with a long round trip."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ STEP = 512 << 10  # bytes that the kernel requests at once
 
 
 def far_source() -> BytesSource:
-    """Return a source whose requests take longer than a link that counts as far."""
+    """Return a source whose responses are so late that the link counts as far."""
     source = BytesSource(DATA, piece=64 << 10)
     source.delay = 2 * FAR
     return source
 
 
 def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
-    """Requests do not overlap, and the last request starts after a few MiB."""
+    """The last request starts after a few MiB. No two requests overlap."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     for at in range(0, len(DATA), STEP):
@@ -36,7 +36,7 @@ def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
 
 
 def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
-    """The kernel passes the requests of one reader to several threads, which send no requests of their own."""
+    """The kernel may use several threads for the reads of one reader. They do not cause requests that overlap."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     with ThreadPoolExecutor(2) as pool:
@@ -48,7 +48,7 @@ def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
 
 
 def test_a_reader_that_stops_is_not_fetched_for(store: Store) -> None:
-    """The window of the reader throttles the long request, which ends when the blob is closed."""
+    """A long request is throttled while its reader does not continue, and ends when the blob is closed."""
     source = far_source()
     source.piece = 32 << 10
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)

@@ -1,6 +1,6 @@
 """Unproven bytes are used only for kits from the origin that sent them. Proven bytes are shared by all origins.
 
-An origin is the sender of a blob together with the size that the manifest declares.
+An origin is the sender of a blob, together with the size that the manifest declares.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DIGEST = Digest.of(DATA)
 
 
 def opened(store: Store, data: bytes, sender: str) -> tuple[Blob, BytesSource]:
-    """Open the blob of DIGEST for a kit from the registry ``sender``, which sends ``data`` for it."""
+    """Return the blob of DIGEST, and its source. The registry ``sender`` sends ``data`` for this blob."""
     source = BytesSource(data)
     source.sender = sender
     return store.blob(DIGEST, size=len(data), source=source), source
 
 
 def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
-    """If a hostile registry sent most of a digest, the honest registry is still asked for every byte of its kit."""
+    """If a hostile registry sent bytes for a digest, every byte is still requested from the honest registry."""
     evil, _ = opened(store, EVIL, "https://evil.example")
     assert evil.pread(0, 1_000_000) == EVIL[:1_000_000]
     good, source = opened(store, DATA, "https://good.example")
@@ -45,7 +45,7 @@ def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
 
 
 def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[..., Store]) -> None:
-    """Two mounts of kits from one registry fetch a byte once, also in two processes."""
+    """Two mounts of kits from one registry fetch each byte once, also in two processes."""
     one, _ = opened(store, DATA, "https://good.example")
     one.pread(0, 500_000)
     two, source = opened(open_store(), DATA, "https://good.example")
@@ -54,7 +54,7 @@ def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[...
 
 
 def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> None:
-    """A kit that declares another size for a digest uses another entry than an honest kit."""
+    """A kit that declares a wrong size for a digest does not share bytes with a kit that declares the right size."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 100_000)
     clash = store.blob(DIGEST, size=10, source=BytesSource(b"0123456789"))
@@ -67,7 +67,7 @@ def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> No
 
 
 def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
-    """After the bytes of one origin were verified, kits of other origins read them without a request."""
+    """Verified bytes are read for kits of every origin, without a request."""
     good, _ = opened(store, DATA, "https://good.example")
     good.fill()
     good.verify()
@@ -90,7 +90,7 @@ def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
 
 
 def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
-    """The failed verification removes only the entry of the origin that sent wrong bytes."""
+    """A failed verification removes the entry of one origin only."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 200_000)
     evil, _ = opened(store, EVIL, "https://evil.example")
@@ -104,9 +104,9 @@ def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
 
 
 def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> None:
-    """After a failed verification the source skips the mirror that sent wrong bytes.
+    """After a failed verification, the mirror that sent wrong bytes is skipped.
 
-    The blob is verified in the end, and the failure is counted.
+    The blob is verified, and the failure is counted.
     """
     blob, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
     source.lie_at = 1_000_000
@@ -119,14 +119,13 @@ def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> 
 
 
 def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> None:
-    """If a mirror's compressed bytes were wrong, their decoded form is removed too."""
     wire, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
     source.lie_at = 5
     source.others = 1
     plain = bytes(reversed(DATA))
 
     class Reversed(BytesSource):
-        """A decoder that reverses the whole compressed form."""
+        """A decoder whose output is the whole compressed blob in reverse."""
 
         def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
             self.data = b"".join(wire.stream())[::-1]
@@ -140,7 +139,7 @@ def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> Non
 
 
 class Head(BytesSource):
-    """A decoder that needs only the first bytes of the compressed form, which it inverts."""
+    """A decoder whose output is the first bytes of the compressed blob, inverted."""
 
     def __init__(self, wire: Blob) -> None:
         super().__init__(b"", ranged=False, known=False)
@@ -158,10 +157,10 @@ def inverted(data: bytes) -> bytes:
 def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one(
     store: Store, open_store: Callable[..., Store]
 ) -> None:
-    """Bytes that were decoded from one origin's entry are not used for another origin's entry.
+    """Bytes that were decoded from one origin's entry are not used after another origin was verified.
 
-    A hostile registry sends a part of a compressed blob, and its decoded bytes stay in the store. Then an honest
-    registry sends the whole blob, whose decoded form must not contain those bytes.
+    A hostile registry sends a part of a compressed blob, whose decoded bytes stay in the store. Then an honest registry
+    sends the whole blob. The hostile bytes do not appear in its decoded form.
     """
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
@@ -179,7 +178,7 @@ def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one
 
 
 def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open_store: Callable[..., Store]) -> None:
-    """If a blob changes from its origin's entry to the verified entry, its decoded form is dropped."""
+    """Decoded bytes of an unverified entry are dropped when the verified entry replaces it."""
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
     assert decoded.pread(0, 400_000) == inverted(EVIL[:300_000])
@@ -193,7 +192,7 @@ def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open
 
 
 def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_store: Callable[..., Store]) -> None:
-    """A sealed entry that is still in its origin's directory is moved when it is opened again."""
+    """A verified entry that is still in the directory of its origin is moved when the blob is opened again."""
     blob, _ = opened(store, DATA, "https://good.example")
     blob.fill()
     directory = Path(blob.directory)
@@ -229,7 +228,7 @@ def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Sto
 
 
 def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) -> None:
-    """While another process uses a blob, the store stays in format 1, and its verified blobs can be read."""
+    """While a blob is in use, the store stays in format 1, and its verified blobs can be read."""
     store = open_store()
     store.put(DIGEST, DATA)
     (Path(store.root) / "VERSION").write_text("1\n")
@@ -244,7 +243,10 @@ def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) 
 
 
 def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed fdatasync the bytes are fetched again, because a later fdatasync may succeed without them."""
+    """After a failed fdatasync, the bytes of the blob are fetched again.
+
+    The bytes may be lost, and a second fdatasync may succeed nevertheless.
+    """
     blob, source = opened(store, DATA, "https://good.example")
     blob.fill()
     wait_until(lambda: blob.sealed, blob.state)
@@ -269,7 +271,10 @@ def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch
 
 
 def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -> None:
-    """``check`` reads a sealed blob back. A changed entry is removed and fetched again from its source."""
+    """``check`` reads a verified blob back.
+
+    If its bytes have changed, the entry is removed and the blob is fetched again.
+    """
     store.put(DIGEST, DATA)
     blob, source = opened(store, DATA, "https://good.example")
     assert blob.check()
@@ -282,7 +287,7 @@ def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -
 
 
 def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store: Store) -> None:
-    """Without a source ``check`` raises, the entry is removed, and the blob returns no more bytes."""
+    """If the blob has no source, ``check`` raises an error, the entry is removed, and later reads fail."""
     store.put(DIGEST, DATA)
     blob = store.blob(DIGEST, size=len(DATA), source=None)
     rot(store.root, DIGEST, at=1_000_000)
@@ -295,7 +300,7 @@ def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store:
 
 
 def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
-    """The changed entry of an open blob is removed. Reading it back does not count as a use of the blob."""
+    """A changed entry is removed while its blob is open. Reading a blob back does not count as a use."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     os.utime(lease, ns=(5, 5))
@@ -314,7 +319,7 @@ def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
 def test_bytes_that_another_process_has_found_to_be_wrong_are_not_read_any_more(
     store: Store, open_store: Callable[..., Store]
 ) -> None:
-    """A process verifies the bytes of a liar, and another process that reads them drops them, too."""
+    """If one process finds wrong bytes in an entry, other processes that read the entry drop it too."""
     readers = open_store()
     reader, source = opened(readers, EVIL, "https://evil.example")
     liar, _ = opened(store, EVIL, "https://evil.example")
@@ -330,7 +335,6 @@ def test_bytes_that_another_process_has_found_to_be_wrong_are_not_read_any_more(
 
 
 def test_a_blob_without_a_source_fails_when_another_process_finds_wrong_bytes(store: Store) -> None:
-    """All later reads raise IntegrityError."""
     store.put(DIGEST, DATA)
     blob = store.blob(DIGEST, size=len(DATA), source=None)
     rot(store.root, DIGEST, at=1_000_000)
@@ -342,7 +346,7 @@ def test_a_blob_without_a_source_fails_when_another_process_finds_wrong_bytes(st
 
 @pytest.mark.parametrize("damage", [b"", bytes(90), b"[]"])
 def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, damage: bytes) -> None:
-    """A damaged meta.json of a sealed entry is restored from ``sealed``, which is fsynced."""
+    """A damaged meta.json of a verified entry is restored from the file ``sealed``, which is fsynced."""
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST), "meta.json").write_bytes(damage)
     assert [(b.digest, b.size) for b in store.sealed()] == [(DIGEST, len(DATA))]
@@ -353,10 +357,7 @@ def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, dam
 
 @pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("sealed", "damaged")])
 def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
-    """Reading back finds a sealed entry that has lost its data.
-
-    It also finds an entry in which neither meta.json nor ``sealed`` can be parsed.
-    """
+    """``check`` removes an entry whose data is missing, or in which neither meta.json nor ``sealed`` can be parsed."""
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST), "meta.json").write_text("{")
     path = Path(store.path(DIGEST), name)
@@ -367,7 +368,7 @@ def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: s
 
 @pytest.mark.parametrize(("code", "result"), [(errno.EIO, "the disk cannot read it"), (errno.EMFILE, None)])
 def test_a_disk_that_cannot_read_has_lost_bytes(code: int, result: str | None) -> None:
-    """EIO means that bytes are lost. Other errors say nothing about the bytes and are raised."""
+    """EIO means that bytes are lost. Other errors do not prove a loss and are raised."""
 
     def fail(*_: object) -> int:
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""Entries are opened, evicted, removed and sealed correctly, whatever others do between any two system calls."""
+"""Entries are opened, evicted, removed and verified correctly if others interfere between any two system calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ Act = Callable[[], object]
 def interrupted(action: Act, act: Act, at: int) -> bool:
     """Call ``action``, and call ``act`` on another thread right before system call number ``at`` of ``action``.
 
-    ``action`` continues when ``act`` has ended or waits for a lock. Returns False if ``action`` has fewer system calls.
+    ``action`` continues when ``act`` has ended or waits for a lock. Returns False if ``action`` makes fewer system
+    calls.
     """
     me, count, failures = threading.get_ident(), 0, list[BaseException]()
 
@@ -75,14 +76,14 @@ def opened(store: Store) -> Blob:
 
 
 def in_place(store: Store, blob: Blob) -> bool:
-    """Return whether this blob has its lease on the entry that others would open."""
+    """Return whether the entry of this open blob is also the entry that the next opening would find."""
     filling = blob._filling
     assert filling is not None
     return os.path.samestat(Path(filling.entry.directory, "lease").stat(), filling.entry.lease.file.stat())
 
 
 def remove_all(store: Store) -> None:
-    """Remove every entry, leased or not."""
+    """Remove every entry, even if it is in use."""
     for entry in evict.entries(store.root):
         evict.remove_entry(store.root, entry.directory)
 
@@ -93,7 +94,7 @@ def remove(store: Store) -> list[bool]:
 
 
 def test_opening_meets_an_evictor(store: Store) -> None:
-    """If the entry is evicted at any point of an opening, the blob uses the entry that replaced it."""
+    """If an entry is evicted at any point of an opening, the blob uses the entry that replaced it."""
     blobs: list[Blob] = []
     for at in itertools.count():
         opened(store).close()
@@ -107,7 +108,7 @@ def test_opening_meets_an_evictor(store: Store) -> None:
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Store], filled: bool) -> None:
-    """If the entry is removed at any point of an opening, the opening succeeds with files of one entry only.
+    """If an entry is removed at any point of an opening, the opened blob uses the files of one entry only.
 
     With ``filled``, another store creates and fills the entry again.
     """
@@ -133,7 +134,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
 
 @pytest.mark.parametrize("how", ["evict", "drop"])
 def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: Callable[..., Store], how: str) -> None:
-    """If an entry is replaced at any point of its eviction or removal, the new entry stays."""
+    """If an entry is replaced at any point of its eviction or removal, the replacement stays."""
     other = open_store()
     fresh: list[Blob] = []
 
@@ -158,7 +159,7 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
 
 
 def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callable[..., Store]) -> None:
-    """If another entry replaces this entry at any point of its verification, the other entry is not sealed."""
+    """If an entry is replaced at any point of its verification, the replacement is not marked as verified."""
     other = open_store()
     digests = threading.Event()
     store.prove(digests.wait)  # keeps the verification thread busy, so that this thread verifies
@@ -203,7 +204,7 @@ def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
 
 
 def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
-    """A blob that was tagged before the pins are read is not evicted, because the pins are read after the blobs."""
+    """The evictor lists the blobs before it reads the pins, so it spares a blob that is tagged in between."""
     store.put(DIGEST, DATA)
 
     def late(root: str) -> Iterator[evict.Entry]:
@@ -219,9 +220,9 @@ def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
 def test_the_end_becomes_known_while_it_is_read(
     store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool
 ) -> None:
-    """A read across the end of a decoded blob is short, also if another reader finds the end at any point of it.
+    """A read across the end of a decoded blob is short, even if another reader finds the end meanwhile.
 
-    The other reader is in this process, or in another process.
+    With ``elsewhere``, the other reader has its own store, as in another process.
     """
     other = open_store()
     wire = opened(store)

@@ -11,13 +11,13 @@ SIZE = 4 << 30
 
 
 def read(readahead: Readahead, start: int, stop: int) -> int:
-    """Read [start, stop) as a miss, and return the end of the request that starts at ``start``."""
+    """Record a read of missing bytes [start, stop). Return the end of the request that fetches them."""
     cursor = readahead.miss(start, stop)
     return stop if cursor is None else readahead.plan(cursor, stop, SIZE)
 
 
 def test_a_random_read_fetches_only_its_own_bytes() -> None:
-    """Reads that are far from each other are never taken for a sequential reader."""
+    """Reads that are far from each other are never recognized as sequential."""
     readahead = Readahead()
     for start in range(5 << 20, 1 << 30, 64 << 20):
         assert read(readahead, start, start + 4096) == start + 4096
@@ -26,7 +26,7 @@ def test_a_random_read_fetches_only_its_own_bytes() -> None:
 
 @pytest.mark.parametrize("step", [4096, 128 << 10, MIB])
 def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
-    """If a reader stops, at most a quarter of the fetched bytes was unused, or half if it had read little."""
+    """If a reader stops, at most a quarter of what it read was fetched in vain, or half if it read little."""
     readahead = Readahead()
     for start in range(0, LONG - step, step):
         end = read(readahead, start, start + step)
@@ -38,7 +38,7 @@ def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
 
 
 def test_a_long_reader_gets_one_request_to_the_end() -> None:
-    """After LONG bytes the request extends to the end of the blob, and the cursor's limit throttles it."""
+    """After LONG bytes, the request extends to the end of the blob, and a limit throttles it."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         end = read(readahead, start, start + MIB)
@@ -49,7 +49,7 @@ def test_a_long_reader_gets_one_request_to_the_end() -> None:
 
 
 def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
-    """Two interleaved sequential readers get the same windows as each of them alone."""
+    """Each of two interleaved sequential readers gets the windows that it would get alone."""
     readahead = Readahead()
     for i in range(20):
         ends = [read(readahead, base + i * MIB, base + (i + 1) * MIB) - base for base in (0, 1 << 31)]
@@ -68,7 +68,7 @@ def test_requests_that_come_out_of_order_are_one_reader() -> None:
 
 
 def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
-    """The next request is sent when a reader of stored bytes has used half of its window."""
+    """If the window is stored, the next request is sent when a reader has used half of it."""
     readahead = Readahead()
     readahead.miss(0, MIB)
     cursor = readahead.advance(MIB, 2 * MIB)
@@ -80,13 +80,13 @@ def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
 
 
 def on_a_far_link(readahead: Readahead) -> None:
-    """Measure a link of 1 Gbit/s and 80 ms."""
+    """Record the measurements of a link with 1 Gbit/s and a round trip of 80 ms."""
     readahead.link.responded(0.08)
     readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
 
 
 def test_the_window_grows_with_the_link() -> None:
-    """The window soon covers the 10 MB in flight, but never more than a third of what was read."""
+    """The window soon covers the 10 MB in flight, but never exceeds a third of the bytes that were read."""
     readahead = Readahead()
     readahead.link.responded(0.006)
     readahead.link.measured(0.006, 10 * MIB, 6 * MIB / 1e9)
@@ -112,7 +112,6 @@ def test_one_request_begins_early_on_a_far_link() -> None:
 
 
 def test_one_slow_response_does_not_make_a_link_far() -> None:
-    """A registry on a busy machine may respond slowly once."""
     readahead = Readahead()
     for delay in (0.2, 0.005, 0.3):
         readahead.link.responded(delay)
@@ -120,7 +119,7 @@ def test_one_slow_response_does_not_make_a_link_far() -> None:
 
 
 def test_the_next_but_one_request_of_the_kernel_continues_a_reader() -> None:
-    """Two threads may send the requests of one reader, of 512 KiB each, in the wrong order."""
+    """The kernel may send two requests of 512 KiB of one reader in the wrong order."""
     readahead = Readahead()
     half = 512 << 10
     for start in (0, 2 * half, half, 4 * half, 3 * half):
@@ -129,21 +128,20 @@ def test_the_next_but_one_request_of_the_kernel_continues_a_reader() -> None:
 
 
 def test_a_short_request_does_not_measure_the_link() -> None:
-    """The few bytes of a random read do not give a meaningful rate."""
     readahead = Readahead()
     readahead.link.measured(0.08, 4096, 0.000001)
     assert readahead.link.product == 0
 
 
 def test_hops_over_the_members_of_an_archive_are_not_a_stream() -> None:
-    """A reader of the headers of members of 200 KiB fetches only the headers."""
+    """A reader that skips from header to header over members of 200 KiB fetches only the headers."""
     readahead = Readahead()
     for start in range(0, 64 * MIB, 200 << 10):
         assert read(readahead, start, start + (32 << 10)) == start + (32 << 10)
 
 
 def test_an_announced_reader_may_limit_its_window() -> None:
-    """The limit is exceeded only as far as the bytes in flight require."""
+    """The window exceeds the limit only if the link has more bytes in flight."""
     readahead = Readahead()
     readahead.announce(0, 4 * MIB)
     cursor = readahead.miss(0, 100 * MIB)
@@ -155,7 +153,7 @@ def test_an_announced_reader_may_limit_its_window() -> None:
 
 
 def test_a_request_is_not_held_back_when_another_cursor_is_at_the_same_place() -> None:
-    """If a reader and the background filler are at the same place, a request follows both."""
+    """If a reader and the background filler are at the same place, both cursors advance."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         read(readahead, start, start + MIB)

@@ -1,4 +1,4 @@
-"""The store as a whole: opening it, small blobs, limits, pins, hints and tags."""
+"""The store as a whole: opening, small blobs, limits, pins, hints and tags."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fill(store: Store, seed: int, size: int = MIB) -> Digest:
 
 
 def test_directory_is_private(store: Store) -> None:
-    """The store's directory has mode 0700 and records the format of the store."""
+    """The store's directory has mode 0700 and contains the version of its format."""
     assert os.stat(store.root).st_mode & 0o777 == 0o700
     assert (Path(store.root) / "VERSION").read_text() == "2\n"
 
 
 def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
-    """A store that a newer kitfs wrote is refused and not changed."""
+    """A store that was written by a newer kitfs is refused and not changed."""
     root = Path(open_store().root)
     (root / "VERSION").write_text("3\n")
     with pytest.raises(StoreError, match="format '3', but this kitfs knows only 1 and 2"):
@@ -48,7 +48,7 @@ def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
 
 
 def test_file_in_place_of_the_store(tmp_path: Path, open_store: Callable[..., Store]) -> None:
-    """A file in the place of the store gives one error that names the option."""
+    """If the path of the store is a file, the error names the option that sets the path."""
     (tmp_path / "store").write_text("")
     with pytest.raises(StoreError, match="--cache-dir"):
         open_store()
@@ -68,7 +68,7 @@ def test_small_blobs(store: Store) -> None:
 
 
 def test_least_recently_used_goes_first(open_store: Callable[..., Store]) -> None:
-    """Above the limit, whole blobs are evicted, least recently used first, until the rest fits."""
+    """Above the limit, the least recently used blobs are evicted until the others fit."""
     store = open_store()
     digests = [fill(store, seed) for seed in range(5)]
     for i, digest in enumerate(digests):
@@ -103,7 +103,7 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
 
 
 def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
-    """A manifest is not evicted if a layer in use alone exceeds the limit. Otherwise it can be evicted."""
+    """A manifest is not evicted while a layer in use alone exceeds the limit."""
     store = open_store()
     store.put(Digest.of(b"manifest"), b"manifest")
     used = fill(store, 1)
@@ -118,7 +118,7 @@ def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -
 
 
 def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[..., Store]) -> None:
-    """A blob that exceeds the limit can be read. It is removed from the store and fetched again later."""
+    """A blob that exceeds the limit can be read. It is removed from the store and later fetched again."""
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     data = random.Random(7).randbytes(8 * MIB)
     blob = store.blob(Digest.of(data), size=len(data), source=BytesSource(data))
@@ -136,7 +136,7 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
 
 
 def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[..., Store]) -> None:
-    """A layer that was not read lately is evicted for a layer that is being read, and is fetched again later."""
+    """A layer that was not read lately is evicted for a layer that is being read, and is later fetched again."""
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     one, two = (random.Random(seed).randbytes(2 * MIB) for seed in (8, 9))
     idle, busy = (store.blob(Digest.of(d), size=len(d), source=BytesSource(d)) for d in (one, two))
@@ -154,7 +154,7 @@ def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[...
 
 
 def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
-    """A catalog that is not a database loses its hints and nothing else."""
+    """If the catalog is not a database, only its hints are lost."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     assert store.catalog.get(("tag", "r/a:v1")) == {"digest": "x"}
@@ -190,7 +190,7 @@ def test_tags_are_files(store: Store) -> None:
     [(1, 32 << 10), (16 << 30, 32 << 10), ((16 << 30) + 1, 64 << 10), (1 << 40, 2 << 20), (None, 128 << 10)],
 )
 def test_chunk_sizes(size: int | None, chunk: int) -> None:
-    """Chunks have 32 KiB up to a size of 16 GiB and then double, so that a blob has at most 2^19 chunks."""
+    """Chunks have 32 KiB up to a blob of 16 GiB, and then double. A blob has at most 2^19 chunks."""
     assert chunk_size(size) == chunk
 
 
