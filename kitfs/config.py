@@ -4,7 +4,7 @@ A flag takes precedence over the environment, the environment over the settings 
 ``Option`` describes an option; its flag, its environment variable and its key in the settings file are all derived from
 the ``Option``. ``OPTIONS`` has the options that mean the same for every verb that accepts them. A verb declares its own
 options beside its code, with ``options_of``. All values are parsed here, and an error names the place of the value.
-Only the command line, the SDK and the daemon's request read settings; code below them gets plain values. Threading:
+Only the command line, the SDK and ``daemon.request`` read settings; all other code gets plain values. Threading:
 ``Settings`` do not change, so threads may share them.
 
 The value of an option may be in these places:
@@ -82,7 +82,7 @@ class Option(NamedTuple):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Return the values that the option accepts, if they are a few words; otherwise an empty tuple."""
+        """Return the words that the option accepts; an empty tuple if it accepts other values."""
         return self.parse.words if isinstance(self.parse, Choice) else ()
 
 
@@ -359,7 +359,7 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
 def _read_settings(
     flag: str | None, env: Mapping[str, str], options: Iterable[Option], *, strict: bool
 ) -> tuple[str, dict[str, list[str]]]:
-    """Return the path of the settings file, and the strings in it by the key of the option.
+    """Return the path of the settings file, and a map from the keys of options to the strings in that file.
 
     The default file may be missing. If ``strict`` is True, every key must belong to an option in ``options``.
     """

@@ -2,7 +2,7 @@
 
 A ``Source`` has the bytes of a blob. An ``Origin`` returns the manifests and blobs of a kit, and a ``Destination``
 receives them. ``Hints`` are notes for later processes. Classes match these Protocols by structure and need not import
-them. Each implementation documents its own threading rule.
+the Protocols. Each implementation documents its own threading rule.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Source(Protocol):
     Range. It may change from True to False, but not back. A source does not store, verify, coalesce or prefetch bytes;
     ``store.fetch`` does.
 
-    ``sender`` identifies the endpoints that send the bytes: it is equal for two sources with the same endpoints, and ""
-    for bytes that this process makes. ``distrust`` is called after bytes had the wrong digest. It returns True if the
-    source has another endpoint and reads from that endpoint from then on.
+    ``sender`` identifies the endpoints that send the bytes. Two sources with the same endpoints have the same
+    ``sender``, and bytes that this process makes have "". ``distrust`` is called after bytes had the wrong digest. If
+    the source has another endpoint, ``distrust`` makes the source read from that endpoint, and returns True.
     """
 
     @property
@@ -47,9 +47,10 @@ class Source(Protocol):
         """Yield pieces (offset, view) in ascending order without gaps. A view is valid until the next piece is yielded.
 
         If the source is ranged, the pieces cover [start, stop); a ``stop`` of None means the end. Otherwise the pieces
-        cover the whole blob, whatever range is requested, and the caller closes the generator when it has what it
-        needs. Closing the generator releases the connection. Raises RegistryError, IntegrityError if the source ends
-        early or has another size, and LayerError if the blob cannot be decoded. Earlier pieces stay valid.
+        cover the whole blob, whatever range is requested, and the caller closes the generator after the last piece that
+        it needs. Closing the generator releases the connection. Raises RegistryError if a request fails, IntegrityError
+        if the source ends early or has another size, and LayerError if the blob cannot be decoded. Earlier pieces stay
+        valid.
         """
         ...
 
@@ -89,7 +90,7 @@ class Repository(RemoteOrigin, Protocol):
 
 
 class Hints(Protocol):
-    """Notes for later processes, which may be lost at any time. The store's catalog contains them."""
+    """Notes for later processes, stored in the catalog of the store. A note may be lost at any time."""
 
     def get(self, key: Key, /) -> Any: ...
 

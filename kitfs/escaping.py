@@ -3,7 +3,7 @@
 Names, annotations, paths and the messages of registries are written by strangers. Every character that Unicode does not
 class as printable is escaped: C0 and C1 controls, DEL, controls of bidirectional text, separators of lines and
 paragraphs, characters without a width, and halves of surrogate pairs, by which Python represents bytes that are not
-UTF-8. Letters of any alphabet are not changed. Escaping a text twice does not change it further. ``cli.output`` and
+UTF-8. Letters of any alphabet are not changed. Escaping an escaped text does not change it. ``cli.output`` and
 ``LogFormatter`` escape all text; in the SDK, ``LogFilter`` does.
 """
 

@@ -1,10 +1,10 @@
 """Call hooks around fork(2), and number the forked children.
 
-A forked child copies state that it cannot use: locks that threads of the parent held, and that nobody releases in the
-child; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, which the parent
-holds. So ``generation`` is a different number in each forked child. An object that belongs to one process compares the
-number at the start of an operation, and reopens its files and connections if the number differs. An object that must
-act during the fork itself registers with ``watch``.
+A forked child copies state that it cannot use: locks that are never released, because the threads that hold them exist
+only in the parent; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, which
+only the parent holds. So ``generation`` is a different number in each forked child. An object that belongs to one
+process compares the number at the start of an operation, and reopens its files and connections if the number differs.
+An object that must act during the fork itself registers with ``watch``.
 
 Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so in the child, an action under
 ``guard`` is either complete or not begun. Hold it only for short actions that do not wait.
@@ -62,13 +62,13 @@ _renewed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(one: Watched) -> None:
-    """Call the hooks of ``one`` at every fork. It is referenced weakly, so it may be deleted at any time."""
+    """Call the hooks of ``one`` at every fork. ``one`` is referenced weakly, so it may be deleted."""
     with guard:
         _watched.add(one)
 
 
 def watch_child(one: Any) -> None:
-    """Call ``one.after_fork_in_child`` in every forked child. It is referenced weakly."""
+    """Call ``one.after_fork_in_child`` in every forked child. ``one`` is referenced weakly."""
     with guard:
         _renewed.add(one)
 

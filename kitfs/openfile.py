@@ -1,10 +1,10 @@
-"""Open files whose descriptors are never used after they are closed, and that belong to one process.
+"""Open files that belong to one process, and never use a descriptor after it is closed.
 
 The kernel reuses the number of a closed descriptor for the next file. So an OpenFile is closed only when its last user
 has finished, and every later use raises Closed; no read or write can reach another file of the program. A parent and
 its forked child share file locks (flock(2), and the "Open file description locks" of fcntl(2)), so a child that kept
-its copy of a descriptor would hold the lock after the parent has died. So a child closes its copies at once, which does
-not release the locks of the parent.
+its copy of a descriptor would hold the lock after the parent has died. So a child closes its copies at once. The parent
+keeps its locks.
 
 Threading: any thread may call every method. Reads and writes take no lock.
 """

@@ -2,9 +2,9 @@
 
 kitfs trusts the bytes and the locks in the store and the run-time directory. So every directory there has mode 0700 and
 every file mode 0600, whatever the umask or the mode of the parent directory, and a file that another user owns or may
-write is refused. This applies to root, too: bytes that root reads from another user's directory are chosen by that
-user. No symbolic link is followed below such a directory or in an OCI layout. Only regular files are opened, because
-opening a FIFO could block, and opening a device may have side effects.
+write is refused. Root refuses such files, too: otherwise, another user could choose the bytes that root reads. No
+symbolic link is followed below such a directory or in an OCI layout. Only regular files are opened, because opening a
+FIFO could block, and opening a device may have side effects.
 
 Failures are OSErrors. The checks in this module raise ``Unsafe``, with the reason as ``strerror``.
 """
@@ -40,9 +40,10 @@ def own_directory(path: str, *, sticky: bool = False) -> str:
     write, is used itself. In an empty directory that other users own or may write, such as a pod's emptyDir, a
     subdirectory ``kitfs-UID`` of mode 0700 is made and used; the next run of the same user uses it again.
 
-    With ``sticky``, a directory of this user that other users may write is used itself if its sticky bit prevents them
-    from replacing the user's files, as in a tmpfs. The caller must then check every file in it. Raises Unsafe for any
-    other directory that other users own or may write, and for a subdirectory that another user has made.
+    With ``sticky``, a directory of this user that other users may write is used itself if it has the sticky bit, as a
+    tmpfs has. The sticky bit prevents other users from replacing this user's files. The caller must then check every
+    file in it. Raises Unsafe for any other directory that other users own or may write, and for a subdirectory that
+    another user has made.
     """
     make_directories(path)
     info = os.lstat(path)
@@ -77,7 +78,7 @@ def _fault(info: os.stat_result) -> str:
 
 
 def make_directory(path: str) -> None:
-    """Make a directory of mode 0700, whatever the umask. Raises OSError; FileExistsError if the path exists."""
+    """Make a directory of mode 0700, whatever the umask. Raises OSError, such as FileExistsError."""
     os.mkdir(path, 0o700)
     # The umask may have cleared bits, or the directory may have inherited the set-group-id bit of its parent.
     if stat.S_IMODE(os.lstat(path).st_mode) != 0o700:
@@ -106,9 +107,9 @@ def make_directories(path: str) -> None:
 
 
 def check_directory(path: str) -> None:
-    """Check that a directory belongs to this user and that others may not write it; remove their other permissions.
+    """Check that a directory belongs to this user, and that no other user may write it. Raises Unsafe.
 
-    Raises Unsafe.
+    If other users may read or enter the directory, its mode is changed to 0700.
     """
     info = _directory(path)
     if info.st_mode & OTHERS_WRITE:
@@ -120,7 +121,7 @@ def check_below(root: str, path: str) -> None:
     """Check that ``path`` and the directories between it and ``root`` are not links and belong to this user.
 
     Directories that do not exist are skipped. Older versions of kitfs made some of these directories with a mode that
-    depended on the umask. No other user can reach them, so such a mode is corrected. Raises Unsafe.
+    depended on the umask, so any other mode is changed to 0700. Raises Unsafe.
     """
     at = root
     for part in os.path.relpath(path, root).split(os.sep):
@@ -151,7 +152,7 @@ def _close_to_others(path: str, info: os.stat_result) -> None:
 
 @contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """Ignore a failed change of mode on a read-only disk, whose files nobody can change."""
+    """Ignore an error in the ``with`` block that is due to a read-only disk, where no mode can be changed."""
     try:
         yield
     except OSError as e:
@@ -206,7 +207,7 @@ def _open_to_others(path: str, dir_fd: int | None) -> bool:
 
 
 def open_regular(path: str) -> int:
-    """Open a file that the user has named for reading. Links are followed.
+    """Open for reading a file that the user has named. Links are followed.
 
     Raises OSError, and Unsafe if the path is not a regular file.
     """
@@ -214,10 +215,10 @@ def open_regular(path: str) -> int:
 
 
 def open_below(directory: str, name: str) -> int:
-    """Open the regular file ``name`` (such as "a/b/c") below a directory for reading. Its owner may be any user.
+    """Open a regular file below a directory for reading. The file may belong to any user.
 
-    No link below ``directory`` is followed. Raises Unsafe for a link, and for anything that is not a regular file.
-    Other errors are those of open(2).
+    ``name`` is a path in the directory, such as "a/b/c". No link below ``directory`` is followed. Raises Unsafe for a
+    link, and for anything that is not a regular file. Other errors are those of open(2).
     """
     *parents, last = name.split("/")
     at = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -266,7 +267,7 @@ def _open_regular(path: str, flags: int, name: str, *, dir_fd: int | None = None
 
 
 def read_start(path: str, size: int) -> bytes:
-    """Return the first bytes of a file that the user has named, which may be a pipe.
+    """Return the first ``size`` bytes of a file that the user has named. The file may be a pipe.
 
     Raises OSError, and ValueError for a name that no file can have.
     """

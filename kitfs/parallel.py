@@ -18,11 +18,12 @@ def each(
     *,
     patient: bool = False,
 ) -> None:
-    """Call ``do`` for every item on ``concurrency`` threads, and return when all calls have returned.
+    """Call ``do`` for every item on ``concurrency`` threads, and wait until all calls have returned.
 
     On the first error, ``stop`` is set and no further call begins. The error is raised when the running calls have
     returned, so ``do`` should check ``stop`` from time to time. KeyboardInterrupt is raised at once, because a call may
-    wait long for a registry; if ``patient`` is True, it is raised when the running calls have returned, too.
+    wait long for a registry. With ``patient``, KeyboardInterrupt is also raised only when the running calls have
+    returned.
     """
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-each")
     try:

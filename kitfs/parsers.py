@@ -76,7 +76,7 @@ def positive(text: str) -> int:
 
 
 def octal(text: str) -> int:
-    """Parse a umask such as 022 or 0o077."""
+    """Parse an octal umask such as 022 or 0o077."""
     if not re.fullmatch(r"(0o)?[0-7]{1,4}", text.strip()):
         raise ValueError(f"{text!r} is not an octal umask such as 022")
     return int(text.strip().removeprefix("0o"), 8) & 0o777

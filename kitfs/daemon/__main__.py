@@ -6,7 +6,8 @@ The program reads a JSON object from stdin, and writes a JSON object to stdout:
              mount existed before
     umount   reads "mountpoint", "run_dir", and "lazy" unless it is false; writes an empty object
 
-If it fails, it writes the error (``errors.error_to_json``), and exits with the exit code of the error's class.
+If the command fails, the program writes the error (``errors.error_to_json``), and exits with the exit code of the
+error's class.
 """
 
 from __future__ import annotations

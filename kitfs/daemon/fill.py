@@ -2,9 +2,8 @@
 
 ``touched`` completes a layer once programs have read at least 64 MiB of it, and at least an eighth of it. ``all``
 completes every layer, in the order of the kit. Layers are fetched in steps of 4 MiB. No step begins while a program
-waits for bytes, or less than ``QUIET`` seconds after that, or while a request of a program brings the rest of the
-layer. A layer is not completed if the store would have to evict
-other blobs.
+waits for bytes, in the ``QUIET`` seconds after that, or while a request for a program fetches the rest of the layer. A
+layer is not completed if the store would have to evict other blobs.
 
 Threading: each mount has a thread that fills it. Any thread may read the status.
 """
@@ -136,7 +135,8 @@ class Filler:
     def _is_touched(self, layer: Layer) -> bool:
         """Return whether programs have read so much of a layer that the rest of it is worth fetching.
 
-        ``demand`` counts bytes twice that are read twice, so the bytes of the layer in the store are a second limit.
+        ``demand`` counts repeated reads of the same bytes, so the number of the layer's bytes in the store must be
+        large enough, too.
         """
         asked = min(self._demand.asked.get(layer.digest, 0), layer.content().fetched)
         return asked >= max(TOUCHED, layer.size // SHARE)

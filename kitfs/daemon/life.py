@@ -56,7 +56,7 @@ class Ready(Protocol):
 
 
 def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foreground: bool) -> None:
-    """Mount a kit, call ``ready`` when the mount answers, and return when the mount needs this process no longer.
+    """Mount a kit, call ``ready`` when the mount answers, and wait until the mount no longer needs this process.
 
     The caller must hold the lock of the mount; ``nonce`` is the nonce of the lock. Raises KitfsError if mounting fails.
     """
@@ -90,12 +90,12 @@ def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foregr
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Raise MountError on SIGTERM before the mount answers, so that a mount point made by kitfs is removed."""
+    """Raise MountError on SIGTERM before the mount answers, so that a mount point that kitfs has made is removed."""
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
 def leave(run: RunDir, record: Record) -> None:
-    """Clean up for a daemon that ends: remove its record, or only its socket if a sealed mount stays behind."""
+    """Clean up for a daemon that ends: remove its record, or only its socket if a sealed mount stays."""
     current = run.record(record.mountpoint)
     if current is not None and current.nonce == record.nonce and is_sealed_at(current, mount_at(record.mountpoint)):
         run.close_socket(record)
@@ -130,7 +130,7 @@ class _Life:
     # -- sealed
 
     def mount_sealed(self, pid: int | None) -> Record:
-        """Mount the kit sealed, call ``ready``, and return the record, whose process is ``pid``.
+        """Mount the kit sealed, call ``ready``, and return the record. The process in the record is ``pid``.
 
         Raises Refusal if the kit cannot be sealed.
         """
@@ -159,7 +159,7 @@ class _Life:
     # -- lazily
 
     def serve(self, refused: Refusal) -> Record:
-        """Mount the kit through FUSE, call ``ready``, and return when the transport has ended."""
+        """Mount the kit through FUSE, call ``ready``, and wait until the transport has ended."""
         at, end = self._at, self._end
         transport = open_transport(at, self._shown.filesystem)
         self._shown.store.on_failure(transport.known_wrong)
@@ -207,7 +207,7 @@ class _Life:
         )
 
     def _look(self) -> None:
-        """Look up what the store has of every layer, and warn about names that other users cannot use."""
+        """Look up which bytes of each layer the store has, and warn about names that other users cannot use."""
         for layer in self._shown.kit.layers:
             layer.load_state()
         self._closed.look(self._shown.kit)
@@ -242,7 +242,7 @@ class _Life:
         return sealer
 
     def _answer(self, record: Record) -> None:
-        """Report that the mount answers: in the log, to systemd, and to the caller."""
+        """Report to the log, to systemd and to the caller that the mount answers."""
         self._claimed.kept = True
         how = "sealed" if record.seal else f"with the {record.transport} transport"
         self._at.log.info("mounted %s (%s) on %s %s", record.reference, record.digest, record.mountpoint, how)

@@ -30,7 +30,7 @@ class CreatedMountpoint:
     lock: int = -1
 
     def unlock(self) -> None:
-        """Release the lock: from now on, other processes see the mount itself."""
+        """Release the lock. It is not needed after the mount is made, because other processes see the mount."""
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1

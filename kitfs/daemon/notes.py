@@ -38,8 +38,8 @@ def warn(kit: Kit, request: MountRequest, resolver: Resolver, log: logging.Logge
 class ClosedNote:
     """A warning about names that other users cannot use, in a mount that is open to other users (allow_other).
 
-    It is logged once. Names that other users cannot use because of an option of the request are not reported: a mode,
-    or a umask that clears the bits of other users.
+    The warning is logged once. A name is not reported if an option of the request (a mode or a umask) takes the
+    permissions of other users away.
     """
 
     def __init__(self, request: MountRequest, log: logging.Logger) -> None:

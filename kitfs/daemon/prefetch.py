@@ -5,7 +5,7 @@ Two sources predict these bytes:
 - The headers of safetensors and GGUF files (``kit.tensor_files``). After a program has read two tensors in order, the
   next tensors are fetched in the same order.
 - The order in which programs read the kit when it was last mounted (``kit.access_order``). When the mount answers,
-  ``EAGER`` bytes are fetched in this order. More bytes are fetched only if programs read those that were fetched.
+  ``EAGER`` bytes are fetched in this order. More bytes are fetched only if programs read the fetched bytes.
 
 Bytes are fetched in steps of at most 4 MiB. No step begins while a program waits for bytes, or if the store would have
 to evict other blobs. With --fill none, nothing is fetched and no order is recorded.
@@ -144,7 +144,7 @@ class Prefetcher:
 
     @property
     def _patience(self) -> float | None:
-        """Return how many seconds the thread may sleep if no program reads; None if it has no work until then."""
+        """Return how many seconds the thread may sleep if no program reads; None means any length of time."""
         is_saved = self._accesses.units == self._saved_units
         return None if is_saved and time.monotonic() > self._not_before else SAVE_EVERY
 
@@ -184,7 +184,7 @@ class Prefetcher:
             self._next_replayed = next(self._replay, None)
 
     def _fetch(self, digest: str, at: int, size: int) -> int:
-        """Fetch bytes of a layer, and none after them. Returns how many were new. Raises StoreFull and KitfsError."""
+        """Fetch bytes of a layer, and no later bytes. Return how many were missing. Raises StoreFull and KitfsError."""
         layer = self._layers[digest]
         if not self._lacks(layer):
             return 0
@@ -214,7 +214,7 @@ class Prefetcher:
         return layer.failure is None and not content.complete and content.ranged
 
     def _save(self) -> None:
-        """Save the order of reads, if programs have read more bytes since it was last saved."""
+        """Save the order of reads, if programs have read further bytes since the order was last saved."""
         self._saved, units = time.monotonic(), self._accesses.units
         if units > self._saved_units:
             self._saved_units = units
@@ -233,7 +233,8 @@ def _steps(digest: str, start: int, stop: int) -> Iterator[Step]:
 def prefetch_status(file: str | None, *, replays: bool, fetched: int, used: int) -> dict[str, Any]:
     """Return the object ``prefetch`` of a status.
 
-    It has the path of the file whose tensors are fetched in order (None if there is none), whether the recorded order
-    is being fetched, how many bytes were fetched ahead, and how many of them programs have read since.
+    It has the path of the file whose tensors are fetched in order (None if there is none), whether bytes are being
+    fetched in the recorded order, how many bytes were fetched ahead, and how many of these bytes programs have read
+    since.
     """
     return {"file": file, "replays": replays, "fetched": fetched, "used": used}

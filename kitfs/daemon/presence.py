@@ -33,7 +33,7 @@ CONCURRENCY: Final = 16  # daemons that are asked at the same time
 
 
 class Presence(NamedTuple):
-    """The state of a mount, and its status object, which is empty if the daemon did not answer."""
+    """The state of a mount, and its status object. The status object is empty if the daemon did not answer."""
 
     state: str
     status: dict[str, Any]
@@ -42,7 +42,7 @@ class Presence(NamedTuple):
 def is_lazy_at(record: Record, there: MountInfo | None) -> bool:
     """Return whether the topmost mount at the mount point of a record is the FUSE mount that the record describes.
 
-    The record of an older version of kitfs has no device.
+    The record of an older version of kitfs has no device, and describes any FUSE mount of kitfs at the mount point.
     """
     return (
         there is not None
@@ -63,7 +63,7 @@ def is_sealed_at(record: Record, there: MountInfo | None) -> bool:
 
 
 def is_at(record: Record, there: MountInfo | None) -> bool:
-    """Return whether the topmost mount at the mount point of a record is the one that the record describes."""
+    """Return whether the topmost mount at the mount point of a record is the mount that the record describes."""
     return is_lazy_at(record, there) or is_sealed_at(record, there)
 
 
@@ -101,7 +101,7 @@ def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record |
 
 
 def _current(run: RunDir, record: Record, there: MountInfo | None) -> Record:
-    """Bring a record up to date: a mount that was sealed since then has no transport, and perhaps no process."""
+    """Update the record of a mount that was sealed since: it has no transport, and its process may have ended."""
     if not is_sealed_at(record, there):
         return record
     return replace(record, transport=erofs.FSTYPE, pid=record.pid if run.alive(record) else None)

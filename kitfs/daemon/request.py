@@ -1,9 +1,9 @@
 """Define the request for a mount, and compare two requests.
 
 Two requests are the same if they show the same kit of the same repository or layout, and if all other options are equal
-after parsing. The tag, digest or labels by which the kit is named do not matter, nor do the spelling and order of
-options, or whether an option was set on the command line or elsewhere. ``terms_of`` turns the options of a request into
-strings, which are stored in the record of the mount for the comparison with later requests.
+after parsing. It does not matter by which tag, digest or labels a request names the kit, how options are spelled and
+ordered, or where an option was set. ``terms_of`` turns the options of a request into strings, which are stored in the
+record of the mount for the comparison with later requests.
 
 These strings contain no user or password of a URL, only a hash with a salt that differs from mount to mount. Only
 ``MountRequest.of`` and ``terms_of`` do I/O: they resolve symbolic links in paths.
@@ -129,7 +129,7 @@ class MountRequest:
 
 
 def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
-    """Return a string for each command-line option, by its name, except for the options that name the kit.
+    """Map the name of each command-line option to a string. Options that name the kit are left out.
 
     Equal options have equal strings. The string of an option that was not given is "". Users and passwords of URLs are
     hashed together with ``salt``.
@@ -195,9 +195,9 @@ def _text(value: object) -> str:
 
 
 def _only(filters: Sequence[str]) -> str:
-    """Return a string for what filters select together, such as ``docs:a,b model``.
+    """Return a string for the selection of all filters together, such as ``docs:a,b model``.
 
-    It does not depend on the order of the filters, or on how they are split.
+    The string does not depend on the order of the filters, or on how they are split.
     """
     from kitfs.modelkit.filters import Filter
 

@@ -14,8 +14,8 @@ The directory and its files must belong to the user alone (``ownership``): a dir
 may write is refused. In an empty directory that users share, kitfs uses a subdirectory for each user.
 
 ``<id>`` is a hash of the mount point, so the path of the socket is short, and any mount point has a valid name. No file
-here is needed after a reboot, or for a read. The files of a mount are renamed and removed, and its lock is taken, only
-under a short flock on the directory itself (``_exclusive``).
+in the directory is needed after a reboot, or to read from a mount. The files of a mount are renamed and removed, and
+its lock is taken, only under a short flock on the directory itself (``_exclusive``).
 """
 
 from __future__ import annotations
@@ -94,7 +94,10 @@ class RunDir:
             )
 
     def file(self, mountpoint: str, suffix: str, nonce: str = "") -> str:
-        """Return the path of a file of a mount; with a ``nonce``, of a file of the displaced daemon with this nonce."""
+        """Return the path of a file of a mount.
+
+        With ``nonce``, return the path of a file of the displaced daemon with this nonce.
+        """
         name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
         return os.path.join(self.path, f"{name}.{nonce}.{suffix}" if nonce else f"{name}.{suffix}")
 
@@ -129,7 +132,7 @@ class RunDir:
     def forget(self, gone: Record | str) -> None:
         """Remove the files of a record's daemon, or the record and the socket of a mount point. The log stays.
 
-        The lock of a mount point stays too, because another process may be waiting for it.
+        The lock of a mount point stays too, because another process may be waiting for this lock.
         """
         with self._exclusive():
             if isinstance(gone, str):
@@ -216,7 +219,7 @@ class RunDir:
                 os.close(fd)
 
     def alive(self, daemon: Record | str) -> bool:
-        """Return whether a daemon runs: the daemon of a record, or any daemon of a mount point."""
+        """Return whether a daemon runs. ``daemon`` is its record, or a mount point for any daemon there."""
         path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
         try:
             with _refused(path):
@@ -245,7 +248,7 @@ class RunDir:
 def _displaced_part(record: Record) -> str:
     """Return the part between the dots in the names of a displaced daemon's files.
 
-    The record of an old version of kitfs has no nonce; its part is "old".
+    The record of an old version of kitfs has no nonce; the function returns "old" for it.
     """
     return record.nonce or "old"
 

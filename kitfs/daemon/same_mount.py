@@ -1,7 +1,8 @@
 """Check a mount request for a directory that has a kitfs mount already.
 
-The same request succeeds; any other request raises an error that names the differences. ``request`` defines which
-requests are the same. Tags are resolved at their registry again, because a tag that has moved names another kit.
+A request that is the same as the request of the mount succeeds. Any other request raises an error that names the
+differences. ``request`` defines which requests are the same. Tags are resolved at their registry again, because a tag
+may have moved to another kit.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from kitfs.oci.names import LOCAL, UNNAMED, LayoutReference, Reference, parse_an
 
 
 def check(request: MountRequest, record: Record, run: RunDir, *, foreground: bool, log: logging.Logger) -> None:
-    """Return if ``request`` asks for the mount of ``record`` and the mount's daemon answers.
+    """Check that ``request`` asks for the mount of ``record``, and that the mount's daemon answers.
 
     Warnings are written to ``log``. Raises MountError (EBUSY) if the request differs from the mount, if the daemon does
     not answer, or if ``foreground`` is impossible.
@@ -46,7 +47,7 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
 
 
 def state_text(state: str) -> str:
-    """Return the words that follow "the daemon" in a message, for a state other than "alive"."""
+    """Return the words for a state other than "alive" that follow "the daemon" in a message."""
     return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
 
 
@@ -70,7 +71,7 @@ def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutR
 def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> str:
     """Return the digest of the kit that a request names now.
 
-    If the registry is unreachable, the reference of the mount is assumed to name the mounted kit still.
+    If the registry is unreachable, the reference of the mount is assumed to name the same kit as before.
     """
     from kitfs.kit.workspace import Workspace
 

@@ -80,8 +80,8 @@ class Seal:
     def _hides(self, layer: Layer) -> bool:
         """Return whether the layers above a layer hide all of its entries.
 
-        Returns False if that is not known without asking a registry, or if the index was made from unverified bytes: a
-        layer with wrong names must not stay unnoticed.
+        Returns False if that is unknown without a request to a registry. Also returns False if the index was made from
+        unverified bytes, which may have wrong names.
         """
         try:
             return layer.index_is_proven and not any(
@@ -175,7 +175,7 @@ def _size_of(layer: Layer, body: io.FileIO) -> int:
 
 
 def _check_leases(image: int) -> None:
-    """Raise Refusal if the store could not find out later whether a mount uses its files."""
+    """Raise Refusal if the store would not be able to find out whether a mount uses its files."""
     try:
         is_open_elsewhere(image)
     except OSError as e:

@@ -27,12 +27,12 @@ START_PATIENCE: Final = 60.0  # seconds to wait for another process that is moun
 
 
 def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
-    """Mount a kit, call ``ready`` when the mount answers, and return when the kit is unmounted.
+    """Mount a kit, call ``ready`` when the mount answers, and wait until the kit is unmounted.
 
-    A sealed mount needs no process, so for such a mount the function returns at once; with ``foreground``, it returns
-    when the mount ends. If the same request is mounted already, ``ready`` is called for that mount, and the function
-    returns. With ``foreground`` that is an error, unless the mount is sealed and has no process. With ``foreground``,
-    the log is also written to stderr. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
+    A sealed mount needs no process, so for a sealed mount the function waits only with ``foreground``. If the same
+    request is mounted already, ``ready`` is called for the existing mount, and the function returns. With
+    ``foreground``, an existing mount is an error, unless it is sealed and has no process; and the log is also written
+    to stderr. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
@@ -57,10 +57,11 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of the daemon that serves a mount point; None if no daemon does, or if it does not answer yet.
+    """Return the record of the daemon that serves a mount point. None means: no daemon, or no answer from it yet.
 
-    If the daemon was detached from the mount point and only serves files that are still open, its files in the run-time
-    directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the daemon.
+    If the daemon was detached from the mount point and only serves files that are still open, the daemon's files in the
+    run-time directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the
+    daemon.
     """
     from kitfs.fuse.mount_table import mounts
 

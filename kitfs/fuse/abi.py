@@ -4,7 +4,7 @@ This module does no I/O. Every layout is a struct of <linux/fuse.h>, which is na
 order, because both ends are on one machine.
 
 In INIT, the kernel offers a version and flags. The reply (``negotiate``) has the older of the two versions, and those
-of the flags that are in ``WANTED``; nothing else may be used after that.
+of the flags that are in ``WANTED``. After that, only this version and these flags may be used.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Request(NamedTuple):
         return fh
 
     def xattr(self) -> tuple[int, bytes]:
-        """Decode (size of the buffer, name) of GETXATTR, or of LISTXATTR without a name. Raises BadRequestError."""
+        """Decode (size of the buffer, name) of GETXATTR or LISTXATTR. LISTXATTR has no name. Raises BadRequestError."""
         size: int = _unpacked(_U32, self.body)[0]
         rest = self.body[_GETXATTR_IN_SIZE:]
         return size, _terminated(rest) if rest else b""
@@ -255,7 +255,7 @@ _BLKSIZE: Final = 128 << 10  # st_blksize, which cp and tar use as their buffer 
 
 
 class Place(NamedTuple):
-    """The node id that the kernel uses for an inode, and for how many seconds a name refers to this node id."""
+    """The node id that the kernel uses for an inode, and the seconds for which a name refers to this node id."""
 
     nodeid: int
     seconds: int = FOREVER
@@ -272,7 +272,7 @@ class Negotiated(NamedTuple):
 def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
     """Choose the version and the flags of a connection, after an INIT of this major version.
 
-    ``passthrough`` includes the flag for passthrough.
+    If ``passthrough`` is True, the flag for passthrough may be chosen, too.
     """
     wanted = WANTED
     if passthrough and init.flags & InitFlag.PASSTHROUGH:
@@ -291,12 +291,12 @@ def init_out(agreed: Negotiated) -> bytes:
 
 
 def version_out() -> bytes:
-    """Return the reply to an INIT of a newer major version: our version, with which the kernel sends INIT again."""
+    """Return the reply to an INIT of a newer major version. The kernel then sends INIT again, with our version."""
     return _INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def out_header(unique: int, *, length: int = 0, error: int = 0) -> bytes:
-    """Encode the fuse_out_header of a reply of ``length`` bytes, or of a positive errno without further bytes."""
+    """Encode the fuse_out_header of a reply: ``length`` bytes follow it, or ``error`` is a positive errno."""
     return _OUT_HEADER.pack(OUT_HEADER_SIZE + length, -error, unique)
 
 

@@ -2,14 +2,14 @@
 
 A waiting request must not fail because of a signal: EINTR in a page fault would be SIGBUS, and Go programs and
 profilers get signals all the time. So after an INTERRUPT, the pool only checks whether the task that sent the request
-is dying: SIGKILL is pending, by which the kernel also ends the threads of a process that another signal ends. If it is,
-the request is answered with EINTR at once, and its later result is dropped. The kernel sends only one INTERRUPT for a
-request, even if more signals follow, so the task of an interrupted request is checked every ``WATCH`` seconds until the
-request ends.
+is dying, which is the case if SIGKILL is pending. (If another signal ends a process, the kernel sends SIGKILL to its
+threads.) The request of a dying task is answered with EINTR at once, and its later result is dropped. The kernel sends
+only one INTERRUPT for a request, even if more signals follow, so the task of an interrupted request is checked every
+``WATCH`` seconds until the request ends.
 
 Threading: any thread may call every method. One lock guards the table of requests. A request is removed from the table
-before its reply is written, so that it is answered only once. ``close`` waits for replies that are being written. A
-thread is started if a request finds no idle thread. The threads are daemons, because a read may never end.
+before its reply is written, so it is answered only once. ``close`` waits for replies that are being written. A thread
+is started if a request finds no idle thread. The threads are daemons, because a read may never end.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Waiting:
 def dying(pid: int) -> bool:
     """Return whether a thread is being killed or has ended.
 
-    Returns False if that is unknown, because the thread is in another pid namespace (``pid`` is 0).
+    Returns False if ``pid`` is 0, because the state of a thread in another pid namespace is unknown.
     """
     if pid <= 0:
         return False
@@ -94,7 +94,10 @@ class BlockingPool:
         self.resume(request)
 
     def park(self, request: Waiting) -> None:
-        """Add a request that ``finish`` will answer, or a thread after ``resume``. Does nothing after ``close``."""
+        """Add a request that is answered later, by ``finish`` or by a thread after ``resume``.
+
+        Does nothing after ``close``.
+        """
         with self._lock:
             if self._closed:
                 return
@@ -117,7 +120,7 @@ class BlockingPool:
                 self._work.notify()
 
     def interrupt(self, unique: int) -> None:
-        """Handle an INTERRUPT for a request, which may not be submitted yet, or may be answered already."""
+        """Handle an INTERRUPT for a request. The request may not be submitted yet, or may be answered already."""
         with self._lock:
             request = self._waiting.get(unique)
             if request is None:

@@ -1,9 +1,9 @@
 """Serve a file system over a connection of /dev/fuse: read requests, call the file system, and write replies.
 
 ``kernel`` makes the mount and the descriptors. Threading: each descriptor has a worker. Descriptors are cloned if
-possible, so that workers do not wait for the same lock. Workers never block: they call the file system with
-``wait=False``, and pass a request that would block to the blocking pool. So a getattr or a cached read never waits for
-the network. A reply is written to the descriptor of its request, where the kernel expects it.
+possible, because the workers of one descriptor would wait for the same lock. Workers never block: they call the file
+system with ``wait=False``, and pass a request that would block to the blocking pool. So a getattr or a cached read
+never waits for the network. A reply is written to the descriptor of its request, where the kernel expects it.
 """
 
 from __future__ import annotations
@@ -204,12 +204,15 @@ class Connection:
                 self._reply(fd, request.unique, reply)
 
     def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
-        """Let the fetch of a request's bytes answer the request when they arrive, or else the blocking pool."""
+        """Let the fetch of a request's bytes answer the request when they arrive.
+
+        If that is not possible, let the blocking pool answer the request.
+        """
         if block.when_ready is None or not block.when_ready(partial(self._ready, request, waiting)):
             self._blocking.resume(waiting)
 
     def _ready(self, request: Request, waiting: Waiting, error: KitfsError | None) -> None:
-        """Answer a request whose bytes have arrived, on the thread that fetched them, to save a switch of threads."""
+        """Answer a request whose bytes have arrived. This is done on the thread that fetched them, which saves time."""
         try:
             if error is not None:
                 reply: Reply = self._failures.errno_of(request.operation, error), b""
@@ -299,7 +302,7 @@ class Connection:
 
 
 def _sized(value: bytes, size: int) -> bytes:
-    """Encode an attribute for a buffer of ``size`` bytes. For a size of 0, encode the size of the value instead."""
+    """Encode a value for a buffer of ``size`` bytes. If ``size`` is 0, encode the length of the value instead."""
     if size == 0:
         return abi.xattr_size_out(len(value))
     if len(value) > size:

@@ -1,10 +1,10 @@
 """Show the tree of a kit as a file system: lookup, getattr, open, read, readdir and so on.
 
-The transports call these methods and encode their results for the kernel. They turn an OSError into its errno, and a
-KitfsError into the errno of its class (EIO for read). After WouldBlock, they call the method again with ``wait=True``
-on a thread that may wait. Content never changes, so the kernel may cache all of it until a layer turns out to have
-wrong bytes (``failed``). Threading: any number of threads may call the methods. Open handles are in dicts, which change
-in single atomic steps.
+The transports call these methods and encode the results for the kernel. The transports turn an OSError into its errno,
+and a KitfsError into the errno of its class (EIO for read). After WouldBlock, a transport calls the method again with
+``wait=True`` on a thread that may wait. Content never changes, so the kernel may cache all content until a layer turns
+out to have wrong bytes (``failed``). Threading: any number of threads may call the methods. Open handles are in dicts,
+which change in single atomic steps.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FileSystem:
 
     Every file belongs to ``uid`` and ``gid`` and has the time ``mtime`` (seconds since the epoch). ``file_mode`` and
     ``dir_mode`` are the permission bits of all files and all directories; None means the bits in the layer. ``umask``
-    clears bits of both. ``reference`` and ``manifest_digest`` are extended attributes of the root.
+    clears bits of files and directories. ``reference`` and ``manifest_digest`` are extended attributes of the root.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class FileSystem:
         return Opened(handle, keep_cache)
 
     def _admit(self, node: Node, wait: bool) -> bool:
-        """Record that the kernel may cache bytes of a file or link; return whether the bytes in its cache are right.
+        """Record that the kernel may cache bytes of a file or link. Return whether the bytes in the cache are right.
 
         Raises IntegrityError if the bytes of the layer are known to be wrong. If an opening passes this check just
         before the layer fails, its reads fail.
@@ -129,7 +129,7 @@ class FileSystem:
 
     @property
     def may_have_backings(self) -> bool:
-        """Return whether ``backing`` may be LATER or NOW for any file."""
+        """Return whether ``backing`` may return LATER or NOW for any file."""
         return any(layer.whole_file for layer in self._tree.layers)
 
     def backing(self, inode: Inode) -> Backing:
@@ -140,7 +140,10 @@ class FileSystem:
         return Backing.NOW if node.layer.is_verified() else Backing.LATER
 
     def open_backing(self, inode: Inode) -> io.FileIO | None:
-        """Open the file in the store that has exactly the bytes of an inode; None unless ``backing`` is NOW."""
+        """Open the file in the store that has exactly the bytes of an inode.
+
+        Returns None unless ``backing`` returns NOW.
+        """
         if self.backing(inode) is not Backing.NOW:
             return None
         node = self._tree.node(inode)
@@ -151,7 +154,7 @@ class FileSystem:
         return file
 
     def failed(self, digest: str) -> Collection[Inode]:
-        """Return the inodes of a layer with wrong bytes that the kernel may have cached.
+        """Return the inodes of a layer with wrong bytes, as far as the kernel may have cached them.
 
         The next ``open`` of each of these inodes returns ``keep_cache`` False.
         """
@@ -197,7 +200,7 @@ class FileSystem:
         self._files.pop(handle, None)
 
     def opendir(self, inode: Inode, *, wait: bool = True) -> Handle:
-        """Open a directory. The listing of a handle does not change.
+        """Open a directory. The entries that a handle lists do not change.
 
         Raises OSError (ENOTDIR), WouldBlock and KitfsError.
         """
@@ -258,8 +261,8 @@ class FileSystem:
     def _state(self) -> str:
         """Return the state of the whole kit, which is an attribute of the root.
 
-        It is "wrong" if any layer is wrong, the state of the layers if all have the same state, and otherwise
-        "partial". A kit without layers is "verified", because its config is.
+        It is "wrong" if any layer is wrong. If all layers have the same state, it is that state; otherwise it is
+        "partial". A kit without layers is "verified", because its config is verified.
         """
         states = {layer.state() for layer in self._tree.layers} or {"verified"}
         if "wrong" in states or len(states) == 1:

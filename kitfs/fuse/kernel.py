@@ -108,7 +108,7 @@ def _workers() -> int:
 def _cloned(fd: int) -> int:
     """Return another descriptor of the same connection, with a queue of its own.
 
-    If that is not possible, return ``fd`` itself, which the workers then share.
+    If that is not possible, return ``fd`` itself. The workers then share ``fd``.
     """
     try:
         clone = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)

@@ -1,9 +1,9 @@
 """Serve a mount with libfuse 2 and fusepy, on systems other than Linux or with ``--transport libfuse``.
 
 This transport is slower than the kernel transport. libfuse identifies files by path, so every operation resolves its
-path from the root. libfuse starts a thread for every request that finds no idle thread, so operations may wait. It does
-not pass INTERRUPT on, so a killed process whose lookup waits for the network ends only when the lookup ends. (A read
-can be killed, because it waits in the page cache.)
+path from the root. libfuse starts a thread for every request that finds no idle thread, so operations may wait. libfuse
+does not report INTERRUPT, so a killed process whose lookup waits for the network ends only when the lookup ends. (A
+process that waits for a read can be killed, because it waits in the page cache.)
 
 Names are bytes, but fusepy accepts only str. So names are decoded as latin-1, which maps each byte to one character and
 back.
@@ -218,10 +218,10 @@ class LibfuseTransport:
         return 0
 
     def known_wrong(self, digest: str) -> None:
-        """Drop the cached pages of a layer's files when they are next opened, because the layer's bytes are wrong.
+        """Let the cached pages of a layer with wrong bytes be dropped when its files are next opened.
 
         While the bytes are wrong, opening a file of the layer fails. libfuse 2 cannot drop pages at once, so the pages
-        of files that are open stay cached.
+        of files that are already open stay cached.
         """
         self._filesystem.failed(digest)
 

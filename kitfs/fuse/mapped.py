@@ -1,10 +1,10 @@
-"""Read verified layers directly from the store's file, large reads without a copy.
+"""Read verified layers directly from the store's files. Large reads are not copied in this process.
 
-A large read is answered with a part of a mapping of that file. The kernel copies the part into the reader's page cache,
-so the bytes are copied once instead of twice, which made warm sequential reads 1.4 times as fast. Only the kernel
+A large read is answered with a part of a mapping of the layer's file. The kernel copies the part into the reader's page
+cache, so the bytes are copied once instead of twice. This made warm sequential reads 1.4 times as fast. Only the kernel
 accesses the mapped bytes, so an error of the disk is an error of a system call, never a signal. The pages of a reply
-are unmapped when the thread answers its next request. So a mapping takes address space, but each thread takes only the
-memory of one request or of a huge page.
+are unmapped when the thread answers its next request. So the mappings take address space, but only the memory of one
+request (or one huge page) for each thread.
 
 Only files that the store has verified are mapped; the store neither changes nor truncates them. Threading: any thread
 may call every method.
@@ -62,7 +62,7 @@ class Span(NamedTuple):
     size: int
 
     def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return bytes, fewer at the end; None if they cannot be read, so that the caller reads in another way."""
+        """Return bytes, fewer at the end; None if they cannot be read. The caller then reads in another way."""
         size = min(size, self.size - offset)
         if size <= 0:
             return b""

@@ -35,9 +35,10 @@ class MountInfo(NamedTuple):
 
 
 def parse_mountinfo(text: bytes) -> list[MountInfo]:
-    """Parse a mountinfo file, and sort a mount that covers another mount at the same mount point right after it.
+    """Parse a mountinfo file. Lines that cannot be parsed are left out.
 
-    Otherwise the order is that of the file. Lines that cannot be parsed are left out.
+    The order is that of the file, except for a mount that covers another mount at the same mount point. Such a mount
+    comes right after the covered mount.
     """
     found: list[tuple[int, MountInfo]] = []  # each with the number of the mount that it is mounted on
     for line in text.split(b"\n"):
@@ -80,8 +81,9 @@ def mounts() -> list[MountInfo]:
 def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
     """Return a path in the form of mountinfo: absolute and without symlinks. Missing components are not changed.
 
-    This is like os.path.realpath, but sends no request to a mount about its own root: a dead mount returns ENOTCONN,
-    and a stalled mount never answers. Raises MountError for a relative path if the current directory was removed.
+    The function does what os.path.realpath does, but sends no request to a mount about its own root, because a dead
+    mount returns ENOTCONN and a stalled mount never answers. Raises MountError for a relative path if the current
+    directory was removed.
     """
     known = {m.mountpoint for m in mounts()} if mountpoints is None else mountpoints
     if not path.startswith("/"):
@@ -144,8 +146,8 @@ def is_mountpoint(path: str) -> bool:
 def holders(mountpoint: str) -> list[int]:
     """Return the sorted ids of the processes that keep a mount busy; an empty list if nothing is mounted there.
 
-    A process keeps a mount busy by its working directory, root, program, an open file or a mapping. Only processes that
-    this user may inspect are found; root finds all.
+    A process keeps a mount busy by its working directory, its root, its program, an open file or a mapping. Only
+    processes that this user may inspect are found; root finds all.
     """
     mount = mount_at(mountpoint)
     return [] if mount is None else holders_of(mount)

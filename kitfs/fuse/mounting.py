@@ -65,7 +65,7 @@ def open_device() -> int:
 
 
 def device_error(error: OSError) -> MountError:
-    """Return the error for /dev/fuse that could not be opened; its message says what to do."""
+    """Return the error for a failure to open /dev/fuse. The message says what to do."""
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR):
         return MountError(f"{DEVICE} does not exist: {_NO_DEVICE}", errno=error.errno)
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -114,7 +114,7 @@ def fusermount() -> str:
 
 
 def check_allow_other() -> None:
-    """Raise MountError if an ordinary user requests allow_other and /etc/fuse.conf does not allow it."""
+    """Raise MountError if this user is not root and /etc/fuse.conf does not permit allow_other."""
     if os.geteuid() == 0:
         return
     try:
@@ -215,7 +215,7 @@ def raise_readahead(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Unmount the topmost mount at a path. With ``lazy``, detach it now; it ends when its last file is closed.
+    """Unmount the topmost mount at a path. With ``lazy``, detach the mount, which ends when its last file is closed.
 
     Raises MountError (EINVAL if nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM).
     """
@@ -264,7 +264,8 @@ def _umount2(path: str, lazy: bool) -> int:
 def _fusermount_unmount(mount: MountInfo, lazy: bool) -> tuple[int, str]:
     """Unmount with fusermount3. Return (0, ""), or an errno and the message of the program.
 
-    The program exits with 1 for every reason. A user may unmount their own mounts, so for these the reason is EBUSY.
+    The program exits with 1 for every reason. Users may unmount their own mounts, so the errno for such a mount is
+    EBUSY.
     """
     command = [fusermount(), "-u", *(["-z"] if lazy else []), "--", mount.mountpoint]
     done = subprocess.run(

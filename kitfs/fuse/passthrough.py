@@ -1,11 +1,12 @@
 """Let the kernel read files directly from the store, without requests (FUSE passthrough).
 
 This works for a file that is a whole, verified blob (``FileSystem.backing``). The kernel does not allow passthrough
-handles and cached handles on the same node. So such a file has a second node id with the same st_ino: its inode with
-the highest bit set, which no inode of a tree has. Handles of the first node id stay cached, and the next lookup of the
-name returns the second node id. To make that happen, a name is valid for only ``SOON`` seconds while its file may still
-be verified. Opening the second node id either uses passthrough or fails with ESTALE. After ESTALE, the kernel looks the
-name up again, and the lookup returns the first node id.
+handles and cached handles on the same node. So such a file has a second node id with the same st_ino. The second node
+id is the inode number with the highest bit set, which no inode number of a tree has. Handles of the first node id stay
+cached, and the next lookup of the name returns the second node id. The kernel sends this lookup soon, because a name is
+valid for only ``SOON`` seconds while its file may still become verified. Opening the second node id either uses
+passthrough or fails with ESTALE. After ESTALE, the kernel looks the name up again, and the lookup returns the first
+node id.
 
 Source: FUSE_PASSTHROUGH in <linux/fuse.h> and Documentation/filesystems/fuse-passthrough.rst; Linux 6.9. Threading: any
 thread may call the methods. A lock guards the table of open files, and is held during two short ioctls.
@@ -87,7 +88,7 @@ class NativeFiles:
         return Place(inode | _NATIVE) if backing is Backing.NOW else Place(inode, SOON)
 
     def open(self, inode: Inode, handle: Handle) -> int:
-        """Return the backing id for a new handle. Raises OSError (ESTALE) if passthrough is not possible any more."""
+        """Return the backing id for a new handle. Raises OSError (ESTALE) if passthrough is no longer possible."""
         with self._lock:
             backed = self._open.get(inode)
             if backed is None:

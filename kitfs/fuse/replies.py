@@ -40,7 +40,7 @@ class Opened(NamedTuple):
 
 
 class Backing(Enum):
-    """When the kernel may read a file directly from the store: never, after its blob is verified, or now."""
+    """The time when the kernel may read a file directly from the store: never, once its blob is verified, or now."""
 
     NEVER = 0
     LATER = 1
@@ -66,5 +66,5 @@ class StatFS(NamedTuple):
 
     @property
     def available(self) -> int:
-        """Return the number of free blocks: all blocks, because with 0, ``df`` would report a full disk."""
+        """Return the number of all blocks as available blocks. With 0, ``df`` would report a full disk."""
         return self.blocks

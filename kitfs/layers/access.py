@@ -36,12 +36,12 @@ class Closed(NamedTuple):
         return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """Return a copy without the files, or without the directories, whose argument is False."""
+        """Return a copy. If ``files`` or ``directories`` is False, the copy does not count them."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
 
 
 def closed_to_others(index: LayerIndex) -> Closed:
-    """Return the counts and examples of one layer, which its index contains."""
+    """Return the counts and examples in the index of one layer."""
     counts = index.counts
     examples = (
         f"{index.path(row)}, mode {index.mode(row):04o}" if count else ""
@@ -54,7 +54,7 @@ def closed_to_others(index: LayerIndex) -> Closed:
 
 
 def summed(counts: Iterable[Closed]) -> Closed:
-    """Add up the counts of several layers. The examples are those of the first layer that has any."""
+    """Add up the counts of several layers. The examples are those of the first layer that has examples."""
     total = Closed()
     for count in counts:
         if count:

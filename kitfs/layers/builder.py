@@ -39,16 +39,16 @@ FILLED: Final = 1 << 14  # a flag: the directory has entries below it; used only
 
 
 class IndexBuilder:
-    """A builder that accepts the entries of an archive in their order, and keeps the entry that wins each name.
+    """A builder that accepts the entries of an archive in their order, and decides which entry gets each name.
 
     The order decides, as in GNU tar. If two files or symbolic links have the same name, the later entry wins. A
     directory replaces a file. A file replaces an empty directory, but is skipped if the directory has entries below it.
     An entry below a file or a symbolic link is skipped. If two directories have the same name, the mode of the first
     entry counts.
 
-    Raises LayerLimit for more than ``max_entries`` entries, and for names and targets that have more than
-    256 * ``max_entries`` characters together (but 16 Mi are always allowed), because short entries can imply long
-    chains of directories.
+    Raises LayerLimit for more than ``max_entries`` entries, and if all names and targets together have more than 256 *
+    ``max_entries`` characters (but 16 Mi are always allowed). The second limit exists because a small archive can imply
+    long chains of directories.
     """
 
     def __init__(self, *, max_entries: int) -> None:
@@ -77,7 +77,7 @@ class IndexBuilder:
         self._leave_out(name, reason, detail, link)
 
     def skip_data(self) -> None:
-        """Count an entry that has no file and is not reported as skipped, such as a volume label."""
+        """Count an entry that is neither in the tree nor reported as skipped, such as a volume label."""
         self._count += 1
         if self._count > self._max_entries:
             raise LayerLimit(f"more than {self._max_entries} entries; raise the limit with --max-entries")
@@ -179,7 +179,7 @@ class IndexBuilder:
         return row
 
     def _enter(self, name: str, path: bytes) -> int:
-        """Return the row of a directory; add rows for it and for the directories above it where they are missing.
+        """Return the row of a directory. Missing rows of the directory and of those above it are added.
 
         Returns -1 if the path, or a path above it, is a file or a symbolic link.
         """
@@ -276,7 +276,7 @@ class IndexBuilder:
         return found if self._in_order else array("I", sorted(found, key=self._seq.__getitem__))
 
     def _breadth_first(self) -> tuple[array[int], array[int]]:
-        """Return the rows in the order of the index, and for each row its number there.
+        """Return the rows in the order of the index, and the number of each row in that order.
 
         The children of each directory are entered in ``a`` and ``b``.
         """
@@ -375,7 +375,7 @@ class IndexBuilder:
 
 
 def _runs(keys: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) for each run of keys that agree in all but their lowest 32 bits."""
+    """Yield (start, stop) for each run of keys whose upper bits, all but the lowest 32, are equal."""
     start = 0
     for stop in range(1, len(keys) + 1):
         if stop == len(keys) or keys[stop] >> 32 != keys[start] >> 32:
@@ -391,7 +391,7 @@ def raw_index(path: str, size: int, mode: int) -> LayerIndex:
 
 
 def unnamed_index() -> LayerIndex:
-    """Return the index of a layer whose blob is a single file without a name: the file is skipped."""
+    """Return the index of a layer whose blob is a single file without a name. The file is skipped."""
     builder = IndexBuilder(max_entries=1)
     builder.skip("", SkipReason.UNNAMED_FILE)
     return builder.finish()

@@ -67,7 +67,7 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
 
 
 def _sliced(stream: Iterable[Bytes]) -> Iterator[bytes]:
-    """Yield small pieces of a stream, because zlib copies the input that it has not consumed at every call."""
+    """Yield small pieces of a stream, because zlib copies the rest of its input at every call."""
     for piece in stream:
         view = memoryview(piece)
         for at in range(0, len(view), SLICE):
@@ -94,7 +94,7 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
 class _Pieces:
     """A stream of pieces, as the file object that zstandard reads.
 
-    It follows the frames of the stream, because zstandard does not report that the last frame is cut off.
+    The object parses the frames of the stream, because zstandard does not report that the last frame is cut off.
     """
 
     def __init__(self, stream: Iterable[Bytes]) -> None:
@@ -135,7 +135,7 @@ class _Frames:
 
     @property
     def whole(self) -> bool:
-        """Return whether the bytes so far end at the end of a frame. No bytes at all are not a frame."""
+        """Return whether the bytes so far end at the end of a frame; False if there are no bytes."""
         return self.frames > 0 and not self._skip and not self._buffer and self._step == self._magic
 
     def feed(self, data: bytes) -> None:
@@ -201,8 +201,8 @@ class DecodedSource:
     """A source that decodes a compressed blob. Every read begins at offset 0.
 
     ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. ``allow`` is
-    called before each piece is yielded, with the total number of bytes up to the end of that piece. It raises an error
-    if that is too much (``growth.Growth``).
+    called before each piece is yielded, with the total number of bytes up to the end of that piece. ``allow`` raises an
+    error if the number is too large (``growth.Growth``).
     """
 
     def __init__(

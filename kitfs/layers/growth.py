@@ -1,8 +1,8 @@
 """Limit how many bytes a compressed layer may decode to, for mounts, ``ls``, ``cat``, ``unpack`` and all other readers.
 
 A few kilobytes can decode to terabytes. So the output of a decoder has three limits. The first is the size that the
-layer declares, if it declares one. The second depends on its compressed size (``Expansion``). The third is the free
-space of the store, because a small download must not push the verified layers of other kits out of the store.
+layer declares, if it declares one. The second depends on the compressed size of the layer (``Expansion``). The third is
+the free space of the store, because a small download must not push the verified layers of other kits out of the store.
 Threading: a ``Growth`` belongs to one decoder at a time.
 """
 
@@ -40,8 +40,8 @@ DEFAULT_EXPANSION: Final = Expansion()
 class Growth:
     """The limits of one decoder of a layer of ``size`` compressed bytes.
 
-    ``declared`` is the size of the content as the layer declares it, None if it declares none. ``spare`` returns how
-    many bytes the store can accept without evicting anything.
+    ``declared`` is the size that the layer declares for its content, or None. ``spare`` returns how many bytes the
+    store can accept without evicting anything.
     """
 
     def __init__(self, size: int, *, expansion: Expansion, declared: int | None, spare: Callable[[], int]) -> None:
@@ -53,7 +53,7 @@ class Growth:
     def allow(self, total: int) -> None:
         """Check the limits for ``total`` decoded bytes.
 
-        Raises LayerLimit if the layer may not have so many bytes, and StoreFull if the store has no room for them.
+        Raises LayerLimit if the layer may not have that many bytes, and StoreFull if the store has no room for them.
         """
         if total > self._limit:
             raise LayerLimit(

@@ -3,8 +3,8 @@
 A ``LayerIndex`` is an immutable file in memory, or mapped from the store. It has the entries of one layer that won
 their names by the rules of the manual's *Semantics*, and the entries that were skipped. ``builder`` makes an index, and
 ``index_file`` defines the file around its sections. A member takes about 30 bytes besides its name. Opening an index
-parses nothing; a ``Member`` is made when it is read. Paths are in the normal form of ``names``. Threading: any thread
-may use an index.
+parses nothing; a ``Member`` is made when its row is read. Paths are in the normal form of ``names``. Threading: any
+thread may use an index.
 
 Every path of the layer is a row, including directories that exist only because an entry is below them. The root is row
 0. Rows are in breadth-first order, and the names in a directory are sorted by their bytes. So the children of a
@@ -72,9 +72,9 @@ class Member(NamedTuple):
     """An entry of a layer that won its name.
 
     ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, and ``size`` is in bytes. ``target``
-    is the target of a symbolic link. Hard links to one file share an inode: ``link`` is the file's first name, or ""
-    if this is the first name. ``link`` is always the path of a member of the same index, because names that a later
-    entry replaced are not counted.
+    is the target of a symbolic link. Hard links to a file share an inode: ``link`` is the file's first name, or "" if
+    this member has the first name. Names that a later entry replaced are not counted, so ``link`` is always the path of
+    a member of the same index.
     """
 
     path: str
@@ -145,7 +145,7 @@ class LayerIndex:
         self.skipped: Final = Skips(data, sections["skipped"], self.counts.skipped)
 
     def _check(self, names: slice) -> None:
-        """Raise ValueError for columns that contradict each other, so that a walk over the rows cannot loop or fail."""
+        """Raise ValueError for columns that contradict each other. A walk over such rows could loop or fail."""
         rows, parent, name_at = self.counts.rows, self._parent, self._name_at
         if not (
             rows == len(parent) == len(self._flags) == len(self._a) == len(self._b) == len(name_at) - 1
@@ -164,7 +164,7 @@ class LayerIndex:
         return f"<LayerIndex {len(self.members)} members, {len(self.skipped)} skipped, {self.total} bytes>"
 
     def __eq__(self, other: object) -> bool:
-        """Return whether two indexes have the same bytes. An archive always has the same index, byte for byte."""
+        """Return whether two indexes have the same bytes. All indexes of one archive are equal."""
         return isinstance(other, LayerIndex) and memoryview(self.data) == memoryview(other.data)
 
     __hash__ = None  # type: ignore[assignment]
@@ -197,7 +197,7 @@ class LayerIndex:
         return not self._flags[row] & KIND_BITS and self._b[row] > 0
 
     def name_bytes(self, row: int) -> bytes:
-        """Return the last component of the path, as bytes of the archive."""
+        """Return the last component of the path as the archive stores it."""
         names, name_at = self._names, self._name_at
         return self.data[names + name_at[row] : names + name_at[row + 1]]
 
@@ -206,7 +206,7 @@ class LayerIndex:
         return self.name_bytes(row).decode("utf-8", "surrogateescape")
 
     def path_bytes(self, row: int) -> bytes:
-        """Return the path, as bytes of the archive."""
+        """Return the path as the archive stores it."""
         parts = []
         while row:
             parts.append(self.name_bytes(row))
@@ -218,7 +218,7 @@ class LayerIndex:
         return self.path_bytes(row).decode("utf-8", "surrogateescape")
 
     def child(self, row: int, name: bytes) -> int:
-        """Return the row of a name in a directory; -1 if the name does not exist."""
+        """Return the row of the entry ``name`` in the directory of ``row``; -1 if the name does not exist."""
         rows = self.children(row)
         at = bisect_left(rows, name, key=self.name_bytes)
         return rows[at] if at < len(rows) and self.name_bytes(rows[at]) == name else -1
@@ -249,7 +249,7 @@ class LayerIndex:
         return self._b[row] if flags & KIND_BITS == FILE and self._a[row] else -1
 
     def extents(self, row: int) -> tuple[Extent, ...]:
-        """Return the extents of a file: where its bytes lie in the blob."""
+        """Return the extents of a file, which define where its bytes lie in the blob."""
         flags, size = self._flags[row], self._a[row]
         if flags & SPREAD:
             first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
@@ -273,7 +273,7 @@ class LayerIndex:
         return self._nlink[bisect_left(self._linked, row)] if self._flags[row] & LINKED else 1
 
     def member(self, row: int) -> Member:
-        """Return a row as a value."""
+        """Return the member in a row."""
         first = self.first(row)
         link = "" if first == row else self.path(first)
         values = self.kind(row), self.mode(row), self.size(row), self.extents(row), self.target(row)
@@ -281,7 +281,7 @@ class LayerIndex:
 
 
 class Members(Mapping[str, Member]):
-    """The members of an index that have an entry, by path, in the order of the archive."""
+    """A map from paths to members, in the order of the archive. It has only members that have an entry."""
 
     def __init__(self, index: LayerIndex, order: memoryview[int]) -> None:
         self._index = index

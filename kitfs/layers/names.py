@@ -38,7 +38,7 @@ class SkipReason(Enum):
 
     @property
     def unsafe(self) -> bool:
-        """Return whether ``unpack`` must refuse the entry, because it leaves the target directory or is a device."""
+        """Return whether ``unpack`` must refuse the entry, because it is a device or leads out of the directory."""
         return self in UNSAFE
 
 
@@ -85,7 +85,7 @@ class Skipped(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the reason as a text for people."""
+        """Return the reason as a string for people."""
         text = _TEXTS[self.reason].format(detail=self.detail)
         return f"a hard link to {self.link!r}: {text}" if self.link else text
 

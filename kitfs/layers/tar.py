@@ -79,7 +79,7 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
 
 
 def first_path(reader: Reader) -> str | None:
-    """Return the normalized path of the first entry that can be in a tree and is not the root; None if none exists.
+    """Return the normalized path of the first entry that can be in a tree and is not the root, or None.
 
     Raises LayerError if the data before that entry is not a tar.
     """
@@ -161,9 +161,9 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
 
 
 def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
-    """Raise LayerError unless the archive has the last entry's data, which ends at ``end``, to its last byte.
+    """Raise LayerError if the archive ends before the last byte of the last entry's data.
 
-    ``at`` is the next block after the data, of which ``got`` bytes exist.
+    The data ends at ``end``. ``at`` is the next block after the data, of which ``got`` bytes exist.
     """
     if got == BLOCK:
         return
@@ -174,7 +174,7 @@ def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
 
 
 def _holds_data(window: _Window, at: int) -> bool:
-    """Return whether a hard link with a size (pax -o linkdata) is followed by data instead of the next header."""
+    """Return whether data follows a hard link with a size (pax -o linkdata), and not the next header."""
     block = window.get(at, BLOCK)
     if len(block) < BLOCK or block == ZEROS:
         return False

@@ -23,7 +23,7 @@ KEYS: Final = GLOBAL_KEYS | {
 class Header(NamedTuple):
     """The header of one entry, with its extensions applied.
 
-    ``at`` is the offset of its data in the archive, and ``size`` the number of bytes that the archive has of it.
+    ``at`` is the offset of the entry's data in the archive, and ``size`` is the length of this data in bytes.
     """
 
     name: str
@@ -44,7 +44,7 @@ def padded(size: int) -> int:
 
 
 def check_sum(block: bytes, at: int) -> None:
-    """Raise LayerError unless the checksum of a header is right, as unsigned or (in old tars) as signed bytes."""
+    """Raise LayerError if the checksum of a header is wrong, whether the bytes are summed as unsigned or as signed."""
     field = block[148:156]
     want = number(field, at)
     # The low half of an Adler-32 is 1 + the sum of the bytes modulo 65,521, and the sum of 256 bytes is always smaller.
@@ -126,8 +126,8 @@ def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]
 class Extensions:
     """The extension headers before an entry: pax 'x' and Solaris 'X', pax global 'g', GNU 'L' and 'K'.
 
-    A record with an empty value removes the value of an earlier global header. ``pending`` is True after headers whose
-    entry has not been read yet; ``taken`` counts the bytes of the headers since the last entry.
+    A record with an empty value removes the value of an earlier global header. ``pending`` is True while the entry that
+    the headers belong to has not been read; ``taken`` counts the bytes of the headers since the last entry.
     """
 
     FLAGS: Final = b"xXgLK"

@@ -3,7 +3,7 @@
 Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, including those of star. A map
 lists the spans of the file that the archive contains, one after the other; the rest of the file is zeros. A map that
 contradicts itself or the archive, or has more spans than the caller's ``budget``, raises LayerError before it takes
-more memory than that.
+more memory than ``budget`` spans need.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _fields(block: bytes) -> Fields:
 def map_headers(block: bytes, window: Window, at: int) -> int:
     """Return how many bytes of extension headers at ``at`` continue the map of an 'S' header.
 
-    Raises LayerError if they are cut off or longer than ``MAX_MAP``.
+    Raises LayerError if the headers are cut off or longer than ``MAX_MAP``.
     """
     extra = 0
     more = block[_fields(block).more]
@@ -102,7 +102,7 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
 
 
 def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
-    """Return the size and the map of old GNU tar and star.
+    """Return the size of the file and its map, which is in headers of old GNU tar or star.
 
     The header has 4 pairs of the map, and each extension header has 21 pairs.
     """
@@ -121,7 +121,7 @@ def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, in
 
 
 def _pairs(text: str) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of a map of pax 0.1, a record of alternating offsets and lengths."""
+    """Yield the pairs of a pax 0.1 map, which is a record of alternating offsets and lengths."""
     numbers = _numbers(text)
     for offset in numbers:
         length = next(numbers, None)

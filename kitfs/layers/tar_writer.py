@@ -1,7 +1,7 @@
 """Write tars byte for byte as Go's archive/tar writes the layers of kit. The functions return headers and padding.
 
 An entry is written as USTAR if that format can represent it. A name of more than 100 bytes is split at a slash if
-possible; otherwise the name is written in a pax header. So are names that are not ASCII, and sizes of 8 GiB and more.
+possible. A pax header contains long names that cannot be split, names that are not ASCII, and sizes of 8 GiB and more.
 Sources: POSIX.1-2001; archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``. Owner 1000, group 0 and time 0
 are the values that kit writes. An entry consists of its ``header``, its content and its ``padding``; an archive
 consists of its entries and ``TRAILER``.

@@ -1,12 +1,12 @@
 """Read a blob of the store at any offset, and fetch its missing bytes.
 
-``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob can replace its filling while it is
-being read; the reads are repeated. It does so if an endpoint has sent wrong bytes and another endpoint has the blob, if
-the disk has lost bytes, and if the store must evict the entry of a blob that is not being read.
+``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob replaces its filling if an endpoint
+has sent wrong bytes and another endpoint has the blob, if the disk has lost bytes, and if the store has evicted the
+entry of a blob that was not being read. Reads of the old filling are repeated.
 
 If the digest is wrong and no other endpoint has the blob, this object has failed: all later reads raise the same
-IntegrityError. The entry is removed from the disk, so that the next opening starts empty. Threading: any thread may
-call every method; a ``pread`` of stored bytes takes no lock.
+IntegrityError. The entry is removed from the disk, so the next opening starts empty. Threading: any thread may call
+every method; a ``pread`` of stored bytes takes no lock.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Blob:
         return f"{'the decoded form of ' if self._of is not None else ''}blob {self.digest}"
 
     def _open(self) -> Filling:
-        """Open the entry. If it is complete, have it verified."""
+        """Open the entry. If every byte is stored, begin to verify them."""
         self._filling = filling = self._opened()
         if not filling.sealed and filling.complete:
             self.filled(filling)
@@ -217,7 +217,7 @@ class Blob:
     def fetch(self, offset: int, size: int, *, alone: bool = False) -> bool:
         """Fetch bytes into the store without returning them; return whether the store has them now.
 
-        With ``alone``, no bytes after them are fetched ahead. Raises the errors of ``pread``.
+        With ``alone``, no later bytes are fetched ahead. Raises the errors of ``pread``.
         """
         while True:
             if self.failure is not None:
@@ -328,7 +328,7 @@ class Blob:
             self._drop_wrong(filling, error)
 
     def _drop_wrong(self, filling: Filling, error: IntegrityError) -> None:
-        """Drop wrong bytes. The blob fails if no source has them."""
+        """Drop wrong bytes. Without a source for other bytes, the blob fails."""
         if self._source is None:
             self._fail(filling, error)
         else:
@@ -371,7 +371,7 @@ class Blob:
             self._home.failed(self.digest)
 
     def _drop(self, filling: Filling) -> None:
-        """Remove an entry whose bytes are wrong or lost; they are fetched again when they are read."""
+        """Remove an entry whose bytes are wrong or lost. The next read fetches them again."""
         self.generation += 1
         self._start_over(filling)
 
@@ -392,7 +392,10 @@ class Blob:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
     def lost(self, filling: Filling, error: OSError) -> None:
-        """Drop bytes that the disk failed to sync, which are then fetched again. Implements ``filling.FilledBlob``."""
+        """Drop bytes that the disk failed to sync. Implements ``filling.FilledBlob``.
+
+        The next read fetches them again.
+        """
         self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 
@@ -401,7 +404,7 @@ class Blob:
         self._home.make_way(self)
 
     def let_go(self) -> bool:
-        """Close the entry until the next read, so that it can be evicted. Returns whether it was open."""
+        """Close the entry until the next read, so that it can be evicted. Returns whether the entry was open."""
         filling = self._filling
         if filling is None or self._stopped or self.failure is not None or self._verifying.locked():
             return False
@@ -434,7 +437,7 @@ class Blob:
         """End the fetches, make fetched bytes survive a reboot, and release the lease.
 
         Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
-        do not answer; their threads will find the files closed.
+        do not answer. Their threads find the files closed when the sources answer later.
         """
         if self.closed:
             return
@@ -444,7 +447,7 @@ class Blob:
             self._filling.close(patience, save=self.failure is None)
 
     def stop(self) -> None:
-        """Begin to close: prevent further fetches, and end those that run, and a running verification."""
+        """Begin to close: end running fetches and a running verification, and prevent further fetches."""
         with self._switching:
             self._stopped = True
         if self._filling is not None:

@@ -1,4 +1,4 @@
-"""Record which chunks of a blob are stored, in a file that all processes with the blob open read and write.
+"""Record which chunks of a blob are stored, in a file that all processes share.
 
     present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then a *mark* for each chunk, which is a
               byte: 0 absent, 1 present
@@ -111,7 +111,10 @@ class ChunkMap:
         return None
 
     def first_known(self, first: int, last: int) -> int | None:
-        """Return what ``first_present`` returns, without reading the file. The caller must have locked the chunks."""
+        """Return the first chunk that has a mark in the cache, or None. The file is not read.
+
+        The caller must have locked the chunks. Their marks are cached by ``try_lock``.
+        """
         if self.chunks is None:
             return self.first_present(first, last)
         at = self._seen.find(b"\1", first, last + 1)
@@ -161,7 +164,8 @@ class ChunkMap:
     def save(self, directory: str, marks: bytes) -> None:
         """Write the file ``synced`` in the entry's directory.
 
-        ``marks`` is the result of ``marks``, and the data must have been fsynced since. Raises OSError.
+        ``marks`` is a result of the method ``marks``, and the data must have been fsynced after that call. Raises
+        OSError.
         """
         with whole_file(os.path.join(directory, "synced")) as f:
             f.write(marks)
@@ -181,7 +185,7 @@ class ChunkMap:
         return True
 
     def unlock(self, first: int, count: int) -> None:
-        """Release the lock of chunks. A closed file has no locks."""
+        """Release the lock of chunks. Does nothing if the file is closed."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, HEADER + first, count)
 
@@ -190,7 +194,7 @@ class ChunkMap:
         return self._lock(fcntl.F_WRLCK, 0, 1)
 
     def unlock_stream(self) -> None:
-        """Release the lock of the stream. A closed file has no locks."""
+        """Release the lock of the stream. Does nothing if the file is closed."""
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, 0, 1)
 

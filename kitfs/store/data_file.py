@@ -1,8 +1,8 @@
 """Read and write the bytes of a blob on disk, which are in a sparse file named ``rest``.
 
 The file is never truncated, and no holes are punched into it, so the content that a reader sees through an open
-descriptor stays valid. ``meta.json`` has a list "cuts", which is reserved: a cut would be a member in a file of its
-own, as FUSE passthrough needs it. Threading: any thread may read and write, because all offsets are explicit.
+descriptor stays valid. The list "cuts" in ``meta.json`` is always empty. It is reserved for members in files of their
+own, as FUSE passthrough needs. Threading: any thread may read and write, because all offsets are explicit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class DataFile:
             view = view[done:]
 
     def sync(self) -> None:
-        """Return when all written bytes are on the disk. Raises SyncFailedError and Closed."""
+        """Wait until all written bytes are on the disk. Raises SyncFailedError and Closed."""
         with self._file.number() as fd:
             try:
                 os.fdatasync(fd)

@@ -7,11 +7,11 @@
     lease       locked by every process that has the blob open (``lease``)
     rest        the bytes (``data_file``)
 
-A verified blob is in ``blobs/`` (its decoded form in ``decoded/``), and all users of the digest share it. Until then,
-it is in a directory below ``unproven/`` for its origin: the endpoint that sends the bytes, and the size that the
-manifest declares. So no user reads unverified bytes that another user's registry has sent. When the blob is sealed, its
-entry moves to its final place by one rename. Threading: ``directory`` changes with that rename, which may happen in
-another process; ``in_place`` finds the entry.
+A verified blob is in ``blobs/`` (its decoded form in ``decoded/``), and all users of the digest share it. Before a blob
+is verified, it is in a directory below ``unproven/``, one for each origin. An origin is the endpoint that sends the
+bytes, together with the size that the manifest declares. So no user reads unverified bytes that another user's registry
+has sent. When the blob is sealed, its entry moves to its final place by one rename. Threading: another process may move
+the entry at any time; ``in_place`` finds its current ``directory``.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class OpenEntry:
     def _move(self) -> None:
         """Rename the sealed entry to its final place, durably, or remove it if a sealed entry is there already.
 
-        The index in the entry was made before the bytes were verified, and is removed. Raises OSError.
+        The layer index in the entry is removed, because it was made from unverified bytes. Raises OSError.
         """
         prefix = os.path.dirname(self.place)
         make_directories(prefix)

@@ -68,8 +68,8 @@ def victims(found: Sequence[Entry], pinned: Collection[str]) -> tuple[list[Entry
 def remove(root: str, entry: Entry) -> bool:
     """Remove a blob, and return whether it was removed.
 
-    A blob stays if it is leased, if a sealed mount uses it, or if it was leased since ``entry`` was read, because the
-    process that leased it may have pinned it.
+    A blob stays if it is leased, or if a sealed mount uses it. A blob also stays if a process has leased it since
+    ``entry`` was read, because that process may have pinned it.
     """
     try:
         lease = OwnFile(os.path.join(entry.directory, "lease"), os.O_RDWR)
@@ -87,10 +87,10 @@ def remove(root: str, entry: Entry) -> bool:
 
 
 def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
-    """Rename a blob's directory into the trash, and unlink it there. ``sweep`` cleans up after a crash between the two.
+    """Rename a blob's directory into the trash, and unlink it there. After a crash in between, ``sweep`` unlinks it.
 
     Returns False if another process removed the blob first. If ``lease`` is given, only the entry of this open lease is
-    removed, but not another entry that has replaced it. With ``spare_sealed``, a verified entry stays.
+    removed, and not an entry that has replaced it. With ``spare_sealed``, a verified entry stays.
     """
     trash = trash_path(root)
     with locked(directory, lease) as there:

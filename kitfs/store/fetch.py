@@ -1,9 +1,9 @@
 """Fetch missing chunks from a source, so that all threads and processes of a machine fetch each chunk only once.
 
 A *flight* is a request for a run of chunks. A reader that misses a chunk joins the flight that is about to fetch the
-chunk, or starts a flight. For a sequential reader (``readahead``), flights run ahead on threads of their own. Later a
-single flight to the end of the blob replaces them; it pauses while it is a whole window ahead of its reader. A source
-without ranges has a stream for all readers instead (``stream``).
+chunk, or starts a flight. For a sequential reader (``readahead``), flights run ahead on threads of their own. Later, a
+single flight to the end of the blob replaces those flights. It pauses while it is a whole window ahead of its reader. A
+source without ranges has a stream for all readers instead (``stream``).
 
 A flight locks its chunks against other processes a few MiB at a time. A reader waits for a chunk that another process
 has locked, but not forever, because that process may be stopped: after ``patience`` seconds the reader fetches the
@@ -104,11 +104,11 @@ class Fetcher:
         return self._source.ranged
 
     def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
-        """Return when the chunks ``first`` to ``last`` are fetched. The result has the chunks that could not be stored.
+        """Wait until the chunks ``first`` to ``last`` are fetched, and return those that could not be stored.
 
-        With ``alone``, the call is not treated as part of a sequential read, so that nothing else is fetched. If
-        ``last`` is beyond the end of a blob of unknown size, the call returns when the end is known. Raises the
-        KitfsError of the source if the chunks cannot be fetched.
+        With ``alone``, the call is not treated as part of a sequential read, so nothing else is fetched. If ``last`` is
+        beyond the end of a blob of unknown size, the call waits until the end is known. Raises the KitfsError of the
+        source if the chunks cannot be fetched.
         """
         want = Want(first, last)
         chunk = self._sink.chunk
@@ -161,7 +161,7 @@ class Fetcher:
         self._readahead.announce(start, most)
 
     def touch(self, start: int, stop: int) -> None:
-        """Record that stored bytes [start, stop) were read, and send the next request of their reader if it is due."""
+        """Record that stored bytes [start, stop) were read, and send the next request for the reader if it is due."""
         cursor = self._readahead.advance(start, stop)
         if cursor is not None:
             self._continue(cursor)
@@ -254,8 +254,8 @@ class Fetcher:
     def _predecessor(self, cursor: Cursor | None, missing: int) -> Flight | None:
         """Return the flight whose connection the request for ``missing`` should take over; None if it should begin now.
 
-        On a link that is far, a new connection needs several round trips until it has the speed of an old one, so that
-        the requests of a reader follow each other on one connection. The caller must hold the lock.
+        On a link with a long delay, a new connection needs several round trips to reach its full speed. So on such a
+        link, the requests of a reader follow each other on one connection. The caller must hold the lock.
         """
         if cursor is None or not cursor.link.far:
             return None
@@ -267,8 +267,8 @@ class Fetcher:
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin. The caller must hold the lock.
 
-        It is an earlier chunk if the kernel's requests of a reader arrive out of order, so that the earlier requests
-        need no flights of their own.
+        If the kernel's requests for a reader arrive out of order, the flight begins at an earlier chunk. So the
+        requests for earlier chunks need no flights of their own.
         """
         if cursor is None:
             return missing
@@ -312,7 +312,10 @@ class Fetcher:
         return flight
 
     def _before_gap(self, first: int, stop: int) -> int:
-        """Return the end of a flight of the chunks [first, stop): the first long run of stored chunks, or ``stop``."""
+        """Return where a flight for the chunks [first, stop) ends.
+
+        It ends before the first long run of stored chunks, or at ``stop``.
+        """
         present, gap = self._sink.present, max(1, GAP // self._sink.chunk)
         at = first
         while at < stop:
@@ -424,8 +427,8 @@ class Fetcher:
     def _lock_ahead(self, flight: Flight) -> bool:
         """Lock the next segment if a flight is close to it.
 
-        Returns False if the flight should end before it: another process is fetching it, or another flight has stored
-        it meanwhile.
+        Returns False if the flight should end before that segment, because another process is fetching the segment, or
+        another flight has stored it.
         """
         chunk, present = self._sink.chunk, self._sink.present
         if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:

@@ -1,8 +1,7 @@
 """Fill the open entry of a blob: fetch bytes into its files, hash them, and seal the blob.
 
-A Blob has one ``Filling`` at a time. It replaces the filling after its entry was removed because the bytes were wrong
-or lost, and after it has closed the entry so that the store could evict it. Threading: any thread may call every
-method.
+A Blob has one ``Filling`` at a time. The Blob makes a new filling after an entry with wrong or lost bytes was removed,
+and after an entry was closed so that the store could evict it. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ class FilledBlob(Protocol):
     def digest(self) -> Digest: ...
 
     def filled(self, filling: Filling, /) -> None:
-        """Handle that every byte is stored."""
+        """React when every byte is stored."""
         ...
 
     def lost(self, filling: Filling, error: OSError, /) -> None:
-        """Handle that bytes are lost, because the disk failed to sync them."""
+        """React when the disk has failed to sync bytes, which may be lost."""
         ...
 
     def room_needed(self) -> None:
-        """Handle that the store is full."""
+        """React when the store is full."""
         ...
 
 
@@ -55,7 +54,7 @@ class Filling:
     """The open entry of the blob ``owner``.
 
     If ``source`` is None, only stored bytes can be read. ``decoded`` is True if the source is a decoder. ``proven`` is
-    True after this process has hashed every byte and found the right digest; the bytes may not be fsynced yet.
+    True after this process has hashed every byte and found the right digest, even if the bytes are not fsynced yet.
     """
 
     def __init__(
@@ -146,7 +145,7 @@ class Filling:
     def fetch(self, offset: int, size: int, *, alone: bool) -> bool:
         """Fetch the chunks of bytes that are not stored; return whether all of them are stored now.
 
-        With ``alone``, no bytes after them are fetched ahead. Raises the errors of ``ensure``.
+        With ``alone``, no later bytes are fetched ahead. Raises the errors of ``ensure``.
         """
         stop = offset + size if self.size is None else min(offset + size, self.size)
         if stop <= offset:
@@ -341,7 +340,7 @@ class Filling:
     # -- the end
 
     def stop(self) -> None:
-        """Begin to close: prevent further fetches, and end those that run, and a running verification."""
+        """Begin to close: end running fetches and a running verification, and prevent further fetches."""
         self._stopped = True
         if self._fetcher is not None:
             self._fetcher.stop()
@@ -350,7 +349,7 @@ class Filling:
         """End the fetches and release the lease. With ``save``, make stored bytes survive a reboot.
 
         Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
-        do not answer; their threads will find the files closed.
+        do not answer. Their threads find the files closed when the sources answer later.
         """
         if self._closed:
             return

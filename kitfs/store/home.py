@@ -1,4 +1,4 @@
-"""Define the interface of the store that its blobs use."""
+"""Define the interface through which blobs call their store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitfs.store.room import Room
 
 
 class Home(Protocol):
-    """A store, as a blob uses it."""
+    """The methods of a store that its blobs call."""
 
     @property
     def root(self) -> str: ...

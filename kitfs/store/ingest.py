@@ -232,7 +232,7 @@ class Ingest:
             os.fsync(f.fileno())
 
     def _replaced_by(self, target: str) -> bool:
-        """Drop the ingest and lease the store's verified blob instead, if it exists; return whether it does.
+        """If the store has the verified blob already, lease it and drop the ingest. Returns whether the store has it.
 
         If the file of the store's blob has become too short, the blob is removed, and the ingest replaces it.
         """
@@ -283,8 +283,8 @@ class Ingest:
     def give_way(self) -> None:
         """Close an upload that found no room, and mark it, so that ``Ingests.drop_starved`` may remove it.
 
-        It can be resumed until then. The mark is the modification time of the bytes, because setting it needs no disk
-        space. The next write clears the mark. ``Ingests.sweep`` treats a marked upload as abandoned.
+        The upload can be resumed until it is removed. The mark is the modification time of the bytes, because setting
+        it needs no disk space. The next write clears the mark. ``Ingests.sweep`` treats a marked upload as abandoned.
         """
         if self._fd >= 0:
             try:

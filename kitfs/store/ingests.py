@@ -73,7 +73,7 @@ class Ingests:
                     yield Upload(note, began, _last_written(directory))
 
     def starved_bytes(self) -> int:
-        """Return the bytes on disk of the uploads that found no room; ``drop_starved`` frees at most so many."""
+        """Return the bytes on disk of the uploads that found no room; ``drop_starved`` frees at most this many."""
         total = 0
         for name in self._names():
             with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 """Lease blobs: a process that has a blob open holds a shared flock on the blob's ``lease`` file.
 
 To evict a blob, a process needs an exclusive flock on that file. The kernel releases a lease when its process dies. The
-times of the lease file are the time of the blob's last use. A blob's directory is moved, and its files are made and
-replaced, only under a flock on the directory itself. The inode of the lease file identifies an entry (the directory of
-a blob), since another entry of the same digest may have replaced it. Threading: a lease belongs to one Blob.
+times of the lease file record the blob's last use. A blob's directory is moved, and its files are made and replaced,
+only under a flock on the directory itself. An entry is the directory of a blob. The inode of its lease file identifies
+the entry, because another entry of the same digest may replace it. Threading: a lease belongs to one Blob.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ PATIENCE: Final = 20.0  # seconds to wait for a lock that processes normally hol
 class Lease:
     """A shared lease on the blob in ``directory``. ``file`` is the open lease file.
 
-    While the lease is held, the directory is not evicted. It may still be moved, after a failed verification or to the
-    place of verified blobs; ``locked`` reports whether it is in its place.
+    While the lease is held, the directory is not evicted. It may still be moved: to the place of verified blobs, or
+    away after a failed verification. ``locked`` reports whether the directory is in its place.
     """
 
     def __init__(self, directory: str, file: OpenFile) -> None:
@@ -38,7 +38,7 @@ class Lease:
 
     @classmethod
     def take(cls, directory: str, *, make: bool) -> Lease | None:
-        """Take a lease on a blob. If its directory is missing, make the directory, or without ``make`` return None.
+        """Take a lease on a blob. If its directory is missing, make it, or return None without ``make``.
 
         Raises OSError, and StoreBusy if another process is evicting the blob and does not finish.
         """
@@ -107,7 +107,7 @@ def locked(directory: str, lease: OpenFile | None) -> Iterator[bool]:
 
 
 def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
-    """Take a shared lease on a blob that is complete and verified; None if the directory has no such blob.
+    """Take a shared lease on a verified blob, and return it. Returns None if the directory has no verified blob.
 
     The caller must release the lease. If ``touch`` is False, the blob's last use is not updated. Raises StoreError if
     the process has no descriptor left.
@@ -132,7 +132,8 @@ def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
 def condemn(lease: OpenFile) -> None:
     """Tell all processes that have an entry open that its bytes are wrong or lost (``Lease.condemned``).
 
-    A mode needs no room on a full disk. Raises OSError and Closed.
+    The mode of the lease file carries the message, because a change of mode needs no space on a full disk. Raises
+    OSError and Closed.
     """
     with lease.number() as fd:
         os.fchmod(fd, 0o600 | CONDEMNED)

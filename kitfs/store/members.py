@@ -76,7 +76,7 @@ def keep(root: str, digest: Digest, entry: str, index: LayerIndex, *, proven: bo
 
 
 def discard(root: str, digest: Digest, entry: str, *, proven: bool) -> None:
-    """Remove an index file, if it exists, because it is damaged, or because the bytes are verified now."""
+    """Remove an index file if it exists. It is damaged, or it is not needed because the bytes are verified now."""
     with suppress(OSError):
         os.unlink(_path(root, digest, entry, proven))
 

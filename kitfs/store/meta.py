@@ -44,7 +44,7 @@ def new_meta(size: int | None) -> dict[str, Any]:
 
 
 def load_meta(directory: str) -> dict[str, Any]:
-    """Read meta.json. If a crash has damaged that of a verified blob, it is restored. Raises OSError and ValueError."""
+    """Read meta.json. The damaged file of a verified blob is restored. Raises OSError and ValueError."""
     try:
         return _load(directory, "meta.json")
     except (FileNotFoundError, ValueError):

@@ -2,9 +2,9 @@
 
 A sealed mount is an EROFS mount that needs no process, so no process holds a lease on its blobs. But the kernel has the
 files of the blobs open, even if the mount is in another mount namespace, or is detached and in use. So this module asks
-the file system: it grants a write lease (fcntl(2), "Leases") only for a file that nobody else has open. The answer is
-right even after a crash, and nothing must be released. A process that mounts blobs holds their leases (``lease``) until
-the mount exists.
+the kernel for a write lease (fcntl(2), "Leases"), which is granted only for a file that nobody else has open. The
+answer is right even after a crash, and nothing must be released. A process that mounts blobs holds their leases
+(``lease``) until the mount exists.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ OLD_VERSION: Final = "1"  # in this format, all users of a digest shared unverif
 def prepare(root: str, option: str) -> None:
     """Check and make the parts of the store in ``root``, clean up after crashes, and try a write.
 
-    ``option`` is the option that messages name for choosing another directory. Raises StoreError for a store of another
-    format, and OSError (including ``Unsafe``) for a directory that cannot be used or written.
+    ``option`` is the command-line option for another directory, which messages name. Raises StoreError for a store of
+    another format, and OSError (including ``Unsafe``) for a directory that cannot be used or written.
     """
     for name in (*DIRECTORIES, *LATER):
         with suppress(FileNotFoundError):
@@ -82,7 +82,7 @@ def _convert(root: str) -> bool:
     """Convert a store from format 1 to format 2, by removing its unverified blobs, which have no recorded origin.
 
     Verified blobs and tags are the same in both formats. If another process uses a blob, the function returns False,
-    and may have removed some blobs. Every step is a rename, so that a crash leaves a store of format 1.
+    and may have removed some blobs. Every step is a rename, so a crash leaves a store of format 1.
     """
     for entry in list(evict.entries(root)):
         try:

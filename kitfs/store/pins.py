@@ -41,7 +41,7 @@ class Pins:
             self._held.remove(held)
 
     def is_held(self, digest: str) -> bool:
-        """Return whether a ``hold`` block pins a blob now. Such a blob may use the rest of the disk."""
+        """Return whether a ``hold`` block pins a blob now. Such a blob may exceed the limits of the store."""
         return any(digest in held for held in list(self._held))
 
     def digests(self) -> set[str]:

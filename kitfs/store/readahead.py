@@ -13,8 +13,8 @@ covers the bandwidth-delay product of any link.
 When a cursor has read ``LONG`` bytes, a single request to the end of the blob replaces the windows. The request pauses
 at the end of the window (flow control by the receiver), as in mountpoint-s3. The reason is that a registry needs
 milliseconds for the first byte of every request. If the reader stops, such a request has wasted the few MiB that the
-system has buffered. If the first byte of a response takes longer than ``FAR``, separate requests would cost more than
-that, so the long request begins after ``EARLY`` bytes.
+system has buffered. If the first byte of a response takes longer than ``FAR``, separate requests would cost even more,
+so the long request begins after ``EARLY`` bytes.
 
 Threading: any thread may call ``advance`` and read the properties of a cursor without a lock; for everything else, the
 caller must hold its lock.
@@ -69,8 +69,8 @@ class Link:
 class Cursor:
     """The state of a sequential reader, in bytes: how much it has read, its position, and the end of its requests.
 
-    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced``: the
-    reader was announced rather than recognized.
+    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced`` is
+    True if the reader was announced, and False if it was recognized by its reads.
     """
 
     read: int
@@ -101,7 +101,7 @@ class Cursor:
 
     @property
     def due(self) -> bool:
-        """Return whether the next request should be sent, because less than half of the window is requested."""
+        """Return whether less than half of the window is requested, so the next request should be sent."""
         return self.end - self.position < self.window // 2
 
     @property
@@ -115,7 +115,7 @@ class Cursor:
     def is_near(self, start: int, stop: int) -> bool:
         """Return whether a read of [start, stop) continues this reader.
 
-        The kernel sends the requests of a reader in any order, so the second-next request may arrive first.
+        The kernel may send the requests of a reader out of order, so a later request may arrive first.
         """
         size = stop - start if stop - start > NEAR else 0
         slack = max(self.slack, size)
@@ -146,7 +146,8 @@ class Readahead:
     def announce(self, start: int, most: int = MAX_WINDOW) -> None:
         """Make a cursor for a reader that is known to read everything from ``start`` on.
 
-        At most ``most`` bytes are fetched ahead of the reader, or the bandwidth-delay product of the link if larger.
+        At most ``most`` bytes are fetched ahead of the reader, or the bandwidth-delay product of the link if that is
+        more.
         """
         self._cursors = (Cursor(LONG, start, start, self.link, most, True), *self._cursors[: CURSORS - 1])
 
@@ -155,7 +156,10 @@ class Readahead:
         return self._move(start, stop)[0]
 
     def miss(self, start: int, stop: int) -> Cursor | None:
-        """Return the cursor that a miss of [start, stop) continues; if none, remember the miss and return None."""
+        """Return the cursor that a miss of [start, stop) continues; None if there is none.
+
+        In that case, the miss is remembered.
+        """
         moved, near = self._move(start, stop)
         if near is not None:
             return moved or near
@@ -165,8 +169,8 @@ class Readahead:
     def _move(self, start: int, stop: int) -> tuple[Cursor | None, Cursor | None]:
         """Move every cursor that a read of [start, stop) continues, since a request may run ahead of any of them.
 
-        Returns a cursor that was moved forward, and a cursor that the read continues. If there are several, it is the
-        one with the latest request.
+        Returns a cursor that was moved forward, and a cursor that the read continues. Of several cursors, the cursor
+        with the latest request is returned.
         """
         moved = near = None
         for cursor in self._cursors:

@@ -1,7 +1,7 @@
 """Read verified blobs back from the disk, to find bytes that have changed.
 
-The files of verified blobs are never written to, so this does not disturb readers and mounts. The time of a blob's last
-use is not changed. Threading: any thread may call the functions.
+The files are only read, so readers and mounts are not disturbed. The time of a blob's last use is not changed.
+Threading: any thread may call the functions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Store the tags of kits that were packed or pulled on this machine.
 
-Each tag is a file that is written by rename and fsynced, because it exists nowhere else:
+Each tag is a file, which is written by rename. It is fsynced, because a tag exists nowhere else:
 
     refs/<quoted registry/repository>/<quoted tag>     {"mediaType": …, "digest": …, "size": …}
 
@@ -22,7 +22,7 @@ from kitfs.store.durable import fsync_directory, write_durably, write_error
 
 
 class Refs:
-    """The tags in ``directory``, by the name of the repository ("registry/repository") and the tag."""
+    """The tags in ``directory``. A tag has a name, and belongs to a repository ("registry/repository")."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory

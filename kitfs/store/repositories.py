@@ -5,13 +5,13 @@
                                     tags/<tag>                    {"digest"}
                                     referrers/<algorithm>-<hex of the subject>/<algorithm>-<hex>    a descriptor
 
-A link means that a repository has a blob, and it pins the blob, whose bytes are in the store. The link of a blob is
-made once and never replaced, so that a flock on the link serializes ``use_blob`` and ``unlink_unused``. So a blob is
-not removed just after a client was informed that the blob exists. The caller must have checked all names
-(``oci.names``), so that no name leads out of the directory.
+A link means that a repository has a blob. It pins the blob, whose bytes are in the store. The link of a blob is made
+once and never replaced, so a flock on the link serializes ``use_blob`` and ``unlink_unused``: a blob is not removed
+just after a client was informed that the blob exists. The caller must have checked all names (``oci.names``), because a
+name could otherwise lead out of the directory.
 
-Threading: readers never see a partial link. A caller that changes manifests, or removes blobs from a repository, must
-take ``locked`` first, because it changes several links.
+Threading: readers never see a partial link. A caller must hold ``locked`` while it changes manifests or removes blobs
+from a repository, because it changes several links.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Repositories:
         return sorted(name.replace("+", "/") for name in _listed(self._directory))
 
     def exists(self, repository: str) -> bool:
-        """Return whether a repository exists: anything was ever pushed to it."""
+        """Return whether anything was ever pushed to a repository."""
         return os.path.isdir(self._path(repository))
 
     def link(self, repository: str, kind: str, name: str, value: dict[str, Any], *, below: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Decide whether the store accepts more bytes, by its size limit and by the space that must stay free on the disk.
+"""Decide whether the store accepts more bytes, by its limit of size and by the space that must stay free on the disk.
 
 The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted if a limit is exceeded. If no
 blob can be evicted, the store is full: reads are served without being stored (read-through), and the limits are checked
@@ -80,7 +80,7 @@ class Room:
 
     @property
     def size_limit(self) -> int | None:
-        """Return how many bytes the blobs that are not pinned may use; None without a limit."""
+        """Return how many bytes the blobs that are not pinned may use; None if there is no limit."""
         return self._size_limit
 
     def available(self) -> bool:

@@ -1,8 +1,8 @@
 """Write the fetched bytes of a blob into its file, and wake the readers that wait for them.
 
-A chunk is written before it is marked, so that another process never sees a mark without its bytes. If the store has
-no room for a chunk, its bytes are handed to the readers that want them, and stay in memory only until then
-(read-through). These bytes in memory are called the overflow.
+A chunk is written before it is marked, so that another process never sees a mark without its bytes. If the store has no
+room for a chunk, its bytes stay in memory only until they are handed to the readers that wait for them (read-through).
+These bytes in memory are called the overflow.
 
 Threading: ``lock`` guards the wants and the overflow, and is never held during I/O. A *want* is the range of chunks
 that a reader waits for. A reader sleeps until a chunk of its own want arrives.
@@ -29,7 +29,7 @@ Data = bytes | bytearray | memoryview
 
 
 class Keeper(Protocol):
-    """The owner of a blob, which decides whether bytes are stored, and counts them."""
+    """The owner of a blob. It decides whether bytes are stored, and counts the stored bytes."""
 
     def may_store(self) -> bool:
         """Return whether the store accepts more bytes. It may evict blobs to make room."""
@@ -49,10 +49,10 @@ class Keeper(Protocol):
 
 
 class Want:
-    """The chunks ``first`` to ``last`` that a reader waits for. ``passed`` has those that were fetched but not stored.
+    """The chunks ``first`` to ``last`` that a reader waits for.
 
-    ``missing`` is the chunk for which the reader sleeps, or None while the reader does not sleep. The caller must hold
-    the sink's lock, except for ``sleep``.
+    ``passed`` has the chunks of them that were fetched but not stored. ``missing`` is the chunk for which the reader
+    sleeps, or None while the reader does not sleep. The caller must hold the sink's lock, except for ``sleep``.
     """
 
     __slots__ = ("_gate", "first", "last", "missing", "passed")
@@ -76,10 +76,10 @@ class Want:
 
 
 class Parked(Want):
-    """The want of a reader that has no thread.
+    """The want of a reader for which no thread waits.
 
     ``ready`` is called once, without the lock, when all chunks are stored or a fetch has ended. Its argument is the
-    error of a fetch that should have fetched the chunks.
+    error of the fetch that should have fetched the chunks, or None.
     """
 
     __slots__ = ("ready",)
@@ -120,7 +120,7 @@ class Sink:
             self._wants.discard(want)
 
     def park(self, want: Parked) -> None:
-        """Add the want of a reader without a thread, until ``unpark``. The caller must hold the lock."""
+        """Add a parked want. ``unpark`` removes it. The caller must hold the lock."""
         self._wants.add(want)
 
     def unpark(self, first: int = 0, stop: int = 0, error: KitfsError | None = None) -> None:
@@ -185,11 +185,11 @@ class Sink:
         return chunk in want.passed or chunk in self._overflow or self.present.has(chunk, chunk)
 
     def demand(self) -> int:
-        """Return the end of the chunks that readers want now. The caller must hold the lock."""
+        """Return the number after the last chunk that readers want now. The caller must hold the lock."""
         return max((want.last + 1 for want in self._wants), default=0)
 
     def left_behind(self, given: int) -> bool:
-        """Return whether a reader waits for a missing chunk before ``given``. The caller must hold the lock."""
+        """Return whether a reader waits for a missing chunk before chunk ``given``. The caller must hold the lock."""
         return any(w.missing is not None and w.missing < given and not self.has(w.missing, w) for w in self._wants)
 
     def wanted(self) -> bool:
@@ -269,7 +269,7 @@ class Sink:
 class Cutter:
     """A cutter cuts pieces of any size into whole chunks for a sink. ``at`` is the offset of the next byte.
 
-    Whole chunks are written from a piece to the disk without a copy. If ``keep`` is False, nothing is stored.
+    Whole chunks of a piece are written to the disk without a copy in memory. If ``keep`` is False, nothing is stored.
     """
 
     def __init__(self, sink: Sink, at: int, *, keep: bool = True) -> None:
@@ -281,7 +281,7 @@ class Cutter:
     def take(self, view: memoryview, *, locked: bool = False) -> None:
         """Process the next bytes. Raises OSError and Closed.
 
-        ``locked`` is True if their chunks are locked against other processes.
+        ``locked`` is True if the chunks of these bytes are locked against other processes.
         """
         chunk = self._sink.chunk
         while len(view):

@@ -1,4 +1,4 @@
-"""Open the store, which has blobs by their digest, and which all mounts and verbs of a machine share.
+"""Open the store, which contains blobs by their digest. All mounts and verbs of a machine share the store.
 
 ``paths`` defines its layout on disk. The store reads manifests only to find pinned blobs. Threading: any thread may
 call every method. A housekeeping thread syncs and evicts, and another thread computes digests; ``close`` waits for
@@ -116,14 +116,13 @@ class Store:
         """Open the store in ``root``. A missing directory is made with mode 0700.
 
         Blobs that are not pinned may use ``size_limit`` bytes, and the share ``free_share`` of the disk stays free.
-        ``option`` is the option that messages name for choosing another directory. ``despite`` has errno values of
-        failed writes that do not matter to a caller that only reads: if a write fails with one of these, an existing
-        store is opened nevertheless, and a warning is logged. In an empty directory that users share, the store is a
-        subdirectory (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process
-        is fetching.
+        ``option`` is the command-line option for another directory, which messages name. A caller that only reads
+        passes errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
+        nevertheless, and a warning is logged. In an empty directory that users share, the store is a subdirectory
+        (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process is fetching.
 
         Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
-        kitfs, or if another user owns or may write it; ``__cause__`` is the OSError, if one was raised. Raises
+        kitfs, or if another user owns or may write it. If an OSError was the reason, it is the ``__cause__``. Raises
         StoreFull if the disk is full and nothing can be evicted.
         """
         given, failure = root, None
@@ -208,11 +207,14 @@ class Store:
         return Ingest.resume(self.root, name, make_room=make_room or self.room.make)
 
     def hold(self, digest: Digest) -> OpenFile | None:
-        """Take a lease on a verified blob; None if the store does not have it. The caller must release the lease."""
+        """Take a lease on a verified blob, and return it. Returns None if the store does not have the blob.
+
+        The caller must release the lease.
+        """
         return hold_sealed(self.path(digest))
 
     def open_sealed(self, digest: Digest, form: str = "blobs") -> io.FileIO | None:
-        """Open the file of a verified blob, or of its decoded form; None if the store does not have it.
+        """Open the file of a verified blob, or of its decoded form. Returns None if the store does not have it.
 
         The file can be read to its end even if the blob is evicted meanwhile. Raises StoreError if the process has no
         descriptor left.
@@ -296,7 +298,7 @@ class Store:
         return wrong
 
     def look(self) -> None:
-        """Drop the bytes of open blobs that another process has found to be wrong or lost.
+        """Drop the bytes of open blobs if another process has found that the bytes are wrong or lost.
 
         The store does so every ``LOOK`` seconds.
         """
@@ -317,14 +319,14 @@ class Store:
     def on_failure(self, callback: Callable[[Digest], object]) -> None:
         """Register a callback that is called with the digest of every blob whose bytes turn out to be wrong.
 
-        It is called on the housekeeping thread while no lock is held, and must not wait.
+        The callback runs on the housekeeping thread while no lock is held, and must not wait.
         """
         self._on_failure.append(callback)
 
     def make_way(self, blob: Blob) -> None:
         """Make room for ``blob`` on the housekeeping thread, because the store is full.
 
-        Blobs that were not read lately are closed, so that they can be evicted. This is done at most once in
+        Blobs that were not read lately are closed, so that they can be evicted. They are closed at most once in
         ``recheck`` seconds.
         """
         now = time.monotonic()
@@ -362,7 +364,7 @@ class Store:
         return evict.remove(self.root, entry)
 
     def usage(self) -> int:
-        """Return how many bytes on disk the blobs take that are not pinned."""
+        """Return how many bytes on disk are taken by the blobs that are not pinned."""
         pinned = self.pinned()
         return sum(e.size for e in self.entries() if e.digest not in pinned)
 

@@ -2,7 +2,7 @@
 
 All readers wait until the stream has passed their chunks. The stream of a decoder runs only as far as a reader needs,
 and then pauses. The stream of a registry runs to the end, because the registry would close an idle connection. If a
-reader needs a chunk that a decoder has passed already and that was not stored, the decoder restarts from the beginning.
+decoder has passed a chunk that was not stored, and a reader needs this chunk, the decoder restarts from the beginning.
 
 Threading: the sink's lock guards the state. The stream runs on a thread of its own.
 """
@@ -34,12 +34,12 @@ class FetchOwner(Protocol):
     def finished(self, size: int, sha256: str) -> bool:
         """Record the size and digest of a source without ranges that has ended, before its last chunk is marked.
 
-        Returns False if they cannot be recorded; a short last chunk is not stored in that case.
+        Returns False if size and digest cannot be recorded; a short last chunk is not stored in that case.
         """
         ...
 
     def landed(self) -> None:
-        """Handle that a flight or a stream has ended."""
+        """React when a flight or a stream has ended."""
         ...
 
     def learn_size(self) -> int | None:
@@ -48,7 +48,7 @@ class FetchOwner(Protocol):
 
 
 class Run:
-    """A run of a stream. ``error`` is the error that ended it early. The stream's thread sleeps on ``want``."""
+    """A run of a stream. ``error`` is the error that ended the run early. The stream's thread sleeps on ``want``."""
 
     __slots__ = ("done", "error", "want")
 
@@ -61,7 +61,7 @@ class Run:
 class Stream:
     """The stream of ``source`` into ``sink``. ``fetch.Fetcher`` explains the other parameters.
 
-    ``start`` runs a function on a thread. It is called while the lock is held.
+    ``start`` is called with a function, while the lock is held, and runs that function on a new thread.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Stream:
         self._run: Run | None = None
 
     def board(self, first: Piece, pieces: Pieces) -> bool:
-        """Use the body of a response that has the whole blob instead of a range as the stream for all readers.
+        """Use the body of a response as the stream for all readers, because it has the whole blob instead of a range.
 
         Returns False if a stream runs already, or if the body does not begin at byte 0.
         """
@@ -89,7 +89,7 @@ class Stream:
         return True
 
     def wait(self, missing: int, want: Want) -> None:
-        """Return when the stream has passed a missing chunk or has ended. Start the stream if none is running.
+        """Wait until the stream has passed a missing chunk or has ended. If no stream is running, start it.
 
         Raises the error that ended the stream.
         """
@@ -116,7 +116,7 @@ class Stream:
         return run
 
     def _may_exist(self, chunk: int) -> bool:
-        """Return whether a chunk may exist, as far as the size is known."""
+        """Return whether the blob may have a chunk of this number. It may if the size is unknown."""
         return self._sink.size is None or chunk * self._sink.chunk < self._sink.size
 
     def _fly(self, run: Run, pieces: Pieces | None) -> None:
@@ -154,7 +154,7 @@ class Stream:
 
         While another process has the lock, the chunks that it stores are used. If it stores nothing for ``patience``
         seconds, the stream runs without the lock and stores nothing. The result is (False, True) if no reader needs the
-        stream any more.
+        stream any longer.
         """
         sink = self._sink
         seen, since = -1, time.monotonic()
@@ -221,7 +221,7 @@ class Stream:
 
 
 def _rejoined(first: Piece, pieces: Pieces) -> Pieces:
-    """Yield a first piece, and then the other pieces of the generator that it was taken from."""
+    """Yield the first piece of a generator, which was taken from it, and then its other pieces."""
     with closing(pieces):
         yield first
         yield from pieces

@@ -16,7 +16,7 @@ from kitfs.metrics import Counters
 class TaskThread:
     """A thread that runs tasks in the order of ``put``. Log lines call its work ``what``.
 
-    With ``regular`` = (seconds, task), that task runs between the others each time so many seconds have passed.
+    If ``regular`` is (seconds, task), this task also runs whenever that number of seconds has passed.
     """
 
     def __init__(
