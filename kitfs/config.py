@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, cast
 
 from kitfs.errors import UsageError
-from kitfs.ownership import read_start, without_waiting
+from kitfs.ownership import without_waiting
 from kitfs.parsers import (
     LEVEL,
     Choice,
@@ -41,6 +41,7 @@ from kitfs.parsers import (
     word,
 )
 from kitfs.redaction import HIDDEN, redacted
+from kitfs.settings_file import load_mapping
 
 Value = Any  # what the parser of an option returns
 
@@ -91,7 +92,6 @@ def options_of(verb: str, *options: Option) -> tuple[Option, ...]:
     return tuple(option._replace(verb=verb) for option in options)
 
 
-MAX_SETTINGS: Final = 1 << 20  # bytes of a settings file
 SECRETS: Final = frozenset({"password", "token"})  # options whose values are never shown
 OCTAL: Final = (octal, mode)  # parsers of octal numbers: the SDK formats an int in octal for them
 
@@ -366,10 +366,9 @@ def _read_settings(
     named = flag or env.get("KITFS_SETTINGS")
     home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     file_path = os.path.abspath(named or os.path.join(home, "kitfs", "settings.yaml"))
-    data = _bytes_of(file_path, optional=named is None)
     by_key = {option.key: option for option in options}
     texts: dict[str, list[str]] = {}
-    for key, value in _entries(_yaml(file_path, data), file_path):
+    for key, value in _entries(load_mapping(file_path, optional=named is None), file_path):
         option = by_key.get(key)
         if option is None and not strict and any(key.startswith(f"{verb}-") for verb in OWNERS):
             continue  # the option may belong to another verb, whose options are not in ``options``
@@ -379,36 +378,6 @@ def _read_settings(
             raise UsageError(f"{file_path}: {key} can only be given on the command line")
         texts[key] = _values(option, value, file_path)
     return file_path, texts
-
-
-def _bytes_of(file_path: str, *, optional: bool) -> bytes:
-    try:
-        data = read_start(file_path, MAX_SETTINGS + 1)
-    except (OSError, ValueError) as e:  # ValueError: the name contains a NUL
-        if optional and isinstance(e, (FileNotFoundError, NotADirectoryError, PermissionError)):
-            return b""
-        raise UsageError(f"cannot read the settings file {file_path}: {getattr(e, 'strerror', None) or e}") from None
-    if len(data) > MAX_SETTINGS:
-        raise UsageError(f"the settings file {file_path} has more than {MAX_SETTINGS} bytes")
-    return data
-
-
-def _yaml(file_path: str, data: bytes) -> dict[object, object]:
-    if not data:
-        return {}
-    import yaml
-
-    try:
-        loaded = yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes only strings
-    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode
-        mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may contain a password
-        where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        raise UsageError(f"{file_path}: the file is not YAML{where}") from None
-    if loaded in (None, ""):
-        return {}
-    if not isinstance(loaded, dict):
-        raise UsageError(f"{file_path}: the file must map option names to values")
-    return loaded
 
 
 def _entries(loaded: Mapping[object, object], file_path: str) -> Iterable[tuple[str, object]]:

@@ -250,9 +250,7 @@ class Blob:
     def fill(self) -> None:
         """Fetch all missing bytes, as far as the store has room for them."""
         at = 0
-        while not self.complete:
-            if self.size is not None and at >= self.size:
-                return  # the store is full
+        while not self.complete and (self.size is None or at < self.size):  # at the end, the store is full
             got = len(self.pread(at, FILL))
             if not got:
                 return

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2] / "kitfs"
 FLOORS = (
     ("redaction",),
     ("errors", "escaping", "forks", "manual", "metrics", "ownership", "parallel", "parsers", "system", "version"),
-    ("openfile",),
+    ("openfile", "settings_file"),
     ("gocompat", "layers", "formats", "config"),
     ("oci",),
     ("content",),
