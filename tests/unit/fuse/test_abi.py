@@ -198,7 +198,7 @@ def test_getxattr_has_size_and_name_and_listxattr_a_size() -> None:
 
 
 def test_init_keeps_to_what_both_sides_know() -> None:
-    """The reply has the older minor version, only offered flags, and a read buffer that the kernel accepts."""
+    """The reply has the older minor version, and only flags that the kernel offered. max_write fits the read buffer."""
     offered = InitFlag.ASYNC_READ | InitFlag.MAX_PAGES | 1 << 16  # 1 << 16 is writeback, which kitfs does not use
     init = abi.request(
         header(bytes(FuseInitIn(major=7, minor=31, max_readahead=131072, flags=offered)), opcode=Op.INIT)

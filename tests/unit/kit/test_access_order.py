@@ -1,4 +1,4 @@
-"""The order of first reads is recorded by digest, and counts how many of the prefetched bytes were used."""
+"""An AccessOrder records which parts of layers were read first, and counts how many prefetched bytes were used."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kitfs.layers.index import Extent, Member
 
 
 class Layer:
-    """A layer that has only a digest."""
+    """A layer of which only the digest is known."""
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
 
 
 class File(Node):
-    """A file with the given extents in a layer."""
+    """A file in a layer. ``extents`` are its parts in the layer."""
 
     def __init__(self, digest: str, *extents: Extent) -> None:
         size = max(extent.file_offset + extent.length for extent in extents)
@@ -31,7 +31,7 @@ class File(Node):
 
 
 class Notes:
-    """Hints in memory."""
+    """A store of hints in memory."""
 
     def __init__(self) -> None:
         self.values: dict[Key, Any] = {}
@@ -47,7 +47,7 @@ class Notes:
 
 
 def whole(digest: str, units: int) -> File:
-    """Return a file that is a whole layer of ``units`` units."""
+    """Return a file that fills a whole layer of ``units`` units."""
     return File(digest, Extent(0, 0, units * UNIT))
 
 
@@ -63,7 +63,7 @@ def test_first_reads_are_recorded_in_their_order_as_runs() -> None:
 
 
 def test_the_extents_of_a_file_decide_which_units_it_touches() -> None:
-    """Holes are not stored in the layer."""
+    """A read of a hole records no unit, because holes are not stored in the layer."""
     order = AccessOrder({"a": 100 * UNIT})
     file = File("a", Extent(0, 7 * UNIT, UNIT), Extent(5 * UNIT, 90 * UNIT, UNIT))
     order.read(file, 0, 6 * UNIT)
@@ -79,7 +79,7 @@ def test_threads_that_read_in_turns_make_one_run_each() -> None:
 
 
 def test_files_that_are_not_recorded_are_ignored() -> None:
-    """Synthetic files have no layer, and compressed layers are not recorded."""
+    """Generated files have no layer, and the order of compressed layers is not recorded."""
     order = AccessOrder({"a": UNIT})
     assert not order.read(whole("other", 5), 0, UNIT)
     assert not order.read(Node(Inode(2), "Kitfile", "file", 0o644, 5, 1), 0, 5)
@@ -94,7 +94,7 @@ def test_an_order_is_bounded() -> None:
 
 
 def test_bytes_that_were_fetched_ahead_are_used_when_they_are_read() -> None:
-    """Bytes that were read before, or that are read twice, do not count."""
+    """A byte that was read before it was prefetched does not count, and a byte that is read twice counts once."""
     order, a = AccessOrder({"a": 10 * UNIT}), whole("a", 10)
     order.read(a, 0, 1)
     order.fetched_ahead("a", 0, 3 * UNIT + 100)
@@ -118,7 +118,7 @@ def test_a_mount_that_read_nothing_keeps_the_order() -> None:
 
 
 def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
-    """Units that were read now come first, and each unit is listed once."""
+    """The units that were read now come first, and each unit is listed only once."""
     order = AccessOrder({"a": 100 * UNIT})
     order.read(whole("a", 100), 5 * UNIT, UNIT)
     before = [Run("a", 0, 20), Run("a", 60, 20), Run("a", 40, 20)]
@@ -126,7 +126,7 @@ def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
 
 
 def test_the_order_of_layers_whose_reads_were_not_seen_is_kept() -> None:
-    """Such layers are those that the kernel reads itself, and those that this mount does not show."""
+    """Reads are not seen if the kernel itself reads the layer, or if this mount does not show the layer."""
     order = AccessOrder({"a": 100 * UNIT, "b": 100 * UNIT})
     order.read(whole("a", 100), 0, 50 * UNIT)
     before = [Run("b", 0, 9), Run("a", 90, 9), Run("c", 1, 2)]

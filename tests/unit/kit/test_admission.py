@@ -1,4 +1,7 @@
-"""Admission decides whether a kit may be used: its requests, its refusals, and when an earlier verdict counts."""
+"""Admission decides whether a kit may be used.
+
+The tests show what it requests and refuses, and when it reuses a verdict.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ NAME = "registry.example.com/team/kit"
 
 
 class Hints:
-    """Notes in memory."""
+    """A store of hints in memory."""
 
     def __init__(self) -> None:
         self.notes: dict[tuple[str, str], Any] = {}
@@ -42,7 +45,7 @@ class Hints:
 
 
 class Place:
-    """A repository with tagged signatures of keys. If ``error`` is set, every request raises it."""
+    """A fake repository that contains a signature by each key. If ``error`` is set, every request raises it."""
 
     def __init__(self, *keys: PrivateKey) -> None:
         self.error: KitfsError | None = None
@@ -76,12 +79,12 @@ class Place:
 
 @pytest.fixture(scope="module")
 def signer() -> PrivateKey:
-    """Return the private key that belongs to PUB."""
+    """Return the private key whose public key is in the file PUB."""
     return private_key((GOLDEN / "cosign/test-only.key").read_bytes(), "k", lambda: b"pw")
 
 
 class World:
-    """An Admission with its collaborators, at a time that a test sets."""
+    """An Admission with fakes around it. ``now`` is its time, which a test can set."""
 
     def __init__(self, places: list[Place], *, policy: Path | None = None) -> None:
         self.hints, self.now, self.places = Hints(), 1_000_000.0, places
@@ -120,7 +123,7 @@ def test_a_refusal_is_one_line_with_the_rule_and_the_signers(signer: PrivateKey)
 
 
 def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) -> None:
-    """A mirror that has no signatures or that fails does not hide the signatures at the registry."""
+    """A mirror that fails or has no signatures does not prevent a request to the registry."""
     broken, empty, registry = Place(), Place(), Place(signer)
     broken.error = unreachable()
     World([broken, empty, registry]).check()
@@ -130,7 +133,7 @@ def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) ->
 def test_a_verdict_counts_while_the_registry_cannot_be_reached(
     signer: PrivateKey, error: KitfsError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A verdict counts for MAX_AGE, with a warning. A clock that was set back does not extend this time."""
+    """A verdict is reused for MAX_AGE, with a warning. A clock that was set back does not extend this time."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = error
@@ -168,7 +171,7 @@ def test_a_verdict_is_for_one_repository_and_digest(signer: PrivateKey, other: C
 
 
 def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None:
-    """A policy that has changed since then has no verdict."""
+    """A verdict is not reused after the policy file was changed."""
     path = tmp_path / "policy.json"
 
     def write(kind: str) -> None:
@@ -188,7 +191,7 @@ def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None
 
 
 def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -> None:
-    """After the registry returned no signature, the verdict does not count, even if the registry is down later."""
+    """After the registry answered without a signature, the older verdict is not reused when the registry is down."""
     world = World([Place(signer)])
     world.check()
     world.places = [Place()]
@@ -200,7 +203,7 @@ def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -
 
 
 def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: PrivateKey) -> None:
-    """If the registry returns 401, no verdict is used, and the message gives the reason."""
+    """If the registry returns 401, no verdict is reused, and the error gives the reason."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = Unauthorized("registry.example.com denied access")
@@ -209,7 +212,7 @@ def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: Private
 
 
 def test_a_verdict_of_one_rule_does_not_count_for_another(signer: PrivateKey, tmp_path: Path) -> None:
-    """Two policies in one file match a kit. The second was never satisfied, so it has no verdict."""
+    """Two policies in one file apply to the kit, and each gets its own verdict."""
     path = tmp_path / "policy.yaml"
     document = (
         "apiVersion: policy.sigstore.dev/v1beta1\nkind: ClusterImagePolicy\nmetadata: {name: NAME}\n"

@@ -1,4 +1,4 @@
-"""The readers of a tree determine which parts of layers are in demand."""
+"""Open files and reads determine which parts of layers are fetched first."""
 
 from __future__ import annotations
 

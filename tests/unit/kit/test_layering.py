@@ -1,4 +1,4 @@
-"""The merge rules for layers and the rules for symbolic links, tested as pure functions."""
+"""Layers are merged and symbolic links are followed, without any files on disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kitfs.system import MAX_LINKS
 
 
 def index(*entries: str) -> LayerIndex:
-    """Return an index of ``path`` (a file), ``path/`` (a directory) and ``path->target`` (a symbolic link)."""
+    """Return an index of files (``path``), directories (``path/``) and symbolic links (``path->target``)."""
     builder = IndexBuilder(max_entries=100)
     for entry in entries:
         path, arrow, target = entry.partition("->")
@@ -30,13 +30,12 @@ def links(*entries: str, confined: bool = False) -> Links:
 
 
 def test_directories_come_before_what_is_in_them() -> None:
-    """A caller can create the directories in this order."""
     merged = merge([PlacedLayer("a", index("d/e/f", "d/g"), "d"), PlacedLayer("b", index("h"), "h", below="d/e")])
     assert list(merged.winners) == ["d", "d/e", "d/e/f", "d/e/h", "d/g"]
 
 
 def test_entries_that_give_way_are_named() -> None:
-    """A file in the place of a directory that is not empty is left out, and so is everything below a file."""
+    """A file cannot replace a directory that is not empty, and entries below a file are left out. Both are reported."""
     merged = merge([PlacedLayer("a", index("d/x"), ""), PlacedLayer("b", index("d", "d2"), ""),
                     PlacedLayer("c", index("d2/y"), "")])  # fmt: skip
     assert merged.left_out == (
@@ -47,24 +46,24 @@ def test_entries_that_give_way_are_named() -> None:
 
 
 def test_names_below_a_symbolic_link_of_another_layer_are_refused() -> None:
-    """Writing them would follow the link."""
+    """An unpack would follow the link when it writes such a name."""
     with pytest.raises(UnsafePath, match="a has a symbolic link at 's'"):
         merge([PlacedLayer("a", index("s->t"), ""), PlacedLayer("b", index("s/x"), "")])
 
 
 def test_a_place_outside_the_target_is_refused() -> None:
-    """``below`` may be any text from a Kitfile."""
+    """``below`` comes from a Kitfile and may contain any path."""
     with pytest.raises(UnsafePath, match="leaves the root"):
         merge([PlacedLayer("a", index("x"), "", below="../up")])
 
 
 def test_names_that_are_reserved_at_the_root_are_left_to_the_caller() -> None:
-    """In a subdirectory the same name is an ordinary name."""
+    """A reserved name is omitted from the result at the root only."""
     assert list(merge([PlacedLayer("a", index("K", "d/K"), "")], reserved=("K",)).winners) == ["d", "d/K"]
 
 
 def test_links_are_followed_to_their_end() -> None:
-    """Links lead through directories and other links, and may end at a name that does not exist."""
+    """A path may lead through directories and other links, and may end at a name that does not exist."""
     tree = links("d/f", "l->d", "m->l/f", "up->d/../l", "gone->d/nothing/x")
     assert tree.end("m") == End("d/f", missing=False, followed=2)
     assert tree.end("up/f") == End("d/f", missing=False, followed=2)
@@ -73,21 +72,21 @@ def test_links_are_followed_to_their_end() -> None:
 
 @pytest.mark.parametrize("target", ["/etc", "..", "d/../../x", "nothing/../x", "out2"])
 def test_a_link_that_leads_out_is_bad(target: str) -> None:
-    """This is true also by way of another link, and if a name on the way does not exist."""
+    """A link may lead out by way of another link, or through a name that does not exist."""
     with pytest.raises(BadLink) as e:
         links("d/f", "out2->../x", f"l->{target}").end("l")
     assert not e.value.circular
 
 
 def test_a_confined_walk_stays_at_the_root() -> None:
-    """ ".." at the root stays at the root, as after chroot(2). Absolute targets are bad here too."""
+    """ ".." at the root stays at the root, as after chroot(2). A link with an absolute target is refused."""
     assert links("d/f", "l->../../d/f", confined=True).end("l").path == "d/f"
     with pytest.raises(BadLink):
         links("l->/d", confined=True).end("l")
 
 
 def test_circles_and_long_chains_are_bad() -> None:
-    """Linux follows MAX_LINKS links in one path."""
+    """Linux follows at most MAX_LINKS links in a path."""
     with pytest.raises(BadLink) as e:
         links("a->b", "b->a").end("a")
     assert e.value.circular
@@ -98,7 +97,7 @@ def test_circles_and_long_chains_are_bad() -> None:
 
 
 def test_each_link_is_followed_once() -> None:
-    """Following a chain in which each link uses the next link twice would otherwise take 2**30 steps."""
+    """If each link uses the next link twice, following every use would take 2**30 steps."""
     looked = 0
     names = index("l30/", *(f"l{n}->l{n + 1}/../l{n + 1}" for n in range(30)))
 

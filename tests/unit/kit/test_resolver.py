@@ -1,4 +1,4 @@
-"""Opening kits: requests to registries, parents, filters, tags of unavailable registries, and kits in the store."""
+"""A resolver opens kits from registries and from the store, with filters and parents."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Registry:
-    """An Origin for each repository, which reads layouts on disk.
+    """A fake registry whose repositories are layouts on disk.
 
-    Every request for a manifest waits until ``speaks`` is set, and raises ``failure`` if it is set.
+    Every request for a manifest waits until ``speaks`` is set. If ``failure`` is set, the request raises it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -107,7 +107,7 @@ def model(path: str, data: bytes = b"weights") -> kits.Part:
 
 
 def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: Store) -> None:
-    """The first opening sends two requests. A second opening by digest sends none."""
+    """The first opening sends two requests. A second opening by digest sends no request."""
     ref = registry.put("r.io/a", kits.build([model("m/w.bin")]))
     kit = resolver(registry, store).open(ref)
     assert registry.asked == ["manifest v1", "config"]
@@ -122,7 +122,7 @@ def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: St
 def test_tag_means_its_last_digest_when_the_registry_is_away(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
-    """One warning gives the age of the digest."""
+    """One warning states the age of the digest."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store, 1000.0).open(ref).digest
     registry.failure = failure
@@ -135,9 +135,9 @@ def test_tag_means_its_last_digest_when_the_registry_is_away(
 def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After ``patience`` seconds a tag means its last known digest, with one warning.
+    """After ``patience`` seconds without a response, a tag means its last known digest, with one warning.
 
-    For an unknown tag, the resolver waits.
+    For an unknown tag, the resolver waits longer.
     """
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store).open(ref).digest
@@ -152,7 +152,7 @@ def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
 
 
 def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
-    """A response or an error within ``patience`` counts."""
+    """A response or an error that arrives within ``patience`` seconds is used."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.put("r.io/a", kits.build([model("v.bin")]))
@@ -164,7 +164,7 @@ def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, stor
 
 @pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])
 def test_refusals_are_never_answered_from_memory(registry: Registry, store: Store, failure: Exception) -> None:
-    """After 401, 403 and 404 the last known digest is not used."""
+    """The last known digest is not used after a 401, 403 or 404."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.failure = failure
@@ -173,7 +173,7 @@ def test_refusals_are_never_answered_from_memory(registry: Registry, store: Stor
 
 
 def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store) -> None:
-    """Without a known digest, the registry's error is raised."""
+    """If no digest of the tag is known, the error of the registry is raised."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     registry.failure = Unavailable("away")
     with pytest.raises(Unavailable, match="away"):
@@ -181,7 +181,7 @@ def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store
 
 
 def test_parents_come_first_and_give_their_model(registry: Registry, store: Store) -> None:
-    """The parent's model and parts are below the child's own layers. Its Kitfile and datasets are not shown."""
+    """A kit shows the model and the parts of its parent, but not the Kitfile or the datasets of the parent."""
     parent = [
         model("base.bin"),
         kits.part("modelpart", "tok.json", b"t", format="raw"),
@@ -208,7 +208,7 @@ def test_parents_come_first_and_give_their_model(registry: Registry, store: Stor
     ],
 )
 def test_filters(registry: Registry, store: Store, filters: list[str], shown: list[str], kitfile: bool) -> None:
-    """kit's filters select by type, name and path, also in the model of a parent."""
+    """Filters select by type, name and path, also in the model of a parent."""
     registry.put("r.io/parent", kits.build([model("base.bin")]))
     ref = registry.put(
         "r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1")
@@ -219,7 +219,7 @@ def test_filters(registry: Registry, store: Store, filters: list[str], shown: li
 
 
 def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> None:
-    """Both raise an error of one line, which shows the chain for a cycle."""
+    """Both raise an error of one line. For a cycle, the line shows the chain of parents."""
     registry.put("r.io/a", kits.build([], parent="r.io/b:v1"))
     ref = registry.put("r.io/b", kits.build([], parent="r.io/a:v1"))
     with pytest.raises(ManifestError, match=r"found cycle in modelkit references: \[r.io/b:v1=>r.io/a:v1=>r.io/b:v1\]"):
@@ -231,7 +231,7 @@ def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> 
 
 
 def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store) -> None:
-    """A tag in the store is used without the registry, unless ``remote`` is set."""
+    """A tag in the store is opened without a registry, unless ``remote`` is set."""
     built = kits.build([model("w.bin", b"here")])
     manifest = json.loads(built.manifest)
     for data in (built.manifest, *built.blobs.values()):
@@ -250,7 +250,7 @@ def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store)
 
 @pytest.mark.parametrize("lie", [3, 5000])
 def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: int) -> None:
-    """A compressed file that is longer or shorter than its annotation says cannot be read to its end."""
+    """A compressed file whose annotation declares a wrong size cannot be read to its end."""
     built = kits.build([kits.part("model", "w.bin", b"0123456789" * 100, format="raw", compression="gzip")])
     manifest = json.loads(built.manifest)
     annotations = manifest["layers"][0]["annotations"]
@@ -267,7 +267,7 @@ def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: 
 
 
 def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) -> None:
-    """The layer is listed as left out, and other layers are shown."""
+    """The kit reports the layer as left out, and shows its other layers."""
     built = kits.build([model("w.bin")], vintage="0.4")
     manifest = json.loads(built.manifest)
     config = json.dumps({"manifestVersion": "1.0.0", "package": {}}).encode()
@@ -290,7 +290,7 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
 def test_raw_layer_whose_path_cannot_be_is_left_out(
     registry: Registry, store: Store, path: str, reason: SkipReason
 ) -> None:
-    """The reason says what is wrong with the path."""
+    """The reason names the fault of the path."""
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
     assert [(len(layer.index().members), s.reason) for s in layer.index().skipped] == [(0, reason)]
 
@@ -313,7 +313,7 @@ WEIGHTS = kits.kit_tar({"m/w.bin": b"".join(random.Random(i).randbytes(3) + b"\x
 def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
     registry: Registry, store: Store, compression: kits.Compression, blob: bytes | None, first_entry_agrees: bool
 ) -> None:
-    """A layer whose first entry cannot be read does not count as agreeing with its path.
+    """If the first entry of a layer cannot be read, ``first_entry_agrees`` returns False.
 
     The weights fill whole zstd blocks.
     """
@@ -324,7 +324,7 @@ def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
 
 @pytest.mark.parametrize("name", ["d/c", "../c"])
 def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Registry, store: Store, name: str) -> None:
-    """A stored index that another mount accepted is refused if it exceeds this mount's limit of entries."""
+    """A stored index is refused if it has more entries than this mount permits, even if another mount accepted it."""
     ref = registry.put(
         "r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "d/b": b"", name: b""}))])
     )
@@ -346,7 +346,7 @@ BIG = kits.kit_tar(
 
 
 def swapped(layer: Layer) -> bytes:
-    """Return the index of a layer of d/a and d/b, with the two names exchanged."""
+    """Return the index of a layer with the files d/a and d/b, but with their names exchanged."""
     data = layer.index().data
     sections = {name: bytes(memoryview(data)[where]) for name, where in index_file.unpack(data).items()}
     assert sections["names"] == b"dab"
@@ -360,7 +360,7 @@ def sealed(layer: Layer) -> None:
 
 
 def wait_for_state(layer: Layer, state: str) -> None:
-    """Wait until a thread of the store has compared the index of a verified layer with its bytes."""
+    """Wait until a thread of the store has compared the index of a verified layer with the layer's bytes."""
     deadline = time.monotonic() + 30
     while layer.state() != state:
         assert time.monotonic() < deadline, layer.state()
@@ -371,9 +371,9 @@ def wait_for_state(layer: Layer, state: str) -> None:
 def test_an_index_of_proven_bytes_is_kept_for_every_mount(
     registry: Registry, store: Store, compression: kits.Compression
 ) -> None:
-    """The index stays stored after the blob was removed, and can be read without waiting.
+    """The index of a verified layer stays stored after the layer's blob was removed, and is read without waiting.
 
-    The index of the unproven bytes is removed.
+    The index that was made of the unverified bytes is removed.
     """
     part = kits.part("dataset", "d", BIG, compression=compression)
     ref = registry.put("r.io/a", kits.build([part]))
@@ -400,7 +400,7 @@ def test_an_index_of_proven_bytes_is_kept_for_every_mount(
 def test_a_verified_layer_is_indexed_without_waiting(
     registry: Registry, store: Store, compression: kits.Compression
 ) -> None:
-    """The store has the layer but no index of it, as after a pull. No registry is asked for the index."""
+    """After a pull, the store has the layer but no index. The index is made from the store, without a request."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG, compression=compression)]))
     layer = resolver(registry, store).open(ref).layers[0]
     sealed(layer)
@@ -411,7 +411,7 @@ def test_a_verified_layer_is_indexed_without_waiting(
 
 
 def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry, store: Store) -> None:
-    """Another mount can use the index while the entry is partial. It is removed with the entry."""
+    """Another mount can use the index of a partial blob. The index is removed together with the blob."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     layer = resolver(registry, store).open(ref).layers[0]
     made = layer.index()
@@ -424,7 +424,10 @@ def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry,
 
 
 def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry: Registry, store: Store) -> None:
-    """A layer that was read with a forged index fails for good, and the next opening is right."""
+    """If the stored index of an unverified layer was forged, verifying the layer makes all its reads fail.
+
+    The next opening uses the right index.
+    """
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     first = resolver(registry, store).open(ref).layers[0]
     forged = swapped(first)
@@ -444,7 +447,7 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
 
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven: bool) -> None:
-    """After a power loss the file of an index may be torn or contain zeros."""
+    """A power loss may leave the file of an index truncated or filled with zeros."""
     data = kits.kit_tar({"d/a": b"1", "../c": b"", "d/b": bytes(1 << 20)})
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", data)]))
     layer = resolver(registry, store).open(ref).layers[0]
@@ -473,7 +476,7 @@ def kit_of(text: str) -> kits.Kit:
 
 
 def listing(*made: kits.Kit) -> bytes:
-    """Return an index of kits with the labels q=0, q=1 and so on."""
+    """Return a ModelKit index of the given kits, with the labels q=0, q=1 and so on."""
     rows = [
         {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}}
         for i, k in enumerate(made)
@@ -484,7 +487,7 @@ def listing(*made: kits.Kit) -> bytes:
 
 
 def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
-    """Store an index and its kits as ``name:v1``."""
+    """Store a ModelKit index and its kits as ``name:v1``. Return the digest of the index."""
     data = listing(*made)
     whole = {digest: content for k in made for digest, content in {**k.blobs, k.digest: k.manifest}.items()}
     kits.write_layout(kits.Kit(data, b"", whole), registry.root / name.replace("/", "_"), "v1")
@@ -492,9 +495,9 @@ def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
 
 
 def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> None:
-    """Labels select a kit by tag or by the digest of the index. The reference of the kit is that of the kit itself.
+    """Labels select a kit in an index that is named by a tag or by a digest.
 
-    Without labels the error lists the kits.
+    The opened kit has the reference that was asked for. Without labels, the error lists the kits.
     """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
@@ -511,9 +514,9 @@ def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> No
 
 
 def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, store: Store) -> None:
-    """Kits of a stored index come from the registry if they are not stored.
+    """If a kit of a stored index is not stored, only the kit is requested from the registry.
 
-    A kit of the same name is preferred if no labels are given.
+    If a kit and an index have the same tag, labels select from the index. Without labels, the kit is opened.
     """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     store.put(digest, listing(kit_of("0"), kit_of("1")))
@@ -538,7 +541,7 @@ def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, 
 def test_an_index_that_was_seen_serves_offline(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the registry is unavailable, the last known digest of the index is used, as for a tag of a kit."""
+    """If the registry is unavailable, the tag of an index means its last known digest."""
     put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
     resolver(registry, store).open(tag, labels={"q": "1"})
@@ -558,7 +561,7 @@ def test_labels_of_a_kit_are_ignored_and_told(
 
 
 def test_a_layer_knows_whose_it_is(registry: Registry, store: Store) -> None:
-    """A layer records the reference of its kit, or of the parent."""
+    """``Layer.kit`` is the reference of the kit, or of the parent from which the layer comes."""
     parent = registry.put("r.io/parent", kit_of("p"))
     child = registry.put(
         "r.io/child", kits.build([kits.part("code", "c", kits.kit_tar({"c": b""}))], parent=str(parent))

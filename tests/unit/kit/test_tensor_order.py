@@ -1,4 +1,4 @@
-"""Programs that read the tensors of a file in order are recognized, and their next reads are predicted."""
+"""A TensorOrder recognizes programs that read the tensors of a file in order, and predicts their next reads."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ MiB = 1 << 20
 
 
 def tensors(count: int = 20, size: int = 16 * MiB, first: int = 4096, names: str = "{:03}") -> list[Tensor]:
-    """Return contiguous tensors."""
+    """Return ``count`` contiguous tensors of ``size`` bytes, from the offset ``first``."""
     return [Tensor(names.format(n), "U8", (size,), first + n * size, size) for n in range(count)]
 
 
 def read(order: TensorOrder, tensor: Tensor, *, step: int = MiB, share: float = 1.0) -> None:
-    """Read a tensor, or the first ``share`` of it, in reads of ``step`` bytes."""
+    """Read a tensor, or only the fraction ``share`` of it from its start, in reads of ``step`` bytes."""
     stop = int(tensor.size * share)
     for at in range(0, stop, step):
         order.feed(tensor.offset + at, min(step, stop - at))
 
 
 def ahead(order: TensorOrder) -> int:
-    """Return how many bytes should be fetched in advance."""
+    """Return the number of bytes that should be prefetched."""
     return sum(stop - start for start, stop in order.ahead())
 
 
 def test_a_header_and_one_tensor_lead_to_nothing() -> None:
-    """The kernel's readahead touches the neighbours of the tensor, which must not count as reads."""
+    """The kernel's readahead touches the neighbours of a tensor, but they do not count as read."""
     found = tensors()
     order = TensorOrder(found)
     order.feed(0, 4096)
@@ -45,7 +45,7 @@ def test_a_header_and_one_tensor_lead_to_nothing() -> None:
 
 
 def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
-    """At most half of the bytes that were read are fetched in advance, and at most 64 MiB."""
+    """At most half as many bytes are prefetched as were read, and at most 64 MiB."""
     found = tensors()
     order = TensorOrder(found)
     read(order, found[3])
@@ -62,7 +62,7 @@ def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
 
 @pytest.mark.parametrize("step", [128 << 10, 512 << 10])
 def test_page_faults_of_several_threads_with_gaps_are_readers(step: int) -> None:
-    """Each of four threads reads a quarter of each tensor, by page faults that leave out a part."""
+    """Four threads each read a quarter of every tensor by page faults, which leave gaps."""
     found = tensors()
     order = TensorOrder(found)
     for tensor in found[:4]:
@@ -76,7 +76,7 @@ def test_page_faults_of_several_threads_with_gaps_are_readers(step: int) -> None
 
 
 def test_a_slice_of_each_tensor_is_enough() -> None:
-    """A rank of a parallel model reads an eighth of each tensor."""
+    """A rank of a parallel model reads only an eighth of each tensor."""
     found = tensors()
     order = TensorOrder(found)
     read(order, found[0], share=1 / 8)
@@ -85,7 +85,7 @@ def test_a_slice_of_each_tensor_is_enough() -> None:
 
 
 def test_small_tensors_lie_on_the_way() -> None:
-    """Small tensors are fetched with the others, whether a reader has read them or not."""
+    """Small tensors between large ones are prefetched too, whether or not earlier small tensors were read."""
     sizes = [16 * MiB, 8192, 16 * MiB, 8192, 8192, 16 * MiB]
     found = [Tensor(str(n), "U8", (size,), sum(sizes[:n]), size) for n, size in enumerate(sizes)]
     order = TensorOrder(found)
@@ -99,7 +99,7 @@ def test_small_tensors_lie_on_the_way() -> None:
 
 
 def test_the_order_of_names_is_followed_where_it_differs() -> None:
-    """safetensors sorts its keys, so that layer 10 comes before layer 2."""
+    """safetensors sorts its keys as strings. The file therefore has layer 10 before layer 2."""
     found = tensors(names="layer.{}")
     order = TensorOrder(found)
     for number in (1, 10, 11):
@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_the_order_is_forgotten() -> None:
 
 
 def test_several_readers_are_followed_at_the_same_time() -> None:
-    """The number of readers is limited, and each reader has its own window."""
+    """Each reader has its own window, and the number of readers is limited."""
     found = tensors(200)
     order = TensorOrder(found)
     for number in range(3):
@@ -153,7 +153,7 @@ def test_several_readers_are_followed_at_the_same_time() -> None:
 
 
 def test_a_reader_goes_on_in_the_next_shard() -> None:
-    """The last tensors of a file lead to the next file, whose first tensor continues the order."""
+    """The last tensors of a file lead to the next file. There, reading the first tensor continues the order."""
     order, following = TensorOrder(tensors(4)), TensorOrder(tensors(4))
     for number, tensor in enumerate(tensors(4)):
         read(order, tensor)
@@ -177,7 +177,7 @@ def test_overlapping_tensors_of_a_hostile_file_cost_nothing() -> None:
 
 @given(st.randoms(use_true_random=False), st.integers(1, 30))
 def test_what_is_ahead_lies_in_tensors_and_is_bounded(source: random.Random, count: int) -> None:
-    """This is true for any sizes, names and reads."""
+    """The sizes, names and reads are random."""
     at, found = 100, []
     for n in range(count):
         size = source.choice([0, 10, 5000, 2 * MiB, 9 * MiB])

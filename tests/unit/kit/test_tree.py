@@ -1,7 +1,4 @@
-"""The merged tree, without a kernel.
-
-The tests are about which layers a lookup waits for, which layer wins, and what the file system returns.
-"""
+"""The merged tree of layers: for which layers a lookup waits, which layer wins, and what the file system returns."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class FakeLayer:
-    """A layer in memory, which counts its calls.
+    """A layer in memory. ``waited`` counts the waits for its index.
 
-    If ``ready`` is False, the index is available only after a wait. If ``broken`` is set, it is never available.
+    If ``ready`` is False, the index is available only after a wait. If ``broken`` is also set, it is never available.
     """
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
@@ -109,7 +106,7 @@ def paths(t: Tree) -> list[str]:
 
 
 def test_layers_lie_over_each_other() -> None:
-    """The tree has the entries of all layers and the Kitfile, sorted."""
+    """The tree has the Kitfile and the entries of all layers, sorted."""
     t = tree(
         FakeLayer("m", "m/", "m/a=1", "m/s/b=2"), FakeLayer("d", "d/", "d/c=3"), FakeLayer("", "Kitfile=no", "z=9")
     )
@@ -119,14 +116,16 @@ def test_layers_lie_over_each_other() -> None:
 
 
 def test_later_file_wins_and_first_directory_mode_stands() -> None:
-    """The rules within a layer apply across layers. A directory without an entry has mode 0755."""
+    """A file of a later layer replaces an earlier one. A directory keeps the mode of its first entry.
+
+    A directory without an entry has mode 0755.
+    """
     t = tree(FakeLayer("m", "m/x=old", "m/d/=700"), FakeLayer("m", "m/=711", "m/x=new", "m/d/=755", digest="sha256:2"))
     assert t.pread(t.resolve("m/x"), 0, 9) == b"new"
     assert (t.resolve("m").mode, t.resolve("m/d").mode) == (0o711, 0o700)
 
 
 def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
-    """An entry below a file of an earlier layer is left out and counted."""
     counters = Counters()
     t = tree(FakeLayer("a", "a=file"), FakeLayer("a/b", "a/b=below"), counters=counters)
     assert paths(t) == ["Kitfile", "a"]
@@ -135,7 +134,7 @@ def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
 
 
 def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
-    """Everything below the directory is shown too. What an older layer had below that name stays hidden."""
+    """The tree shows the directory and its entries. Entries below that name in the layers before it stay hidden."""
     counters = Counters()
     t = tree(
         FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"),
@@ -150,7 +149,7 @@ def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
 
 
 def test_a_file_replaces_only_an_empty_directory() -> None:
-    """A directory that is not empty stays, and the file is counted as left out."""
+    """If the directory is not empty, it stays, and the file is counted as left out."""
     counters = Counters()
     t = tree(FakeLayer("", "e/", "d/x=1"), FakeLayer("", "e=file", "d=file", digest="sha256:2"), counters=counters)
     assert [(p, n.kind) for p, n in t.walk(t.root) if p != "Kitfile"] == [("d", "dir"), ("d/x", "file"), ("e", "file")]
@@ -158,7 +157,7 @@ def test_a_file_replaces_only_an_empty_directory() -> None:
 
 
 def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
-    """Other layers are not used. With wait=False, a layer that may contain the name raises WouldBlock."""
+    """With wait=False, a lookup raises WouldBlock if the index of such a layer is not available yet."""
     model, data = FakeLayer("model", "model/w=1", ready=False), FakeLayer("data", "data/d=2", ready=False)
     t = tree(model, data)
     with pytest.raises(WouldBlock):
@@ -173,7 +172,7 @@ def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
 
 
 def test_absence_is_final_when_every_layer_is_known() -> None:
-    """A kernel may cache the absence of a name only if all layers are indexed."""
+    """A kernel may cache that a name does not exist only if all layers are indexed."""
     t = tree(FakeLayer("m", "m/a=1"))
     with pytest.raises(NoEntry) as e:
         t.lookup(t.root, "absent")
@@ -181,20 +180,23 @@ def test_absence_is_final_when_every_layer_is_known() -> None:
 
 
 def test_layer_whose_head_disagrees_is_searched() -> None:
-    """A name outside the declared path is found in a layer whose first entry is outside of that path."""
+    """If the first entry of a layer is outside the layer's path, every lookup searches the layer."""
     t = tree(FakeLayer("m", "other/x=1", ready=False, first_entry_agrees=False))
     assert t.resolve("other/x").size == 1
 
 
 def test_stray_never_beats_a_declared_entry() -> None:
-    """An entry outside its layer's path is listed, but does not replace an entry that another layer declares."""
+    """An entry outside the path of its layer is shown, but does not replace a declared entry.
+
+    An entry is declared if the path of its layer contains it.
+    """
     t = tree(FakeLayer("m", "m/x=declared"), FakeLayer("d", "d/y=1", "m/x=stray", "m/z=stray"))
     assert paths(t) == ["Kitfile", "d", "d/y", "m", "m/x", "m/z"]
     assert t.pread(t.resolve("m/x"), 0, 99) == b"declared"
 
 
 def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
-    """Names in other layers are found. Names that only the broken layer may contain raise its error.
+    """Names in other layers are found. A name that only the broken layer may contain raises the error of that layer.
 
     A listing that would be incomplete raises the error too.
     """
@@ -210,7 +212,10 @@ def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
 
 
 def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
-    """An inode number depends on layer and path. Hard links share a number and a link count."""
+    """The inode number is derived from layer and path.
+
+    Hard links share one inode number and have the same link count.
+    """
     layer = FakeLayer("m", "m/a=12345", "m/h===m/a", "m/b=1")
     one, two = tree(layer), tree(layer)
     a, h, b = (one.resolve(f"m/{n}") for n in "ahb")
@@ -220,7 +225,7 @@ def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
 
 
 def test_symbolic_links_are_followed_inside() -> None:
-    """resolve follows links within the tree, but not out of it and not in cycles."""
+    """``resolve`` follows links within the tree. It refuses links that lead out of the tree, and cycles."""
     t = tree(FakeLayer("", "d/f=1", "l=->d", "up=->d/../l/f", "out=->/etc", "c1=->c2", "c2=->c1", "e=->../../d/f"))
     assert t.resolve("l/f").path == t.resolve("up").path == t.resolve("e").path == "d/f"
     for path, told in (
@@ -234,7 +239,7 @@ def test_symbolic_links_are_followed_inside() -> None:
 
 
 def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
-    """Layers are merged in order, whatever part of the path they declare."""
+    """Later layers win, even if their paths are longer or shorter than those of earlier layers."""
     layers = [
         FakeLayer("d", "d/a=first", "d/b=first"),
         FakeLayer("d/a", "d/a=second"),
@@ -258,10 +263,7 @@ def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mod
 
 
 def test_attributes() -> None:
-    """Attributes are the owner, one time and the mode without the umask.
-
-    The size of a link is the length of its target.
-    """
+    """The umask is removed from the mode. The size of a link is the length of its target."""
     fs = filesystem(tree(FakeLayer("", "d/=777", "d/f=123", "d/l=->f")), umask=0o027)
     d = fs.lookup(ROOT, b"d")
     assert (stat.filemode(d.attr.mode), d.attr.nlink) == ("drwxr-x---", 2)
@@ -274,7 +276,7 @@ def test_attributes() -> None:
 def test_modes_that_were_asked_for_are_everybodys() -> None:
     """``file_mode`` applies to every file and ``dir_mode`` to every directory, including the root.
 
-    The umask still removes bits.
+    The umask removes bits from both.
     """
     layer = FakeLayer("", "d/=700", "d/f=123", "d/l=->f")
     fs = filesystem(tree(layer), file_mode=0o644)
@@ -323,7 +325,10 @@ def test_a_walk_may_be_deeper_than_the_stack() -> None:
 
 
 def test_reads_and_listings() -> None:
-    """Reads are short at the end. Listings start with dots and have stable offsets and a state of their own."""
+    """Reads are short at the end of a file.
+
+    A listing starts with "." and "..", has stable offsets, and has its own state.
+    """
     fs = filesystem(tree(FakeLayer("", "b=123", "a=1", "c/x=1")))
     handle, _ = fs.open(fs.lookup(ROOT, b"b").inode, os.O_RDONLY)
     assert [fs.read(handle, at, 2) for at in (0, 2, 3, 9)] == [b"12", b"3", b"", b""]
@@ -339,9 +344,9 @@ def test_reads_and_listings() -> None:
 
 
 def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
-    """Files and links of the layer are refused, and its open files are reported.
+    """The files and links of a wrong layer are refused, and ``failed`` returns those that are open or cached.
 
-    The first opening after the layer was fetched again keeps no cache. Other layers and names are not affected.
+    The first opening after the layer was fetched again drops cached pages. Other layers are not affected.
     """
     wrong, right = FakeLayer("w", "w/f=123", "w/g=1", "w/l=->f", digest="sha256:w"), FakeLayer("r", "r/f=1")
     fs = filesystem(tree(wrong, right))
@@ -363,7 +368,7 @@ def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
 
 
 def test_extended_attributes_and_statfs() -> None:
-    """Entries have the digest, media type and state of their layer, and the root has reference and manifest.
+    """An entry has the digest, media type and state of its layer. The root has the reference and the manifest's digest.
 
     statfs counts blocks of 4 KiB and all entries.
     """
@@ -381,7 +386,7 @@ def test_extended_attributes_and_statfs() -> None:
 
 
 def test_statfs_of_more_than_there_can_be() -> None:
-    """If sizes of sparse files add up to more than 64 bits, statfs(2) returns the largest possible number."""
+    """If the sizes of sparse files exceed 64 bits in total, statfs returns the largest possible number."""
     layer = FakeLayer("m")
     builder = IndexBuilder(max_entries=9000)
     for i in range(8200):
@@ -393,7 +398,7 @@ def test_statfs_of_more_than_there_can_be() -> None:
 
 
 def test_statfs_never_decodes() -> None:
-    """A compressed layer that was never read counts as one file of its size, without a wait."""
+    """A compressed layer that was never read counts as one file of the layer's size, without a wait."""
     layer = FakeLayer("m", "m/a=1", "m/b=2", ready=False)
     layer.compressed = True
     layer.size = 9000

@@ -1,4 +1,4 @@
-"""gzip and zstd streams with many members and frames, with cut ends, and with extreme growth."""
+"""gzip and zstd streams: many members and frames, truncated streams, and streams that grow extremely."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zstd(data: bytes, **options: bool) -> bytes:
 
 @pytest.mark.parametrize("size", [7, 1000, 65_536, 1 << 22])
 def test_gzip_members(size: int) -> None:
-    """Members form one stream, in whatever pieces it arrives. Zeros may follow."""
+    """Several members form one stream, whatever the sizes of the pieces in which it arrives. Zeros may follow."""
     short = DATA if size > 7 else DATA[:2000]
     stream = gzip.compress(short) + gzip.compress(b"") + gzip.compress(b"end") + bytes(700)
     assert b"".join(decode(pieces(stream, size), "gzip")) == short + b"end"
@@ -36,7 +36,10 @@ def test_gzip_members(size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 1000, 65_536, 1 << 22])
 def test_zstd_frames(size: int) -> None:
-    """Frames form one stream, with and without checksum and size, and with skippable frames between them."""
+    """Several frames form one stream.
+
+    Frames may have a checksum or a size, and skippable frames may be between them.
+    """
     short = DATA if size > 1 else DATA[:2000]
     stream = zstd(short) + SKIPPABLE + zstd(b"end", write_checksum=True, write_content_size=False) + zstd(b"")
     assert b"".join(decode(pieces(stream, size), "zstd")) == short + b"end"
@@ -53,7 +56,7 @@ def test_cut_anywhere_is_an_error(compression: str) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_garbage_is_an_error(compression: str) -> None:
-    """Bytes that are not such a stream, or that follow it, raise LayerError."""
+    """Other bytes, bytes after the end of a stream, and a damaged stream raise LayerError."""
     good = gzip.compress(DATA[:999]) if compression == "gzip" else zstd(DATA[:999], write_checksum=True)
     flipped = good[:500] + bytes([good[500] ^ 1]) + good[501:]
     for bad in (b"hello world, this is text", good + b"garbage that follows", flipped):
@@ -76,7 +79,7 @@ def test_bomb_comes_in_bounded_pieces(compression: str) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE])
 def test_content_of_whole_pieces(compression: str, size: int) -> None:
-    """Content whose length is a multiple of a piece is decoded completely, from one or many pieces of input."""
+    """Content whose length is a multiple of PIECE is decoded completely, from one or many pieces of input."""
     for content in (bytes(size), random.Random(size).randbytes(size)):
         stream = gzip.compress(content, 1) if compression == "gzip" else zstd(content)
         for cut in (len(stream), 8191):
@@ -85,9 +88,9 @@ def test_content_of_whole_pieces(compression: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 40, 1 << 20])
 def test_gzip_padding_means_the_same_however_it_is_cut(size: int) -> None:
-    """Zeros from the end of a member to the end of the stream are padding, and nothing may follow them.
+    """Zeros after a member are padding, and only zeros may follow, up to the end of the stream.
 
-    The pieces in which the stream arrives do not matter.
+    The sizes of the pieces in which the stream arrives do not matter.
     """
     member = gzip.compress(b"hi")
     assert b"".join(decode(pieces(member + bytes(64), size), "gzip")) == b"hi"
@@ -97,14 +100,17 @@ def test_gzip_padding_means_the_same_however_it_is_cut(size: int) -> None:
 
 
 def test_zeros_alone_are_no_gzip() -> None:
-    """Padding needs a member before it."""
+    """Zeros are padding only after a member."""
     with pytest.raises(LayerError):
         list(decode([bytes(64)], "gzip"))
 
 
 @pytest.mark.parametrize(("log", "fits"), [(27, True), (28, False)])
 def test_zstd_window(log: int, fits: bool) -> None:
-    """`zstd --long=27` is decoded. A window above 128 MiB is refused before it uses memory."""
+    """The output of `zstd --long=27` is decoded.
+
+    A window above 128 MiB is refused before memory is allocated for it.
+    """
     parameters = zstandard.ZstdCompressionParameters(window_log=log, compression_level=1, write_content_size=False)
     out = io.BytesIO()
     with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(out, closefd=False) as writer:
@@ -117,7 +123,7 @@ def test_zstd_window(log: int, fits: bool) -> None:
 
 
 def test_skippable_frames_alone_are_empty() -> None:
-    """A stream of skippable frames is complete and empty. If it is cut, it is not complete."""
+    """A complete stream of skippable frames decodes to nothing. A truncated one raises an error."""
     assert list(decode([SKIPPABLE * 2], "zstd")) == []
     with pytest.raises(LayerError):
         list(decode([SKIPPABLE * 2 + SKIPPABLE[:-1]], "zstd"))
@@ -130,7 +136,7 @@ def test_unknown_compression() -> None:
 
 
 def test_decoded_source_knows_its_size_at_the_end() -> None:
-    """A decoder is a source without ranges, whose size is known after its end was read."""
+    """DecodedSource does not support ranges. Its size is None until its end was read."""
     source = DecodedSource(lambda: [gzip.compress(DATA)], "gzip")
     assert (source.size, source.ranged) == (None, False)
     at = 0

@@ -14,7 +14,10 @@ from tests.unit.layers.test_tar import Bytes
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
 @pytest.mark.parametrize("name", CASES)
 def test_nasty_tar(name: str, sized: bool) -> None:
-    """A tar has the expected members and left-out names, or raises a LayerError, with and without a known size."""
+    """A tar has the expected members and left-out names, or raises a LayerError.
+
+    This does not depend on whether the size of the tar is known.
+    """
     case = CASES[name]
     if case.error:
         with pytest.raises(LayerError) as caught:

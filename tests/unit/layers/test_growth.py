@@ -1,4 +1,4 @@
-"""The limits of a decoder's output: declared sizes, the factor, and the room in a store."""
+"""The output of a decoder is limited by a declared size, by a factor of its input, and by the room in the store."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def growth(
     ("size", "limit"), [(1, 16 << 30), (1 << 20, 16 << 30), (1 << 30, 200 << 30)], ids=["tiny", "small", "large"]
 )
 def test_the_limit_is_a_factor_but_never_small(size: int, limit: int) -> None:
-    """The limit is 200 times the size, and at least 16 GiB."""
+    """The limit is 200 times the compressed size, and at least 16 GiB."""
     assert DEFAULT_EXPANSION.limit(size) == limit
     growth(size).allow(limit)
     with pytest.raises(LayerLimit, match=rf"more than {limit} bytes.*--max-expansion"):
@@ -31,14 +31,17 @@ def test_the_limit_is_a_factor_but_never_small(size: int, limit: int) -> None:
 
 
 def test_a_declared_size_is_a_limit() -> None:
-    """A few more bytes are permitted, so that the reader notices a wrong size."""
+    """SLACK more bytes are permitted, so that the reader can report the wrong size."""
     growth(1000, declared=3).allow(3 + SLACK)
     with pytest.raises(LayerLimit):
         growth(1000, declared=3).allow(4 + SLACK)
 
 
 def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
-    """A layer that grows little is stored, whatever room is left. The output of other layers is limited by the room."""
+    """A layer that grows little is stored, however little room the store has.
+
+    If a layer grows more, the room is a limit.
+    """
     for size, cached in ((MiB, CACHED * MiB), (1000, CACHED_SMALL)):
         growth(size, spare=0).allow(cached)
         with pytest.raises(StoreFull, match=r"50 times its compressed size.*--cache-size"):
@@ -46,7 +49,7 @@ def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
 
 
 def test_the_room_is_looked_at_as_it_shrinks() -> None:
-    """A decoder stops before it has filled the store, also if it stores its output meanwhile."""
+    """A decoder stops before the store is full, although its output takes room meanwhile."""
     stored = 0
     bounded = Growth(1000, expansion=DEFAULT_EXPANSION, declared=None, spare=lambda: 200 * MiB - stored)
     for _ in range(4096):
@@ -59,7 +62,7 @@ def test_the_room_is_looked_at_as_it_shrinks() -> None:
 
 
 def test_a_decoder_stops_where_it_may_not_grow() -> None:
-    """A decoder yields its output up to the limit."""
+    """A decoder yields its output up to the limit, and then raises LayerLimit."""
     data = gzip.compress(bytes(64 * MiB))
     bounded = growth(len(data), expansion=Expansion(10, 8 * MiB))
     source = DecodedSource(lambda: [data], "gzip", bounded.allow)

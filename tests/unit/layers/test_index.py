@@ -1,4 +1,4 @@
-"""An index has right identities of hard links, bounds what archives imply, and detects damage in its file."""
+"""Layer indexes: hard links, limits for what an archive can imply, and damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def links(b: IndexBuilder) -> dict[str, str]:
 
 
 def test_the_first_name_is_the_identity() -> None:
-    """A link to a link is a link to the first name."""
+    """A hard link to a link is recorded as a link to the first name."""
     b = builder()
     add(b, "a")
     b.add_hard_link("b", "a")
@@ -37,7 +37,7 @@ def test_the_first_name_is_the_identity() -> None:
 
 
 def test_an_identity_moves_on_when_its_name_is_taken() -> None:
-    """If a later file replaces the first name, the other links stay one file, whose identity is the next name."""
+    """If a later file replaces the first name of linked files, the next name becomes their identity."""
     b = builder()
     add(b, "a", 512)
     b.add_hard_link("b", "a")
@@ -51,7 +51,7 @@ def test_an_identity_moves_on_when_its_name_is_taken() -> None:
 
 
 def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
-    """Links to a symlink are one inode, and a new symlink that replaces the first name is another inode."""
+    """Hard links to a symlink share an inode. A new symlink that replaces the first name has another inode."""
     b = builder()
     b.add_symlink("a", "x")
     b.add_hard_link("b", "a")
@@ -60,7 +60,7 @@ def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
 
 
 def test_a_link_to_what_it_is_already_changes_nothing() -> None:
-    """Linking a name to itself, directly or through a link, neither leaves it out nor adds a link."""
+    """A hard link from a name to itself, directly or through another link, neither removes the name nor adds a link."""
     b = builder()
     add(b, "a")
     b.add_hard_link("a", "a")
@@ -73,7 +73,7 @@ def test_a_link_to_what_it_is_already_changes_nothing() -> None:
 
 
 def test_a_link_that_was_left_out_has_no_identity() -> None:
-    """A hard link in the place of a directory changes nothing."""
+    """A hard link cannot replace a directory, and is left out."""
     b = builder()
     add(b, "a")
     add(b, "d/x")
@@ -82,7 +82,7 @@ def test_a_link_that_was_left_out_has_no_identity() -> None:
 
 
 def test_short_archives_cannot_imply_endless_directories() -> None:
-    """Directories without an entry count against a limit, beyond each entry's share of names."""
+    """Directories that have no entry of their own count against a limit if they exceed a number for each entry."""
     b = builder()
     for i in range(3):
         add(b, f"{i:03}/" + "a/" * 2000 + "x")
@@ -95,7 +95,7 @@ def test_short_archives_cannot_imply_endless_directories() -> None:
 
 
 def test_left_out_names_are_cut() -> None:
-    """A name of a megabyte that is left out is stored in part only."""
+    """If a name of a megabyte is left out, only a part of the name is stored."""
     b = builder()
     b.skip("n" * (1 << 20), SkipReason.FIFO)
     b.add_hard_link("h", "/" + "t" * (1 << 20))
@@ -103,7 +103,10 @@ def test_left_out_names_are_cut() -> None:
 
 
 def test_raw() -> None:
-    """A raw layer is one file. Without a usable path it has only a left-out name."""
+    """The index of a raw layer has one file.
+
+    If the path of the layer is unusable, the index has only a left-out name.
+    """
     index = raw_index("m/w.bin", 9, 0o4644)
     assert [tuple(m) for m in index.members.values()] == [("m/w.bin", "file", 0o644, 9, (Extent(0, 0, 9),), "", "")]
     assert raw_index("m/empty", 0, 0o600).members["m/empty"].extents == ()
@@ -128,7 +131,7 @@ def sample() -> LayerIndex:
 
 
 def test_the_file_of_an_index_is_the_index() -> None:
-    """Members, their order, left-out names and bytes that are not UTF-8 survive in the file."""
+    """The file of an index preserves members, their order, left-out names, and bytes that are not UTF-8."""
     again = LayerIndex(bytes(sample().data))
     assert list(again.members.items()) == list(sample().members.items())
     assert list(again.skipped) == list(sample().skipped)
@@ -138,7 +141,7 @@ def test_the_file_of_an_index_is_the_index() -> None:
 
 
 def test_an_index_is_mapped_from_a_file(tmp_path: Path) -> None:
-    """No part of the file is copied into memory."""
+    """The index works on a memory mapping of its file."""
     (tmp_path / "index").write_bytes(sample().data)
     with open(tmp_path / "index", "rb") as f:
         index = LayerIndex(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
@@ -148,7 +151,7 @@ def test_an_index_is_mapped_from_a_file(tmp_path: Path) -> None:
 
 
 def test_rows_are_a_tree() -> None:
-    """The names of a directory are neighbours in byte order, and every row except the root has a parent."""
+    """The entries of a directory are adjacent rows in byte order. Every row except the root has a parent."""
     index = sample()
     root = [index.name(row) for row in index.children(0)]
     assert root == ["d", "implied"]
@@ -165,7 +168,7 @@ def test_rows_are_a_tree() -> None:
 
 
 def test_an_entry_costs_little() -> None:
-    """An entry needs thirty bytes and its name, with files in one directory or in many."""
+    """An entry takes thirty bytes and its name, whether the files are in one directory or in many."""
     for pattern in ("d/{:06}", "d/{0:03}/{0:06}"):
         b = builder(10_000)
         for i in range(10_000):
@@ -174,7 +177,7 @@ def test_an_entry_costs_little() -> None:
 
 
 def test_an_archive_has_one_index() -> None:
-    """An index is byte for byte the same, whatever the order of its names in a table."""
+    """Two indexes of the same archive are byte for byte equal."""
     assert sample().data == sample().data
     b = builder()
     add(b, "d/f")
@@ -183,7 +186,7 @@ def test_an_archive_has_one_index() -> None:
 
 @pytest.mark.parametrize("at", range(0, 700, 13))
 def test_a_damaged_file_is_refused(at: int) -> None:
-    """A change of any byte is detected, so that a torn write is never used."""
+    """A change of any byte is detected, so a torn write is never used."""
     damaged = bytearray(sample().data)
     damaged[at] ^= 0x10
     with pytest.raises(ValueError, match="index"):
@@ -192,7 +195,7 @@ def test_a_damaged_file_is_refused(at: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 100, 400, -1, -8])
 def test_a_file_that_is_cut_off_is_refused(size: int) -> None:
-    """A file that is longer or shorter than its header says is refused."""
+    """The length of the file must be the length that its header declares."""
     with pytest.raises(ValueError, match="index"):
         LayerIndex(sample().data[:size])
     with pytest.raises(ValueError, match="index"):
@@ -215,7 +218,10 @@ FORGED: list[tuple[str, str, list[int]]] = [
 
 @pytest.mark.parametrize(("name", "code", "column"), FORGED)
 def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, column: list[int]) -> None:
-    """They are refused even with a correct checksum, so that a walk over rows ends and stays within them."""
+    """Such columns are refused even with a correct checksum.
+
+    A walk over rows therefore ends and stays within the rows.
+    """
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack(sections)) == sample()
@@ -224,7 +230,7 @@ def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, co
 
 
 def test_sections_that_are_not_known_are_left_alone() -> None:
-    """Unknown sections of a later version are ignored. A missing known section is an error."""
+    """Unknown sections, as a later version may write, are ignored. A missing known section is an error."""
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack({**sections, "chunks": b"123"})).members.keys() == sample().members.keys()
@@ -234,7 +240,7 @@ def test_sections_that_are_not_known_are_left_alone() -> None:
 
 
 def test_targets_of_symbolic_links_are_bounded() -> None:
-    """A million targets of 4 KiB, which compress well, exceed the limit for names in memory."""
+    """A million link targets of 4 KiB compress well, but exceed the limit for names in memory."""
     b = builder(5000)
     for i in range(4100):
         b.add_symlink(f"l{i}", "t" * 4000)

@@ -1,4 +1,4 @@
-"""The normal form of names of entries, and the reasons for which entries are skipped."""
+"""Names of entries have a normal form, or a reason why their entry is skipped."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from kitfs.layers.names import UNSAFE, Skipped, SkipReason, clean
     ],
 )
 def test_a_name_has_a_normal_form_or_a_reason_why_not(name: str, path: str, reason: SkipReason | None) -> None:
-    """Limits are in bytes, as on Linux."""
+    """The limits of names are in bytes, as on Linux."""
     assert clean(name) == (path, reason)
 
 
 def test_every_reason_has_a_text() -> None:
-    """The text for a hard link contains its target."""
+    """The text for a skipped hard link contains the link's target."""
     assert all(Skipped("x", reason, "detail").text for reason in SkipReason)
     skipped = Skipped("x", SkipReason.LEAVES_ROOT, link="../{y}")
     assert str(skipped) == "left out 'x': a hard link to '../{y}': a path that leaves the root"
 
 
 def test_reasons_that_make_unpack_refuse_a_kit() -> None:
-    """Names and links that leave the root, and devices, make unpack refuse. Other entries are skipped."""
+    """Unpack refuses a kit with devices, or with names or hard links that leave the root. It skips other entries."""
     assert {reason for reason in SkipReason if reason.unsafe} == UNSAFE
     assert SkipReason.BELOW_FILE not in UNSAFE

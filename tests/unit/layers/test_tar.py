@@ -1,4 +1,4 @@
-"""Indexes of tars are compared with the tools that write tars: GNU tar, bsdtar and Python's tarfile."""
+"""Indexes of tars are compared with the trees that GNU tar, bsdtar and Python's tarfile packed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kitfs.layers.tar import first_path, index_tar
 
 
 class Bytes:
-    """A reader of bytes in memory that counts its reads."""
+    """A file in memory that counts its reads."""
 
     def __init__(self, data: bytes, *, sized: bool = True) -> None:
         self._data = data
@@ -108,7 +108,7 @@ def test_gnu_tar(tree: Path, options: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is missing: install the package libarchive-tools")
 @pytest.mark.parametrize("form", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, form: str) -> None:
-    """bsdtar's pax format, also with sparse files, and its GNU format give the tree that was packed."""
+    """The pax format of bsdtar, with and without sparse files, and its GNU format give the tree that was packed."""
     data = subprocess.run(
         ["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True
     ).stdout
@@ -117,7 +117,7 @@ def test_bsdtar(tree: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_tarfile(tree: Path, form: int) -> None:
-    """Python's tarfile gives the tree that was packed, with a pax global header."""
+    """A tar of Python's tarfile with a pax global header gives the tree that was packed."""
     out = io.BytesIO()
     with tarfile.open(
         fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None
@@ -128,7 +128,7 @@ def test_tarfile(tree: Path, form: int) -> None:
 
 @pytest.mark.parametrize("tool", ["v7", "ustar"])
 def test_old_formats(tmp_path: Path, tool: str) -> None:
-    """In v7 and ustar, a slash may mark directories, and names may be split."""
+    """In the formats v7 and ustar, a slash at the end may mark a directory, and a long name may be split."""
     (tmp_path / "m/d").mkdir(parents=True)
     (tmp_path / "m/d/f").write_bytes(b"x" * 513)
     data = subprocess.run(
@@ -139,7 +139,7 @@ def test_old_formats(tmp_path: Path, tool: str) -> None:
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) -> None:
-    """A volume label is not an entry, and the dumpdirs of an incremental archive are directories."""
+    """A volume label is not an entry. An entry of an incremental archive that lists a directory is a directory."""
     options = [f"--format={form}", "--label=NAME", f"--listed-incremental={tmp_path / 'snapshot'}"]
     data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
     assert shown(data) == on_disk(tree)
@@ -147,7 +147,7 @@ def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) 
 
 
 def test_volumes(tmp_path: Path) -> None:
-    """The first volume of an archive ends inside a file and is truncated.
+    """The first volume of an archive ends inside a file, so it is refused as truncated.
 
     The second volume begins with the rest of that file, which is left out.
     """
@@ -169,7 +169,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 
 def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
-    """SCHILY and LIBARCHIVE records with any bytes are ignored. Modes, names and content stay."""
+    """SCHILY and LIBARCHIVE records are ignored, whatever bytes they contain. Modes, names and content are right."""
     (tmp_path / "f").write_bytes(b"x")
     try:
         os.setxattr(tmp_path / "f", b"user.k=\n", bytes(range(256)))
@@ -182,7 +182,7 @@ def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_many_extents(tmp_path: Path) -> None:
-    """A file with a thousand spans is read correctly, for each form of GNU tar's sparse map."""
+    """A file with a thousand extents is read correctly, for each form of GNU tar's sparse map."""
     with (tmp_path / "s").open("wb") as f:
         for i in range(1000):
             f.seek(i * 8192)
@@ -198,7 +198,7 @@ def test_many_extents(tmp_path: Path) -> None:
 
 
 def test_hard_links_share_an_identity(tree: Path) -> None:
-    """A hard link is the file to which it links, and records the first name."""
+    """A hard link has the content of its target, and records the first name."""
     data = subprocess.run(["tar", "-cf", "-", "m/a", "m/hard"], cwd=tree, check=True, capture_output=True).stdout
     index = index_tar(Bytes(data))
     assert index.members["m/hard"].link == "m/a"
@@ -222,9 +222,9 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def test_what_leaves_the_root_is_left_out() -> None:
-    """Each entry that cannot be shown is skipped with a reason.
+    """Entries that cannot be shown are skipped with a reason.
 
-    They are absolute names, "..", links to outside or to nothing, devices, fifos and long components.
+    They have an absolute name, ".." or a long component, or are hard links to outside or to nothing, devices or fifos.
     """
     data = tar(
         entry("good", b"1"),
@@ -258,7 +258,7 @@ def test_what_leaves_the_root_is_left_out() -> None:
 def test_names_that_come_twice() -> None:
     """As with GNU tar, a later file wins, a directory replaces a file, and a file replaces an empty directory.
 
-    The mode of a directory's first entry stays.
+    A directory keeps the mode of its first entry.
     """
     data = tar(
         entry("f", b"old"),
@@ -297,13 +297,13 @@ def test_names_that_come_twice() -> None:
 
 
 def test_setuid_is_masked_and_dots_are_cleaned() -> None:
-    """Special mode bits are removed, and "./", "//" and "." are removed from names."""
+    """The setuid, setgid and sticky bits are removed from modes, and "./", "//" and "." from names."""
     index = index_tar(Bytes(tar(entry("./", type=tarfile.DIRTYPE), entry("./a//b/./c", b"", mode=0o6755))))
     assert {p: m.mode for p, m in index.members.items()} == {"a/b/c": 0o755}
 
 
 class Stripes:
-    """A tar of equal members that is generated while it is read, and that counts its reads."""
+    """A tar of equal members that is generated while it is read. It counts its reads."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count, self._content = count, size
@@ -327,10 +327,7 @@ class Stripes:
 
 
 def test_files_that_sit_together_take_few_reads() -> None:
-    """20,000 files of 1 KiB need less than one read for a hundred files.
-
-    2,000 files of 20 KiB are read through too, in steps that grow.
-    """
+    """Less than a hundred reads index 20,000 files of 1 KiB, or 2,000 files of 20 KiB."""
     many = Stripes(20_000, 1024)
     assert len(index_tar(many).members) == 20_000
     assert len(many.reads) < 100
@@ -340,7 +337,7 @@ def test_files_that_sit_together_take_few_reads() -> None:
 
 
 def test_big_files_are_hopped_over() -> None:
-    """Eight members of 1.25 GiB need nine reads of 4 KiB, the last of which finds the end."""
+    """Eight members of 1.25 GiB need nine reads of 4 KiB. The last read finds the end of the archive."""
     few = Stripes(8, 5 << 28)
     index = index_tar(few)
     assert index.total == 10 << 30
@@ -348,7 +345,7 @@ def test_big_files_are_hopped_over() -> None:
 
 
 def test_the_window_falls_back_behind_small_files() -> None:
-    """After many small files, a big file is not read ahead."""
+    """A big file is not read ahead, even if it comes after many small files."""
     small = [entry(f"m/{i}", bytes(1000)) for i in range(2000)]
     reader = Bytes(tar(*small, *(entry(f"b/{i}", bytes(4 << 20)) for i in range(4))))
     index_tar(reader)
@@ -357,7 +354,7 @@ def test_the_window_falls_back_behind_small_files() -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_truncated(sized: bool) -> None:
-    """An archive that is cut inside an entry is an error. After the last byte of the last file it is not."""
+    """An archive that ends inside an entry is refused. An archive that ends right after its last file is accepted."""
     data = tar(entry("a", b"x" * 700), entry("b", b"y" * 100))
     for cut in (1, 100, 600, 512 + 699, 1536 + 300, 1536 + 512 + 99):
         with pytest.raises(LayerError):
@@ -367,7 +364,7 @@ def test_truncated(sized: bool) -> None:
 
 
 def test_max_entries() -> None:
-    """One entry above the limit is an error, even if entries are left out."""
+    """An archive with one entry above the limit is refused. Entries that are left out count too."""
     data = tar(*(entry(f"/{i}" if i % 2 else str(i)) for i in range(10)))
     assert len(index_tar(Bytes(data), max_entries=10).members) == 5
     with pytest.raises(LayerError, match="more than 9 entries"):
@@ -375,7 +372,10 @@ def test_max_entries() -> None:
 
 
 def test_first_path() -> None:
-    """first_path skips global headers. It is None for an empty archive, and LayerError if it is not an archive."""
+    """``first_path`` skips global headers and returns None for an empty archive.
+
+    It raises LayerError for other bytes.
+    """
     assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
     assert first_path(Bytes(bytes(1024))) is None
     assert (

@@ -1,4 +1,4 @@
-"""Headers of tars are compared with recorded headers of Go's archive/tar, and other programs can read them."""
+"""Headers of tars are equal to recorded headers of Go's archive/tar, and other programs can read the tars."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FILES = {
 
 
 def archive() -> bytes:
-    """Return a tar of NESTED directories and FILES."""
+    """Return a tar of the directories NESTED and the files FILES."""
     entries = [header(n.rstrip("/").encode(), directory=True, mode=0o755) for n in NESTED]
     entries += [
         header(n.encode(), directory=False, mode=0o640, size=len(d)) + d + padding(len(d)) for n, d in FILES.items()
@@ -86,17 +86,16 @@ def archive() -> bytes:
 
 @pytest.mark.parametrize(("name", "mode", "size", "length", "digest"), RECORDED, ids=range(len(RECORDED)))
 def test_written_as_go_writes(name: bytes, mode: int, size: int | None, length: int, digest: str) -> None:
-    """Headers are byte for byte those of Go.
+    """Headers are byte for byte equal to those of Go.
 
-    The names are at every limit of USTAR and pax, modes have setuid, setgid and sticky bits, and sizes are around 8
-    GiB.
+    The names reach every limit of USTAR and pax, modes have setuid, setgid and sticky bits, and sizes are around 8 GiB.
     """
     written = header(name, directory=size is None, mode=mode, size=size or 0)
     assert (len(written), hashlib.sha256(written).hexdigest()[:32]) == (length, digest)
 
 
 def test_the_layer_that_kit_packs() -> None:
-    """The layer of a directory and a file of six bytes has the digest in KITOPS §1.6."""
+    """A layer with a directory and a file of six bytes has the digest in KITOPS §1.6."""
     layer = header(b"model", directory=True, mode=0o755) + header(b"model/w.bin", directory=False, mode=0o644, size=6)
     layer += b"hello\n" + padding(6) + TRAILER
     assert len(layer) == 2560
@@ -116,7 +115,7 @@ def test_python_reads_it() -> None:
 
 
 def test_kitfs_reads_it() -> None:
-    """The index has every file with its bytes."""
+    """The index of the tar has every file with its bytes."""
     data = archive()
     members = index_tar(Bytes(data)).members
     assert {p: data[e.blob_offset : e.blob_offset + e.length] for p in FILES for e in members[p].extents} == {
@@ -127,7 +126,7 @@ def test_kitfs_reads_it() -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="tar is missing: install the package tar")
 def test_gnu_tar_lists_it() -> None:
-    """The tar on PATH lists the same names without a warning."""
+    """The program tar on PATH lists the same names without a warning."""
     listed = subprocess.run(
         ["tar", "-tf", "-", "--quoting-style=literal"], input=archive(), capture_output=True, check=True
     )
@@ -137,7 +136,7 @@ def test_gnu_tar_lists_it() -> None:
 
 @pytest.mark.parametrize("size", [SIZE_FIELD, SIZE_FIELD + 1, 10**12, (1 << 63) - 1])
 def test_sizes_around_eight_gib(size: int) -> None:
-    """A size that does not fit into octal digits is in a pax record, and the header has 0."""
+    """A size that does not fit into the octal field is in a pax record, and the field is 0."""
     written = header(b"w.bin", directory=False, mode=0o644, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written)).firstmember
     assert member is not None
@@ -158,7 +157,7 @@ def test_length_is_known_beforehand(name: bytes, directory: bool, size: int) -> 
 
 @given(NAMES, st.integers(0, 0o7777), st.integers(0, 1 << 40))
 def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
-    """tarfile reads back any name of bytes, any mode and any size."""
+    """tarfile reads back every name, mode and size."""
     written = header(name, directory=False, mode=mode, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written), encoding="utf-8", errors="surrogateescape").firstmember
     assert member is not None
@@ -169,7 +168,7 @@ def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
     "name", [b"a\0b", b"n" * (MAX_RECORDS - 13), "é".encode() * MAX_RECORDS], ids=["nul", "ascii", "utf-8"]
 )
 def test_names_that_no_tar_holds(name: bytes) -> None:
-    """Both refuse a name with a NUL and records above Go's limit."""
+    """``header`` and ``entry_length`` refuse a name with a NUL, and pax records above Go's limit."""
     with pytest.raises(LayerError, match="tar"):
         header(name, directory=False, mode=0o644)
     with pytest.raises(LayerError, match="tar"):
