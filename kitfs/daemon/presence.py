@@ -101,7 +101,7 @@ def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record |
 
 
 def _current(run: RunDir, record: Record, there: MountInfo | None) -> Record:
-    """Update the record of a mount that was sealed since: it has no transport, and its process may have ended."""
+    """Return a record as it is now. If the mount was sealed, its transport is EROFS, and its process may have ended."""
     if not is_sealed_at(record, there):
         return record
     return replace(record, transport=erofs.FSTYPE, pid=record.pid if run.alive(record) else None)

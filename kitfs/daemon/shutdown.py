@@ -66,7 +66,7 @@ class Shutdown:
     def watch(self, transport: Transport) -> MountInfo:
         """Run the transport on a thread of its own, and return the mount when it answers.
 
-        Raises the error of a transport that fails before that.
+        Raises the error of a transport that fails before the mount answers.
         """
         from kitfs.fuse.mount_table import FSTYPE, mount_at
 
@@ -94,12 +94,12 @@ class Shutdown:
         return there
 
     def sealed(self, there: MountInfo) -> None:
-        """Wait for the end of a sealed mount from now on. It replaces the transport's mount, if there was one."""
+        """Wait for the end of a sealed mount from now on, instead of the end of the transport's mount."""
         self.is_sealed = True
         self._mount = there
 
     def check(self) -> None:
-        """Raise MountError if the mount is not at its mount point any more."""
+        """Raise MountError if the mount is no longer at its mount point."""
         if not self._is_there():
             raise self._gone()
 
@@ -109,7 +109,7 @@ class Shutdown:
     def _is_there(self) -> bool:
         """Return whether this mount is the topmost mount at its mount point.
 
-        Before this mount was seen in the mount table, any mount there counts as this mount.
+        Until this mount is seen in the mount table, any mount at the mount point counts as this mount.
         """
         from kitfs.fuse.mount_table import mount_at
 
@@ -117,13 +117,13 @@ class Shutdown:
         return there is not None and (self._mount is None or there.number == self._mount.number)
 
     def wait(self) -> None:
-        """Return when the transport has ended, or on a signal. Raises the error of a transport that failed."""
+        """Wait until the transport has ended or a signal arrives. Raises the error of a transport that failed."""
         self._wake.wait()
         if self._failure is not None and self._signal is None:
             raise self._failure
 
     def stay(self) -> None:
-        """Return when a sealed mount has ended, or on a signal. The mount table is read whenever it changes."""
+        """Wait until a sealed mount has ended or a signal arrives. The mount table is read whenever it changes."""
         with open("/proc/self/mountinfo", "rb") as table:
             poll = select.poll()
             poll.register(table, select.POLLERR | select.POLLPRI)
@@ -132,7 +132,7 @@ class Shutdown:
                 poll.poll()
 
     def _mount_exists(self) -> bool:
-        """Return whether this mount is at its mount point; other mounts may cover it."""
+        """Return whether this mount is at its mount point, even if other mounts cover it."""
         from kitfs.fuse.mount_table import mounts
 
         wanted = None if self._mount is None else (self._mount.number, self._mount.dev)

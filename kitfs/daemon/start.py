@@ -24,7 +24,7 @@ class Started(NamedTuple):
 
 
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
-    """Mount in a new daemon, and return when the mount answers. ``warn`` is called with each warning of the daemon.
+    """Mount in a new daemon, and wait until the mount answers. ``warn`` is called with each warning of the daemon.
 
     If the same request is mounted already, that mount is returned. Raises the error of the daemon.
     """

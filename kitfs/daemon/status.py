@@ -94,7 +94,7 @@ class StatusSocket:
     """A socket that sends the status as a JSON object to every client that connects.
 
     If a client sends the name of one of ``commands``, the object that the command returns is sent instead. Commands run
-    on threads of their own, so that the status never waits for a command.
+    on threads of their own, so the status never waits for a command.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Replace the FUSE mount of a complete kit by a sealed one, under the programs that use it.
+"""Replace the FUSE mount of a complete kit by a sealed mount while programs use the kit.
 
-The steps, in an order in which a daemon may be killed between any two of them:
+The daemon may be killed between any two of these steps:
 
     1. The image is mounted without being attached to a directory, and is compared with the tree.
     2. The record gets the ``seal`` (``presence``). Until the end of step 4 it still describes the FUSE mount.
@@ -76,7 +76,7 @@ class Sealer:
             threading.Thread(target=self._watch, name="kitfs-seal", daemon=True).start()
 
     def stop(self) -> None:
-        """Wait for a swap that is running, and prevent further swaps."""
+        """Prevent further swaps, and wait until a running swap has ended."""
         self._stopped.set()
         with self._lock:
             pass

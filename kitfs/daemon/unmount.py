@@ -23,7 +23,7 @@ LAZY_PATIENCE: Final = 1.0  # seconds to wait after a lazy unmount, since open f
 
 
 def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIENCE) -> None:
-    """Unmount the kit at ``mountpoint``, and return when its daemon has ended; with ``lazy``, return at once.
+    """Unmount the kit at ``mountpoint``, and wait until its daemon has ended. With ``lazy``, do not wait.
 
     A mount whose daemon died is unmounted too. A daemon that was stopped (SIGSTOP) is continued, so that it can end.
     Raises MountError if kitfs has no mount there, if the mount is in use or covered by another mount, and if the mount
@@ -96,8 +96,8 @@ def _users(record: Record) -> str:
 def _continue(run: RunDir, record: Record) -> None:
     """Continue a daemon that was stopped.
 
-    A process is continued only if it has the daemon's lock file open, because the process id may belong to another
-    process by now.
+    A process is continued only if it has the daemon's lock file open, because the process id may meanwhile belong to
+    another process.
     """
     if record.pid is None:
         return

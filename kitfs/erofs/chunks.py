@@ -1,11 +1,11 @@
-"""Compute where each block of a file lies (on a device, in the image, or in a hole), and the file's best chunk size.
+"""Compute where the blocks of a file are (on a device, in the image, or in a hole), and the best chunk size.
 
 A device is a file of the store that contains the bytes of a layer. EROFS divides a file into chunks of equal size, and
 stores an address for each chunk. An address counts blocks of 512 bytes, so a part of a file can stay on its device if
 its offset there is a multiple of 512. Other parts must be copied into the image. The last block of a file must be
-copied, too, if the device ends inside the block or has bytes other than zero after the end of the file. A chunk that
-needs any copying is copied whole. So the best chunk size is the size at which addresses and copies take the fewest
-bytes together.
+copied, too, if the device ends inside the block or has bytes other than zero after the end of the file. If any part of
+a chunk must be copied, the whole chunk is copied. The best chunk size is the size for which addresses and copies
+together take the fewest bytes.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[R
 
 
 def _append(runs: list[Run], run: Run) -> None:
-    """Append a run, and before it a hole if there is a gap. A block that two extents touch is copied."""
+    """Append a run. If there is a gap before the run, append a hole first. A block that two extents touch is copied."""
     end = runs[-1].stop if runs else 0
     if run.start > end:
         runs.append(Run(end, run.start, HOLE, 0))

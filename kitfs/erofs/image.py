@@ -60,7 +60,7 @@ _TYPES: Final = {"file": (1, stat.S_IFREG), "dir": (2, stat.S_IFDIR), "symlink":
 
 
 class Device(NamedTuple):
-    """A file of ``size`` bytes that contains contents of the tree. ``tag`` identifies the device in the image."""
+    """A file of ``size`` bytes that contains contents of files in the tree. ``tag`` identifies it in the image."""
 
     size: int
     tag: str
@@ -70,9 +70,9 @@ class Inode(NamedTuple):
     """A file, directory or symbolic link of the image.
 
     Names of the same file have the same ``key``; no two files share a key. ``kind`` is "file", "dir" or "symlink",
-    ``mode`` has permission bits, and ``mtime`` is in seconds since the epoch. The bytes of a file are either in
-    ``extents``, or in ``data``, which is written into the image. ``attributes`` are pairs of a name without "user." and
-    a value.
+    ``mode`` has permission bits, and ``mtime`` is in seconds since the epoch. The bytes of a file are either on devices
+    (``extents``), or in ``data``, which is written into the image. ``attributes`` are pairs of a name without "user."
+    and a value.
     """
 
     key: int
@@ -174,7 +174,7 @@ class _Writer:
         self._append(bytes(-self._at % unit))
 
     def _place(self, data: bytes) -> int:
-        """Append bytes as whole blocks, padded with zeros, and return the number of the first block."""
+        """Append bytes, padded with zeros to whole blocks, and return the number of the first block."""
         self._align(BLOCK)
         at = self._append(data)
         self._align(BLOCK)

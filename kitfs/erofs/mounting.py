@@ -1,8 +1,8 @@
 """Make the system calls for sealed mounts: mount an EROFS image, attach it beneath another mount, detach that mount.
 
-A new mount is not attached to a directory at first, so that it can be examined before anybody sees it. If the kernel
-refuses a call, ``Refusal`` is raised; its reason says whether the user, the kernel or the file system of the store is
-the cause. Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
+A new mount is not attached to a directory at first, so that it can be examined before programs can see it. If the
+kernel refuses a call, ``Refusal`` is raised, with a reason: the user, the kernel, or the file system of the store.
+Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
 
 Threading: any thread may call the functions.
 """
@@ -61,7 +61,8 @@ def mount_image(image: int, devices: Sequence[int], source: str, *, scratch: str
     """Mount an EROFS image, without attaching the mount to a directory. Raises Refusal.
 
     ``image`` and ``devices`` are file descriptors. ``source`` is the source that the mount table shows. The kernel
-    opens the image by that name, so the function makes a link of that name in a temporary directory in ``scratch``.
+    opens the image by the name ``source``, so the function makes a link of that name in a temporary directory in
+    ``scratch``.
     """
     found: list[NewMount | BaseException] = []
 

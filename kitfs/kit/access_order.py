@@ -1,13 +1,13 @@
 """Record the order in which programs first read the bytes of a mounted kit, and count bytes that were fetched ahead.
 
 The order is recorded in units of 256 KiB of a layer's blob, as at most ``MAX_RUNS`` runs (number of the layer, first
-unit, number of units). The store's catalog contains the order by the digest of the manifest, so that the next mount of
-the same kit can fetch the same bytes in the same order. It is a hint and may be lost:
+unit, number of units). The order is stored in the catalog under the digest of the manifest, so that the next mount of
+the same kit can fetch the same bytes in the same order. The stored order is a hint and may be lost:
 
     {"version": 1, "layers": [digest, …], "runs": [[layer, first unit, units], …]}
 
-Compressed layers are not recorded, because their index needs all of their bytes. Threading: any thread may call every
-method; a read of units that were read before takes no lock.
+Reads of compressed layers are not recorded, because every byte of such a layer is needed for its index. Threading: any
+thread may call every method; a read of units that were read before takes no lock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHORT: Final = 8  # an order does not replace an earlier order that has more tha
 
 
 class Run(NamedTuple):
-    """Units of a layer that programs have read one after the other."""
+    """Adjacent units of a layer, which programs have read in ascending order."""
 
     digest: str
     first: int
@@ -39,7 +39,10 @@ class Run(NamedTuple):
 
 
 class AccessOrder:
-    """The units of a kit's layers that programs have read, in order. ``sizes`` maps a layer's digest to its bytes."""
+    """The units of a kit's layers that programs have read, in order.
+
+    ``sizes`` maps the digest of each layer to the size of its blob in bytes.
+    """
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.used = 0  # bytes that were fetched ahead and then read
@@ -50,7 +53,7 @@ class AccessOrder:
         self._lock = threading.Lock()
 
     def read(self, node: Node, offset: int, size: int) -> bool:
-        """Record that a program has read bytes of a file; return whether it is the first read of any unit."""
+        """Record that a program has read bytes of a file; return whether any unit of them was not read before."""
         touched = None if node.layer is None else self._touched.get(node.layer.digest)
         if touched is None or node.layer is None:
             return False
@@ -99,10 +102,10 @@ class AccessOrder:
     def merged(self, before: Sequence[Run], unseen: Collection[str]) -> list[Run]:
         """Return the order to store, merged from this order and the stored order ``before``.
 
-        Runs of ``before`` stay if this mount does not show their layers, or if the layers are ``unseen``: the kernel
-        may read verified layers itself, so their reads are not recorded. If programs have read little of the kit, the
-        first half of the other runs stays, too. So a short look at a kit does not erase the order of a whole load, but
-        an order that programs do not follow any more disappears.
+        Runs of ``before`` stay if this mount does not show their layers, or if the layers are ``unseen``, which means
+        that the kernel may have read them without a request. If programs have read little of the kit, the first half of
+        the other runs stays, too. So a short look at a kit does not erase the order of a whole load, but an order that
+        programs no longer follow disappears.
         """
         with self._lock:
             runs = [Run(*run) for run in self._runs]
@@ -134,7 +137,7 @@ class AccessOrder:
 
 
 def save(hints: Hints, digest: str, runs: Sequence[Run]) -> None:
-    """Store the order of a kit by the digest of its manifest. Only the last ``KITS`` orders stay."""
+    """Store the order of a kit under the digest of its manifest. Only the last ``KITS`` orders stay."""
     hints.set((KIND, digest), _to_json(runs))
     recent = hints.get(RECENT)
     known = [one for one in recent if isinstance(one, str) and one != digest] if isinstance(recent, list) else []

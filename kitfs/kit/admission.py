@@ -1,9 +1,9 @@
-"""Decide whether a kit may be used: its signatures are verified against the policies before any of it is read.
+"""Decide whether a kit may be used: verify its signatures against the policies before its contents are read.
 
-The registry is asked each time. If it cannot be reached, an earlier verdict counts for at most ``MAX_AGE`` seconds.
-Verdicts are stored in the catalog by the repository, the digest of the kit, the rule and the digest of the policy,
-together with the digests of the valid signatures. If the registry answers and the signatures are not valid any more,
-the verdict is deleted. Threading: any thread may check a kit.
+The registry is asked each time. If it cannot be reached, an earlier verdict counts for at most ``MAX_AGE`` seconds. The
+catalog stores a verdict, with the digests of the valid signatures, for each repository, digest of a kit, rule and
+digest of a policy. If the registry answers and the signatures are no longer valid, the verdict is deleted. Threading:
+any thread may check a kit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MAX_AGE: Final = 7 * 86_400  # seconds that a verdict counts while the registry 
 
 
 class Admission:
-    """Checks kits against policies, all of which must accept a kit.
+    """A check of kits against policies. Every policy must accept a kit.
 
-    ``places_of`` returns the places where the signatures of a reference may be, each asked alone.
+    ``places_of`` returns the places where the signatures of a reference may be. Each place is asked.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Admission:
         self._clock = clock
 
     def check(self, asked: Reference | LayoutReference, digest: Digest) -> None:
-        """Return if every policy accepts the kit. Raises SignatureError, which names the rule and the signers."""
+        """Raise SignatureError unless every policy accepts the kit. The error names the rule and the signers."""
         for policy in self._policies:
             for rule in policy.rules_for(asked):
                 try:
@@ -81,7 +81,7 @@ class Admission:
     def _use_verdict(
         self, key: tuple[str, str], refused: str, unreachable: KitfsError, asked: Reference | LayoutReference
     ) -> None:
-        """Accept a kit by its earlier verdict. Raises SignatureError without one that is young enough."""
+        """Accept a kit by an earlier verdict. Raises SignatureError if there is no verdict, or if it is too old."""
         verdict = self._hints.get(key)
         verified = verdict.get("seen") if isinstance(verdict, dict) else None
         if not isinstance(verified, int):

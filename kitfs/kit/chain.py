@@ -1,4 +1,4 @@
-"""Follow the references from a kit to other kits: to the parents of its model, or to kits with datasets."""
+"""Check the chain of references from a kit to other kits: to the parents of its model, or to kits with datasets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_REFERENCES: Final = 10  # the number of references that a chain may have, as
 
 
 def extended(chain: tuple[str, ...], reference: Reference | LayoutReference) -> tuple[str, ...]:
-    """Return a chain with one more reference. The first reference of a chain names the kit itself.
+    """Return a chain with another reference at its end. The first reference of a chain names the kit itself.
 
     Raises ManifestError, with kit's message, if the chain contains the reference already or becomes too long.
     """

@@ -16,11 +16,11 @@ STEP: Final = 4 << 20  # bytes
 def complete(layer: Layer, *, most: int = MAX_WINDOW) -> Iterator[int]:
     """Fetch a layer, and decode it if it is compressed; yield how many bytes of the blob each step has fetched.
 
-    A single request fetches the missing bytes. It is at most ``most`` bytes ahead of the steps, or the bandwidth-delay
-    product of the link if that is larger, and it pauses while no step is taken.
+    A single request fetches the missing bytes. The request runs ahead of the steps by at most ``most`` bytes, or by the
+    bandwidth-delay product of the link if that is larger. It pauses while no step is taken.
 
     Nothing is fetched if the store has the content of the layer already. A step that decodes yields 0. Raises StoreFull
-    when the store has no room for the layer. Errors of the source are passed on.
+    if the store has no room for the layer, and errors of the source.
     """
     content = layer.content()
     if content.complete:

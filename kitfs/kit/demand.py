@@ -1,6 +1,7 @@
 """Count how many bytes programs read of each layer of a tree, and whether a read waits for bytes.
 
-Threading: any thread. The counts may be slightly wrong, because a read takes no lock; no decision needs exact numbers.
+Threading: any thread may call every method. The counts may be slightly wrong, because a read takes no lock; no decision
+needs exact numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Demand:
     """The demand of the readers of one tree.
 
     ``asked`` maps the digest of a layer to the number of bytes that were read of the layer. Bytes that are read twice
-    count twice.
+    are counted twice.
     """
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ from kitfs.registry.options import ClientOptions
 def current_digest(reference: str, labels: Mapping[str, str], options: ClientOptions, *, kit_home: str) -> Digest:
     """Return the digest that a reference resolves to now.
 
-    If the reference names an index, the result is the digest of the kit that ``labels`` choose. The registry or the
-    layout is asked, unless the reference itself is a digest. Raises the errors of the registry.
+    If the reference names an index, the result is the digest of the kit that ``labels`` choose. The digest is read from
+    the registry or the layout, unless the reference itself is a digest. Raises the errors of the registry.
     """
     named = parse_any(reference)
     if named.digest is not None:

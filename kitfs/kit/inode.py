@@ -15,7 +15,7 @@ MASK: Final = (1 << 63) - 1  # inode numbers have 63 bits
 
 
 class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist is not a failure
-    """A name does not exist (ENOENT). If ``final`` is True, it never will, so the kernel may cache the answer."""
+    """A name does not exist (ENOENT). If ``final`` is True, it never will exist, so the kernel may cache this."""
 
     def __init__(self, *, final: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -43,7 +43,10 @@ class InodeTable:
         return values[found] if inodes[found] else None
 
     def number_for(self, inode: int, value: int) -> Inode:
-        """Assign an inode to a value: ``inode``, or the next number that is free or already has the same value."""
+        """Assign an inode number to ``value``, and return the number.
+
+        It is ``inode``, or the next number that is free or already has the same value.
+        """
         while True:
             inode = max(inode, ROOT + 1)
             found = self.get(inode)

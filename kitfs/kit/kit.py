@@ -16,8 +16,8 @@ class Kit:
     """An opened kit. ``layers`` begins with the layers of its parents; later layers cover earlier ones.
 
     ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it. It is None if a filter leaves the Kitfile out, or
-    if the kit has no Kitfile (a ModelPack that KitOps did not pack). A kit without a Kitfile gets a ``kitfile`` that is
-    made from the paths of its layers. ``pins`` maps the reference of the kit, and the references of its parents, to the
+    if the kit has no Kitfile (a ModelPack that KitOps did not pack). For a kit without a Kitfile, ``kitfile`` is made
+    from the paths of the layers. ``pins`` maps the reference of the kit, and the references of its parents, to the
     digests that they had when the kit was opened.
     """
 

@@ -121,7 +121,7 @@ class Layer:
         return DecodedSource(wire.stream, self.type.compression, growth.allow)
 
     def decoded_once(self) -> Iterator[memoryview]:
-        """Yield the content of a compressed layer from its beginning, without storing it. Raises LayerError."""
+        """Decode a compressed layer, and yield its content from the beginning. Nothing is stored. Raises LayerError."""
         for _, piece in self._decoder(self.wire(), spare=lambda: SIZE_MAX).read_range(0, None):
             yield piece
 
@@ -131,9 +131,10 @@ class Layer:
         return self._wire
 
     def index(self, *, wait: bool = True) -> LayerIndex:
-        """Return the index of the layer's members, which the store keeps for other mounts on this host.
+        """Return the index of the layer's members. The store keeps the index for other mounts on this host.
 
-        An index of unverified bytes is made a second time once they are verified. Raises IntegrityError if they differ.
+        An index of unverified bytes is made a second time once the bytes are verified. Raises IntegrityError if the two
+        indexes differ.
         """
         if self._misfit is not None:
             raise self._misfit
@@ -159,7 +160,7 @@ class Layer:
     def proven_index(self) -> LayerIndex:
         """Return the index of the layer's content, which must be verified already.
 
-        Raises IntegrityError if the index in use was made before the verification, and differs.
+        Raises IntegrityError if the index in use was made before the verification and is different.
         """
         self.index()
         self._prove()
@@ -189,7 +190,7 @@ class Layer:
         return self._keep(index, content, proven=proven)
 
     def _drop_decoded(self) -> None:
-        """Remove decoded content that cannot be used, to free its space. The caller must hold the lock."""
+        """Remove unusable decoded content, to free its space. The caller must hold the lock."""
         if self._decoded is not None:
             with suppress(OSError):
                 self._decoded.drop()
@@ -274,9 +275,9 @@ class Layer:
         return raw_index(self.path, size or 0, 0o644 if known is None or known.mode is None else known.mode)
 
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
-        """Return which files and directories other users may not use; None if that is not known.
+        """Return the numbers of files and directories that other users may not use; None if they are not known.
 
-        To find out, no registry is asked, and at most ``at_most`` entries of a layer without index are read.
+        No request is sent to a registry, and at most ``at_most`` entries of a layer without index are read.
         """
         with suppress(WouldBlock, LayerError):
             return closed_to_others(self.index(wait=False))
@@ -299,7 +300,7 @@ class Layer:
 
     @property
     def listed(self) -> bool:
-        """Return whether the names in the layer can be listed without asking its registry."""
+        """Return whether the names in the layer can be listed without a request to its registry."""
         if self.type.format == "raw" or self._is_here:
             return True
         try:
@@ -309,9 +310,10 @@ class Layer:
         return True
 
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
-        """Return whether a lookup of a name outside ``path`` may skip this layer, so that it need not be fetched.
+        """Return whether a lookup of a name outside ``path`` may skip this layer without fetching it.
 
-        It may if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
+        The layer may be skipped if its index is known. It may also be skipped if its first entry lies within ``path``,
+        because kit packs only files within ``path``.
         """
         if self._index is not None or self.type.format == "raw":
             return True
@@ -344,7 +346,7 @@ class Layer:
 
     @property
     def failure(self) -> IntegrityError | None:
-        """Return the error that shows that the layer's bytes are wrong; None if no such error is known."""
+        """Return the error about the layer's wrong bytes; None if the bytes are not known to be wrong."""
         if self._misfit is not None:
             return self._misfit
         for blob in (self._wire, self._decoded):
@@ -355,8 +357,8 @@ class Layer:
     def check(self, *, wait: bool = True) -> None:
         """Raise IntegrityError if the layer's bytes are known to be wrong.
 
-        A layer with wrong bytes recovers once any process has fetched its blob again and verified it: this method then
-        reopens the blob. With ``wait=False``, WouldBlock is raised instead of reopening.
+        After any process has fetched the blob of the layer again and verified it, this method reopens the blob, and the
+        layer is usable again. With ``wait=False``, WouldBlock is raised instead of reopening.
         """
         failure = self.failure
         if failure is None:
@@ -371,9 +373,10 @@ class Layer:
                 self._reopen(failure)
 
     def _reopen(self, failure: IntegrityError) -> None:
-        """Open the verified blob in place of the wrong one. The caller must hold the lock.
+        """Replace a blob with wrong bytes by the verified blob. The caller must hold the lock.
 
-        The mounted tree was built from the index of the wrong bytes, so the index of the verified bytes must be equal.
+        The mounted tree was made from the index of the wrong bytes and cannot change. So IntegrityError is raised if
+        the verified bytes have another index.
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:
@@ -402,15 +405,15 @@ class Layer:
 
     @property
     def whole_file(self) -> bool:
-        """Return whether the whole blob is one file: the layer is raw and not compressed."""
+        """Return whether the blob is a single file, which is so if the layer is raw and not compressed."""
         return self.type.format == "raw" and not self.compressed
 
     def open_whole(self) -> io.FileIO | None:
-        """Open the store's file of an uncompressed layer; None unless the store has the whole layer, verified."""
+        """Open the store's file of an uncompressed layer. Returns None unless the layer is complete and verified."""
         return None if self.compressed or not self.is_verified() else self._store.open_sealed(self.digest)
 
     def state(self) -> str:
-        """Return "absent", "partial", "present", "verified" or "wrong": the state of the (decoded) content.
+        """Return the state of the content: "absent", "partial", "present", "verified" or "wrong".
 
         A layer counts as verified only after the index in use has been compared with the verified bytes.
         """
@@ -423,7 +426,7 @@ class Layer:
         return "present" if state == "verified" and not self.is_verified() else state
 
     def is_verified(self) -> bool:
-        """Return whether the state is "verified", without reading the chunk map."""
+        """Return whether ``state`` is "verified". The chunk map is not read."""
         content = self._decoded if self.compressed else self._wire
         if self.failure is not None or content is None or not content.sealed:
             return False
@@ -433,13 +436,13 @@ class Layer:
         return True
 
     def fetched(self) -> int:
-        """Return how many bytes of the blob, as the registry has it, are in the store."""
+        """Return how many bytes of the layer's blob (``wire``) are in the store."""
         if self.compressed and self._decoded is not None and self._decoded.complete:
             return self.descriptor.size
         return 0 if self._wire is None or self.failure is not None else self._wire.fetched
 
     def load_state(self) -> None:
-        """Look up what the store already has of this layer, so that ``state`` reports it. No registry is asked."""
+        """Look up which bytes of this layer the store has, for ``state``. No request is sent to a registry."""
         self.content()
 
     def close(self) -> None:

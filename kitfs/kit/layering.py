@@ -4,8 +4,8 @@ The result is the tree that GNU tar would make if it extracted the layers one af
 of the same name, the later file wins. A directory that has an entry of its own replaces a file, and a file replaces an
 empty directory. In every other conflict the earlier entry stays, and the later entry is left out with everything below
 it. If two layers have the same directory, the mode of the first entry counts. A layer whose declared path contains a
-name takes precedence over layers whose declared path does not. ``layers.builder.IndexBuilder`` applies the same rules
-to the entries of one layer.
+name takes precedence over layers whose declared path does not contain it. ``layers.builder.IndexBuilder`` applies the
+same rules to the entries of one layer.
 
 ``kit.tree`` looks up single names while layers are still being fetched. ``merge`` handles all names at once, for verbs
 that write the files of a kit. This module does no I/O.
@@ -65,15 +65,15 @@ class Candidate(NamedTuple):
 
     @property
     def member(self) -> Member:
-        """Return the row as a value."""
+        """Return the member in the row."""
         return self.names.member(self.row)
 
 
 class Winner(NamedTuple):
     """The entry that the tree shows for a name: its row, and the number of its layer.
 
-    If the entry is a directory that replaced a file, ``since`` is the lowest layer whose entries below the directory
-    are in the tree. ``left_out`` are the entries of this name that are not in the tree.
+    If the entry is a directory that replaced a file, entries below the directory are in the tree only from layer
+    ``since`` on. ``left_out`` are the entries of this name that are not in the tree.
     """
 
     number: int
@@ -84,7 +84,7 @@ class Winner(NamedTuple):
 
     @property
     def member(self) -> Member:
-        """Return the row as a value."""
+        """Return the member in the row."""
         return self.names.member(self.row)
 
     @property
@@ -94,7 +94,7 @@ class Winner(NamedTuple):
 
 
 def winner(candidates: Iterable[Candidate]) -> Winner | None:
-    """Return the winner among the entries of one name, or None for no entries. Their layers must ascend."""
+    """Return the winner among the entries of one name, or None without entries. The layers must ascend."""
     found: Candidate | None = None
     found_dir = is_explicit = is_filled = False
     since = 0
@@ -137,9 +137,10 @@ def here(directory: str, layers: Iterable[Numbered]) -> list[Here]:
 def winners(
     directory: str, layers: Sequence[Here], *, without: Collection[str] = ()
 ) -> Iterator[tuple[str, str, Winner]]:
-    """Yield (name, path, winner) for every name in a directory except those in ``without``, sorted by their bytes.
+    """Yield (name, path, winner) for every name in a directory, sorted by the bytes of the name.
 
-    ``layers`` is in ascending order and contains only the layers whose entries are visible below the directory.
+    Names in ``without`` are left out. ``layers`` is in ascending order and contains only the layers whose entries are
+    visible below the directory.
     """
     declaring = _declaring(directory, layers)
     kept = {encoded(name) for name in without}
@@ -163,7 +164,7 @@ def _rows(layer: Here) -> Iterator[tuple[bytes, int, Names, int]]:
 
 
 def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[int]]:
-    """Return a function that maps a name in a directory to the numbers of the layers whose declared path overlaps it.
+    """Return a function from a name in a directory to the numbers of the layers whose declared path overlaps the name.
 
     A kit may have thousands of layers with one name each, so comparing each name with each layer would take too long.
     """
@@ -179,7 +180,7 @@ def _declaring(directory: str, layers: Sequence[Here]) -> Callable[[str], list[i
 
 
 def left_out_entry(path: str, candidate: Candidate) -> Skipped:
-    """Return an entry of ``Winner.left_out`` with the reason why it is not in the tree."""
+    """Return the ``Skipped`` for an entry of ``Winner.left_out``, with the reason."""
     return Skipped(path, SkipReason.OTHER_KIND, candidate.names.kind(candidate.row))
 
 
@@ -256,7 +257,7 @@ class _PlacedNames:
         return row < self._rows and self._index.explicit(row)
 
     def member(self, row: int) -> Member:
-        """Return a row as a value, whose path is relative to the layer's own root."""
+        """Return the member in a row. Its path is relative to the layer's own root."""
         return self._index.member(row if row < self._rows else 0)
 
 
@@ -289,7 +290,7 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
             left_out.append(f"{sources[number].name}: {skipped}")
 
     def merge_directory(directory: str, since: int, without: Collection[str] = ()) -> Iterator[tuple[str, int]]:
-        """Find the winners in a directory; for each subdirectory yield (path, lowest layer that is visible in it)."""
+        """Find the winners in a directory. For each subdirectory, yield (path, lowest visible layer)."""
         counting = here(directory, layers[since:])
         for name, path, found in winners(directory, counting, without=without):
             won[path] = found
@@ -341,7 +342,7 @@ def _directory(source: PlacedLayer) -> str:
 
 
 class BadLink(Exception):  # noqa: N818 - its callers decide whether it is an error
-    """The symbolic link ``path`` leads out of the tree; or, if ``circular``, through more links than Linux follows."""
+    """The symbolic link ``path`` leads out of the tree. If ``circular`` is True, it leads through too many links."""
 
     def __init__(self, path: str, *, circular: bool) -> None:
         super().__init__(path)
@@ -361,7 +362,7 @@ class End(NamedTuple):
 
 
 class Links:
-    """A walker that follows the symbolic links of a tree, each link once, even if many other links lead through it.
+    """A walker that follows the symbolic links of a tree. Each link is followed only once and then remembered.
 
     ``look`` returns the member at a path, or None if the path does not exist. An error that ``look`` raises ends the
     walk. If ``confined`` is True, ".." at the root stays at the root, as after chroot(2); otherwise ".." at the root
@@ -378,7 +379,7 @@ class Links:
         return self._walk("", path, 0, "")
 
     def _walk(self, at: str, path: str, depth: int, link: str) -> End:
-        """Follow ``path`` from the directory ``at``; ``link`` is the symbolic link whose target it is, or ""."""
+        """Follow ``path`` from the directory ``at``. ``path`` is the target of the symbolic link ``link``, if any."""
         missing, followed = False, 0
         for name in path.split("/"):
             if name in ("", "."):

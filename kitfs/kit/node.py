@@ -1,4 +1,4 @@
-"""Define the nodes of a kit's tree, and the interface that the tree needs of a layer.
+"""Define the nodes of a kit's tree, and the interface through which the tree uses a layer.
 
 Threading: nodes and listings do not change, so threads may share them.
 """
@@ -14,7 +14,7 @@ from kitfs.layers.index import LayerIndex, Member
 
 
 class TreeLayer(Protocol):
-    """A layer as the tree uses it.
+    """The methods of a layer that the tree calls.
 
     ``path`` is the path that the Kitfile declares for the layer. A layer with the path "" may contain any name; None
     means that no path is declared. With ``wait=False``, a method raises WouldBlock instead of using the network.
@@ -62,7 +62,7 @@ class SyntheticFile(NamedTuple):
 
 
 class Node:
-    """A name of the tree, as a value.
+    """A file, directory or symbolic link of the tree, with its path.
 
     ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, ``size`` is in bytes, and ``path`` is
     relative to the root. ``layer`` is None for the root and for synthetic files.
@@ -106,7 +106,7 @@ class Node:
 
     @property
     def member(self) -> Member:
-        """Return the member of the layer that has the name."""
+        """Return the node's member in its layer."""
         if self._member is None:
             plain = Member(self.path, self.kind, self.mode, self.size)
             self._member = plain if self._index is None else self._index.member(self._row)
@@ -121,8 +121,8 @@ class Node:
 class Listing(Collection[tuple[str, Node]]):
     """The entries of a directory as pairs (name, node), sorted by the bytes of the name.
 
-    ``refs`` has a number for each entry: an array, or a range if a single layer has the whole directory. ``node`` makes
-    the node of a number when the entry is read. Any number of readers may share a listing.
+    ``refs`` has a number for each entry. It is an array, or a range if a single layer has the whole directory. ``node``
+    returns the node for a number, and is called when the entry is read. Any number of readers may share a listing.
     """
 
     def __init__(self, refs: Sequence[int], node: Callable[[int], Node]) -> None:

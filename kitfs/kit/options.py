@@ -16,9 +16,9 @@ class WorkspaceOptions:
 
     ``cache_dir`` is the store's directory. ``kit_home`` is kit's home, which contains credentials.json and the kits
     that kit has pulled. ``cache_size`` limits the evictable blobs of the store, in bytes; None means no limit. A layer
-    with more than ``max_entries`` entries is refused. So is a compressed layer that decodes to more than
-    ``max_expansion`` times its size. ``verify_key`` is the file of the public key that must have signed every kit, and
-    ``policy`` is the file of the policy that must accept it.
+    is refused if it has more than ``max_entries`` entries, or if it decodes to more than ``max_expansion`` times its
+    compressed size. Every kit must be signed with the key in the file ``verify_key``, and accepted by the policy in the
+    file ``policy``, if they are given.
     """
 
     cache_dir: str

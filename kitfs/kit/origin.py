@@ -1,6 +1,7 @@
-"""Read the blobs of a kit in order to copy them: from the store, or from the kit's origin if the store lacks a blob.
+"""Read the blobs of a kit in order to copy them, from the store or from the kit's origin.
 
-An origin is the place that a kit is read from: a registry, a layout, or the store.
+The origin is the place where a kit is read from: a registry, a layout, or the store. A blob is read from it if the
+store lacks the blob.
 """
 
 from __future__ import annotations
@@ -19,27 +20,27 @@ from kitfs.store.store import Store
 
 
 class StoreOrigin:
-    """The origin of a kit that was packed or pulled: the store has all of the kit, so no registry is asked."""
+    """The origin of a kit that was packed or pulled. The store has the whole kit, so no registry is asked."""
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """Raise NotFound: this method is called only for a manifest that the store lacks."""
+        """Raise NotFound, because this method is called only for a manifest that the store lacks."""
         raise _evicted(f"manifest {identifier}")
 
     def blob(self, descriptor: Descriptor) -> Source | None:
-        """Return None: a blob of this origin has no source outside the store."""
+        """Return None, because a blob of this origin has no source outside the store."""
         return None
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Raise NotFound: this method is called only for a blob that the store lacks."""
+        """Raise NotFound, because this method is called only for a blob that the store lacks."""
         raise _evicted(f"blob {descriptor.digest}")
 
 
 @contextmanager
 def blob_reader(store: Store, digest: Digest, source_of: Callable[[], Source | None]) -> Iterator[ReadFrom]:
-    """Open a blob in order to copy it; close it at the end of the ``with`` block.
+    """Open a blob for copying, and close it at the end of the ``with`` block.
 
     A blob that is complete in the store is read from the store. Any other blob is read from its source, and is not
-    stored. A read raises NotFound if the blob has no source, and passes on the errors of the source.
+    stored. A read raises the errors of the source, and NotFound if the blob has no source.
     """
     file = store.open_sealed(digest)
     if file is None:

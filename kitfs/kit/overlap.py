@@ -1,4 +1,4 @@
-"""Find where layers overlap: the layers that declare a path, and the names that several layers have."""
+"""Find the layers whose declared path overlaps a path, and the names that several layers have."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DeclaredPaths:
 
 
 def surplus(indexes: Iterable[LayerIndex], reserved: Iterable[bytes], block: int) -> tuple[int, int]:
-    """Return (blocks, names) that the sums over several indexes contain too often, because indexes share names.
+    """Return (blocks, names) to subtract from the sums over several indexes, because indexes share names.
 
     If several indexes have a file of one name, only the last file is in the tree. No file of a ``reserved`` name at the
     root is in the tree. Only directories that several indexes have are read. A block has ``block`` bytes.

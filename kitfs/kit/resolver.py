@@ -43,7 +43,7 @@ PATIENCE: Final = 10.0  # seconds to wait for a registry before the last known d
 
 
 class _KnownTag(NamedTuple):
-    """The digest and the bytes of the manifest that a tag named ``age`` seconds ago."""
+    """The digest and the bytes of the manifest to which a tag pointed ``age`` seconds ago."""
 
     digest: Digest
     data: bytes
@@ -56,10 +56,10 @@ class Resolver:
     A kit that was packed or pulled on this machine is opened from the store. ``origin_of`` returns the origin of any
     other reference: its registry or its layout. A tag is resolved at its registry. If the registry is unreachable, or
     does not answer within ``patience`` seconds, the last known digest of the tag is used, with a warning. An answer of
-    401, 403 or 404 is an error even then. If no digest is known, the resolver waits as long as the origin takes.
-    ``admit`` is called with each kit, parents included, before anything but its manifest is read; it raises
-    SignatureError for a kit that may not be used. ``fallback`` supplies the manifest of a tag if neither the
-    registry nor the last known digest does.
+    401, 403 or 404 is always an error. If no digest is known, the resolver waits for the origin without a limit.
+    ``admit`` is called for each kit and each parent, after its manifest is read and before anything else of it is read.
+    ``admit`` raises SignatureError for a kit that may not be used. ``fallback`` supplies the manifest of a tag if
+    neither the registry nor the last known digest does.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class Resolver:
         ``pins`` is the ``Kit.pins`` of a kit that was opened before: a reference in ``pins`` is not resolved again, but
         opened by its digest there. With ``remote``, the registry is asked even if the store has the kit.
 
-        Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer, ManifestError (also for a chain
-        of parents that is too long or has a cycle), UsageError for labels that do not choose exactly one kit, and
-        SignatureError for a kit that may not be used.
+        Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer or ManifestError. Also raises
+        ManifestError if the chain of parents is too long or has a cycle, UsageError if the labels do not choose exactly
+        one kit, and SignatureError if a kit may not be used.
         """
         return self._open(reference, tuple(filters), labels or {}, remote, pins or {}, ())
 
@@ -111,7 +111,7 @@ class Resolver:
     ) -> Digest:
         """Return the digest of the kit that ``open`` would open.
 
-        Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError, SignatureError.
+        Raises NotFound, RegistryError, IntegrityError, ManifestError, UsageError and SignatureError.
         """
         digest = self._resolve(reference, labels or {}, remote)[1]
         self._admit(reference, digest)
@@ -198,7 +198,7 @@ class Resolver:
     def _pinned(
         self, reference: Reference | LayoutReference, digest: Digest, remote: bool
     ) -> tuple[Origin, Digest, bytes]:
-        """Return what ``_resolve`` returns, for a reference whose digest is known from ``pins``."""
+        """Return the origin, the digest and the manifest for a reference whose digest is known from ``pins``."""
         is_local = isinstance(reference, Reference) and reference.registry == LOCAL
         if is_local or (not remote and self._stored_digest(reference, of_index=False) == digest):
             origin: Origin = StoreOrigin()
@@ -211,7 +211,7 @@ class Resolver:
         return origin, digest, data
 
     def _lacks_blobs(self, manifest: bytes) -> bool:
-        """Return whether the store lacks a layer of a kit. It has the manifest of every kit that was only read."""
+        """Return whether the store lacks a layer of a kit. The store may have only the manifest of a kit."""
         try:
             layers = [] if is_kit_index(manifest) else Manifest.parse(manifest).layers
         except ManifestError:
@@ -222,7 +222,7 @@ class Resolver:
         """Return the digest that a reference has in the store; None if its registry or its layout must be asked.
 
         A digest is looked up in the store only if the reference names no registry. If a kit and an index have the same
-        tag, the digest of the kit is returned, or that of the index if ``of_index`` is True.
+        tag, the digest of the kit is returned, or with ``of_index`` the digest of the index.
         """
         if isinstance(reference, LayoutReference):
             return None
@@ -287,7 +287,7 @@ class Resolver:
         return None if data is None else _KnownTag(digest, data, age)
 
     def _in_time(self, ask: Callable[[], tuple[Descriptor, bytes]], reference: Reference) -> tuple[Descriptor, bytes]:
-        """Call ``ask`` and wait at most ``patience`` seconds. Raises Unavailable after that, and any error of ``ask``.
+        """Call ``ask``, and raise Unavailable if it takes more than ``patience`` seconds. Raises the errors of ``ask``.
 
         The thread that waits for a silent registry ends when its request times out. A late answer is not used.
         """

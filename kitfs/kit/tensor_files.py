@@ -1,6 +1,6 @@
 """Predict which bytes of the safetensors and GGUF files in a mounted kit programs will read next.
 
-The header of a file is parsed after a program has read the header, so that nothing is fetched for it. At the end of a
+The header of a file is parsed after a program has read the header, so nothing is fetched for parsing. At the end of a
 file, a reader is expected to continue with the next shard: the next file in the index of shards (``formats.shards``),
 if the store has that index, or the next part of a GGUF file that llama.cpp has split. The header of the next shard is
 then fetched. Threading: only one thread at a time may use these objects.
@@ -101,7 +101,7 @@ class TensorFiles:
                     yield shard
 
     def _file(self, node: Node, layer: TreeLayer) -> TensorFile:
-        """Return the state of a file. If there are more than ``FILES``, the least recently used is forgotten."""
+        """Return the state of a file. At most ``FILES`` files are remembered, the most recently used."""
         file = self._files.get(node.path)
         if file is None:
             file = self._files[node.path] = TensorFile(node, layer)
@@ -111,8 +111,9 @@ class TensorFiles:
         return file
 
     def _learn_shards(self, path: str) -> None:
-        """Find the shard after a file by the name of the file, or by the indexes in its directory if the store has
-        them.
+        """Find the shard after a file by the file's name, or by the indexes of shards in its directory.
+
+        Only indexes that are in the store are used.
         """
         split = SPLIT.search(path)
         if split is not None:

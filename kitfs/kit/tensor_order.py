@@ -1,11 +1,11 @@
 """Recognize programs that read the tensors of a file in order, and predict which bytes they will read next.
 
-A tensor counts as read after programs have read a sixteenth of it, but at least 2 MiB: the kernel reads ahead up to
-1 MiB around a page fault, which may belong to a neighbouring tensor. Smaller tensors are not counted. If the tensor
-before it was read as well, a reader is recognized. The reads may have any size, come from several threads, and leave
-gaps, as page faults of a mapped file do.
+Around a page fault, the kernel reads ahead up to 1 MiB, which may be bytes of a neighbouring tensor. So a tensor counts
+as read only after a sixteenth of it, and at least 2 MiB, has been read. Tensors of less than 2 MiB are not counted. A
+reader is recognized when two successive tensors have been read. The reads may have any size, come from several threads,
+and leave gaps, as page faults of a mapped file do.
 
-A reader follows the order of the offsets, or the order of the names, as safetensors sorts its keys. It is forgotten
+A reader follows the order of the offsets, or the order in which safetensors sorts the names. A reader is forgotten
 after ``PATIENCE`` tensors were read elsewhere. This module does no I/O. Threading: a TensorOrder belongs to one thread.
 """
 
@@ -32,9 +32,9 @@ Span = tuple[int, int]  # [start, stop) of a file, in bytes
 class Reader:
     """A program that reads tensors in order.
 
-    ``place`` is the position in the order of the last tensor that it has read, or -1 before the first tensor of a file.
-    ``read`` is the total size of the tensors that it has read. ``latest`` is how many tensors of the file had been read
-    when the reader last advanced.
+    ``place`` is the position of the tensor that the program read last, or -1 before the first tensor of a file.
+    ``read`` is the total size of the tensors that the program has read. ``latest`` is how many tensors of the file had
+    been read when the reader last advanced.
     """
 
     names: bool  # whether the reader follows the order of the names
@@ -68,7 +68,7 @@ class TensorOrder:
         self._readers: list[Reader] = []
 
     def resume(self, reader: Reader) -> None:
-        """Expect a reader that has read another file to its end to continue with the first tensor of this file."""
+        """Expect a reader to continue with the first tensor of this file, after another file was read to its end."""
         if not self._readers:
             self._readers = [Reader(reader.names, -1, reader.read)]
 
@@ -110,7 +110,7 @@ class TensorOrder:
         return self._readers[0] if self._readers else None
 
     def ahead(self) -> Iterator[Span]:
-        """Yield the bytes that the readers will read next, within their windows, for the latest reader first."""
+        """Yield the bytes within the windows of the readers. The bytes for the latest reader come first."""
         for reader in tuple(self._readers):
             room = reader.window
             for tensor in self._after(reader):

@@ -46,8 +46,8 @@ class KitTensors:
     def find(self, name: str, path: str | None = None) -> tuple[str, Tensor]:
         """Return (path, tensor) for a tensor. If ``path`` is given, only that file is searched.
 
-        Raises NotFound, ValueError if several files have the tensor, LayerError if the header of the only file that may
-        have it is damaged, and the errors of reading.
+        Raises NotFound, the errors of reading, ValueError if several files have the tensor, and LayerError if the
+        header of the only file that may have the tensor is damaged.
         """
         if path is not None:
             tensor = self._header(path).get(name)
@@ -62,7 +62,7 @@ class KitTensors:
         return self.find(name, found[0])
 
     def read(self, path: str, tensor: Tensor) -> bytes | bytearray:
-        """Return the values of a tensor as bytes. Raises KitfsError, and LayerError if the file is truncated."""
+        """Return the values of a tensor as bytes. Raises KitfsError, such as LayerError if the file is truncated."""
         node = self._file(path)
         if tensor.offset + tensor.size > node.size:
             raise LayerError(f"{path}: the file ends inside the values of tensor {tensor.name[:80]!r}: it is truncated")
@@ -77,7 +77,7 @@ class KitTensors:
     def _files_with(self, name: str) -> list[str]:
         """Return the paths of the files that have a tensor.
 
-        They are found in the indexes of shards, or else in the headers of the files that no index names.
+        The indexes of shards are searched first, and then the headers of the files that no index names.
         """
         files = self._found()
         maps = {path: self._map(path) for path in files if is_shard_index(path)}

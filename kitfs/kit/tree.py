@@ -6,9 +6,9 @@ layers are merged as in ``kit.layering``, a layer that declares a name takes pre
 outside its declared path, and a synthetic file always wins. This module does not depend on FUSE: ``fuse.filesystem``
 shows the tree to the kernel, and verbs read it directly.
 
-The tree searches the indexes for each lookup, so the only memory that it needs for a name is the entry of its inode.
-Threading: any number of threads may use a tree. Dictionaries and lists only grow, in single atomic steps, and no lock
-is held while a layer is being fetched.
+The tree searches the indexes for each lookup, so a name needs no memory except for the entry of its inode. Threading:
+any number of threads may use a tree. Dictionaries and lists only grow, in single atomic steps, and no lock is held
+while a layer is being fetched.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Tree:
         return self._in_directory(path.rpartition("/")[0], path.rpartition("/")[2], wait=True).inode
 
     def list(self, directory: Node, *, wait: bool = True) -> Listing:
-        """List a directory. Raises OSError (ENOTDIR), WouldBlock, KitfsError."""
+        """List a directory. Raises OSError (ENOTDIR), WouldBlock and KitfsError."""
         if directory.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = directory.path
@@ -233,8 +233,8 @@ class Tree:
     def totals(self, *, wait: bool = True) -> tuple[int, int]:
         """Return (blocks of 4 KiB, entries) of the whole tree, with at most ``MAX_BLOCKS`` blocks.
 
-        A compressed layer without an index counts as one file: statfs(2) must not fetch a hundred gigabytes because a
-        monitor asked how full the mount is. A layer that cannot be read counts as one file, too.
+        A compressed layer without an index counts as one file, because a call of statfs(2) must not fetch the whole
+        layer. A layer that cannot be read counts as one file, too.
         """
         if self._totals is not None:
             return self._totals
@@ -260,7 +260,7 @@ class Tree:
     def _to_list(self, directory: str, number: int, wait: bool) -> None:
         """Get the index of a layer that may have names in a directory.
 
-        If the registry fails, the error names the directory that cannot be listed, and the layer.
+        If the registry fails, the error names the directory and the layer.
         """
         try:
             self._index(number, wait)
@@ -276,7 +276,7 @@ class Tree:
         return index
 
     def _known(self, number: int) -> LayerIndex | None:
-        """Return a layer's index if that needs no waiting, otherwise None."""
+        """Return a layer's index if it is available without waiting, otherwise None."""
         try:
             return self._index(number, wait=False)
         except (WouldBlock, KitfsError):
@@ -305,7 +305,7 @@ class Tree:
     def _strays(self, wait: bool, since: int, covering: Iterable[int]) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
         """Return (layers, is_final): the layers that may have a name outside their declared path, except ``covering``.
 
-        ``is_final`` is False if a layer that is not among them may have the name too.
+        ``is_final`` is False if another layer, whose index is not available without waiting, may have the name too.
         """
         found = []
         is_final = True
@@ -346,7 +346,7 @@ class Tree:
 
 
 def _candidates(directory: str, name: str, indexes: Iterable[tuple[int, LayerIndex]]) -> Iterator[Candidate]:
-    """Yield the rows that have a name in a directory."""
+    """Yield the entries of several layers that have a certain name in a directory."""
     raw = encoded(name)
     for number, index in indexes:
         above = index.find(directory)

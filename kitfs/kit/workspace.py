@@ -1,8 +1,8 @@
 """Open the workspace of a verb: the store, the client of registries, and the resolver that opens kits with both.
 
-``Workspace.open`` is the only place that combines them. The client is made when a registry is first asked, because the
-HTTP library takes a tenth of a second to import, and a kit of the store does not need it. Threading: any thread may use
-a workspace, but no thread may use it while it is being closed or after that.
+Only ``Workspace.open`` combines these three. The client is made when a registry is first asked, because the HTTP
+library takes a tenth of a second to import, and a kit that is in the store does not need a client. Threading: any
+thread may use a workspace until ``close`` is called.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOG: Final = logging.getLogger("kitfs")
 class Workspace:
     """An open store, a client of registries, and a ``Resolver`` that opens kits with both.
 
-    Leaving a ``with`` block closes all of them.
+    Leaving a ``with`` block closes the store and the client.
     """
 
     def __init__(self, options: WorkspaceOptions, *, counters: Counters, log: logging.Logger) -> None:
@@ -111,21 +111,24 @@ class Workspace:
         return self.client.repository(reference).without_mirrors()
 
     def asked(self, reference: Reference | LayoutReference) -> Repository | Layout:
-        """Return the repository of a reference, with its mirrors, or its layout, but not the store or kit's home."""
+        """Return the repository of a reference with its mirrors, or the layout of the reference.
+
+        The store and kit's home are not used.
+        """
         return self.client.repository(reference) if isinstance(reference, Reference) else self._layout(reference)
 
     def asked_apart(self, reference: Reference | LayoutReference) -> tuple[Repository | Layout, ...]:
-        """Return the places that ``asked`` stands for, one for each mirror and one for the registry, in order.
+        """Return the places that ``asked`` combines: each mirror and the registry, in order.
 
-        A mirror may lack signatures that the registry has, so that the first answer is not the whole one.
+        Signatures must be looked up in all of these places, because a mirror may lack signatures that the registry has.
         """
         found = self.asked(reference)
         return (found,) if isinstance(found, Layout) else found.apart()
 
     def admit(self, reference: Reference | LayoutReference, digest: Digest) -> None:
-        """Return if the kit ``digest`` of a reference may be used. Raises SignatureError.
+        """Raise SignatureError unless the kit ``digest`` of a reference may be used.
 
-        Without ``verify_key`` and ``policy`` every kit may be used.
+        Without ``verify_key`` and ``policy``, every kit may be used.
         """
         if self._admission is not None:
             self._admission.check(reference, digest)

@@ -57,8 +57,8 @@ class Growth:
         """
         if total > self._limit:
             raise LayerLimit(
-                f"it decompresses to more than {self._limit} bytes, the limit for its size "
-                "(raise the limit with --max-expansion)"
+                f"it decompresses to more than {self._limit} bytes, the limit for a layer of "
+                "its compressed size (raise the limit with --max-expansion)"
             )
         while total > self._granted:
             granted = min(STEP, self._spare() - MARGIN)

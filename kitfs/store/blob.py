@@ -196,7 +196,7 @@ class Blob:
         return self._found(filling, filling.gather(offset, size, passed) if passed else filling.read(offset, size))
 
     def _found(self, filling: Filling, data: bytes | None) -> bytes:
-        """Return ``data``. If it is None, the file has lost bytes: the blob fails. Raises IntegrityError."""
+        """Return ``data``. If ``data`` is None, the file has lost bytes: let the blob fail. Raises IntegrityError."""
         if data is None:
             self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
