@@ -148,7 +148,7 @@ def _messages(context: int) -> str:
 
 
 def file_system_of(fd: int) -> str:
-    """Return the type of the file system of an open file, as mountinfo names it; "unknown" if it is not found."""
+    """Return the type of the file system of an open file, as in mountinfo; "unknown" if the type is not found."""
     device = os.fstat(fd).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
     with open("/proc/self/mountinfo", "rb") as f:
@@ -160,7 +160,7 @@ def file_system_of(fd: int) -> str:
 
 
 def mount_number(fd: int) -> int:
-    """Return the id in the kernel of the mount that an open file belongs to (proc_pid_fdinfo(5))."""
+    """Return the id of the mount that an open file belongs to (``mnt_id`` in proc_pid_fdinfo(5))."""
     with open(f"/proc/self/fdinfo/{fd}", "rb") as f:
         found = re.search(rb"^mnt_id:\s*(\d+)$", f.read(), re.MULTILINE)
     return int(found[1]) if found else 0
@@ -175,9 +175,10 @@ def attach(mount: NewMount, mountpoint: str) -> None:
 
 
 def attach_beneath(mount: NewMount, top: int) -> None:
-    """Attach a new mount beneath another mount; it becomes visible when that mount is detached. Raises Refusal.
+    """Attach a new mount beneath another mount. Raises Refusal.
 
-    ``top`` is a descriptor (O_PATH) of the root of the other mount.
+    The new mount becomes visible when the other mount is detached. ``top`` is a descriptor (O_PATH) of the root of the
+    other mount.
     """
     try:
         _call(_MOVE_MOUNT, mount.fd, b"", top, b"", _FROM_EMPTY | _TO_EMPTY | _BENEATH)

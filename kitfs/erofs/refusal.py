@@ -9,7 +9,7 @@ OLDEST: Final = (6, 12)  # the first version of Linux that mounts a file as an E
 
 
 class Reason(Enum):
-    """The reason of a refusal. The value is a text for people; a ``Refusal`` may have a more exact text."""
+    """The reason of a refusal. Its value is a message for people. A ``Refusal`` may have a more exact message."""
 
     SETTING = "the mount has --seal never"
     TRANSPORT = "the mount has --transport libfuse"
@@ -29,7 +29,7 @@ class Reason(Enum):
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is not an error: the kit is served by FUSE
-    """A kit is not mounted as EROFS, because of ``reason``. The text may give details."""
+    """A kit is not mounted as EROFS, because of ``reason``. The message may contain details."""
 
     def __init__(self, reason: Reason, text: str = "") -> None:
         super().__init__(text or reason.value)

@@ -1,4 +1,4 @@
-"""List the tensors of a GGUF file from its header. Of the metadata only the alignment is read, and no tensor values.
+"""List the tensors of a GGUF file from its header. Tensor values and metadata, except the alignment, are skipped.
 
 The format is described in ggml's docs/gguf.md. Versions 2 and 3 are supported, little and big endian. A header that
 contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are read.
@@ -71,7 +71,7 @@ def gguf(size: int, read: Read) -> list[Tensor]:
 
 
 class _Entry(NamedTuple):
-    """A tensor as the header describes it; ``offset`` counts from the beginning of the values."""
+    """A tensor as the header describes it. ``offset`` is relative to the beginning of the values."""
 
     name: str
     kind: int
@@ -98,7 +98,7 @@ class _Entry(NamedTuple):
 def _placed(entries: Sequence[_Entry], values: int, size: int, *, big_endian: bool) -> list[Tensor]:
     """Return the tensors of a file of ``size`` bytes whose values begin at ``values``.
 
-    A tensor whose size is not known extends to the next one, or to the end of the file.
+    A tensor whose size is unknown extends to the next tensor, or to the end of the file.
     """
     starts = sorted({entry.offset for entry in entries})
     found = []
@@ -114,9 +114,9 @@ def _placed(entries: Sequence[_Entry], values: int, size: int, *, big_endian: bo
 
 
 class _Cursor:
-    """A position in the first ``MAX_HEADER`` bytes of a file, which are read in blocks when they are needed.
+    """A position in the first ``MAX_HEADER`` bytes of a file. The bytes are read in blocks when they are needed.
 
-    ``order`` is the byte order in the notation of the struct module, and ``at`` the position.
+    ``order`` is the byte order in the notation of the struct module, and ``at`` is the position.
     """
 
     def __init__(self, size: int, read: Read) -> None:
@@ -165,7 +165,7 @@ class _Cursor:
             raise LayerError("a name in the GGUF file is not UTF-8")
 
     def skip_value(self, kind: int, depth: int = 0) -> None:
-        """Skip a metadata value of the type ``kind``; ``depth`` counts the arrays around it."""
+        """Skip a metadata value of the type ``kind``. ``depth`` is the number of arrays that contain it."""
         if kind in WIDTHS:
             self.skip(WIDTHS[kind])
         elif kind == STRING:

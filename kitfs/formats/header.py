@@ -1,6 +1,6 @@
-"""Define what the readers of all formats share: the value ``Tensor``, the limit of a header, and exact reads.
+"""Define the parts that the readers of all formats share: ``Tensor``, the limit of a header, and exact reads.
 
-The only I/O is done by the ``read`` function that the caller passes in.
+The module does no I/O except by the function ``read``, which is an argument.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MAX_HEADER: Final = 32 << 20  # bytes; a model of a hundred thousand tensors nee
 
 
 class Tensor(NamedTuple):
-    """One tensor of a file.
+    """A tensor of a file.
 
-    ``dtype`` is the format's own name of the element type. ``shape`` is in the format's own order: GGUF stores the
-    dimension that varies fastest first. The values are the ``size`` bytes at ``offset`` of the file, and
-    ``big_endian`` is their byte order.
+    ``dtype`` is the name of the element type in the format of the file. ``shape`` is in the order of that format: GGUF
+    stores the dimension that varies fastest first. The values are the ``size`` bytes at ``offset`` of the file.
+    ``big_endian`` is True if the byte order of the values is big endian.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Tensor(NamedTuple):
 
 
 def read_exactly(read: Read, offset: int, size: int) -> bytes:
-    """Read ``size`` bytes at ``offset``. Raises LayerError if the file ends before them."""
+    """Read ``size`` bytes at ``offset``. Raises LayerError if the file is too short."""
     data = read(offset, size)
     if len(data) != size:
         raise LayerError(f"expected {size} bytes at offset {offset}, got {len(data)}: the file is truncated")

@@ -16,12 +16,12 @@ SUFFIX: Final = ".safetensors.index.json"
 
 
 def is_shard_index(path: str) -> bool:
-    """Return whether a file is an index of shards, judging by its name."""
+    """Return whether the name of a file is that of an index of shards."""
     return path.endswith(SUFFIX)
 
 
 def weight_map(size: int, read: Read) -> dict[str, str]:
-    """Return the ``weight_map`` of an index of ``size`` bytes: the name of each tensor's file.
+    """Return the ``weight_map`` of an index of ``size`` bytes. It maps the name of each tensor to the name of a file.
 
     Raises LayerError if the index is damaged, or names a file outside its directory.
     """

@@ -8,7 +8,7 @@ from kitfs.formats.safetensors import safetensors
 
 
 def has_tensors(path: str) -> bool:
-    """Return whether tensors can be listed for a file, judging by the extension of its name."""
+    """Return whether a file has the extension of a format whose tensors can be listed."""
     return path.endswith((".safetensors", ".gguf"))
 
 

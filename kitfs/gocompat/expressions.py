@@ -1,8 +1,8 @@
-"""Regular expressions of patterns: their parser, and the machine that runs many of them at once.
+"""Parse the regular expressions of patterns, and match a path against many of them at once.
 
-The parser reads the part of RE2 that ``patterns`` produces. The machine simulates all expressions together; its states
-are the bits of one integer, so the time of a match is proportional to the length of the path. Threading: a machine
-caches states, so one thread at a time may use it.
+The parser accepts the part of RE2 that ``patterns`` writes. The machine simulates all expressions together. Its states
+are the bits of an integer, so the time of a match is proportional to the length of the path. Threading: a machine
+caches states, so only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ NOT_NEWLINE: Final = Characters(((NEWLINE, NEWLINE),), negated=True)
 
 
 class Item(NamedTuple):
-    """One step of an alternative.
+    """A step of an alternative.
 
-    It matches one of ``characters`` once, at most once, or any number of times; DEEP; or the beginning of the text.
+    It matches a character of ``characters`` once ("one"), at most once ("optional") or any number of times ("star"),
+    the group DEEP ("deep"), or the beginning of the path ("begin").
     """
 
     kind: str  # "one", "optional", "star", "deep", "begin"
@@ -71,7 +72,7 @@ class Item(NamedTuple):
 
 
 class Alternative(NamedTuple):
-    """A sequence of steps; ``to_the_end``: the text must end after the last one."""
+    """A sequence of steps. If ``to_the_end`` is True, the path must end after the last step."""
 
     items: Sequence[Item]
     to_the_end: bool
@@ -87,7 +88,7 @@ def literal(rune: int) -> Item:
 
 
 class Parser:
-    """Parses the expressions that ``_expression`` writes: RE2 with no group except DEEP."""
+    """A parser of the expressions that ``patterns`` writes: RE2 without groups other than DEEP."""
 
     def __init__(self, text: str) -> None:
         self._text = "".join(chr(REPLACEMENT) if "\udc80" <= c <= "\udcff" else c for c in text)
@@ -148,7 +149,7 @@ class Parser:
         self.alternatives[-1] += [item] * times
 
     def _repeat(self, items: list[Item], found: re.Match[str], *, repeated: bool) -> None:
-        """Repeat the previous step as ``found`` states."""
+        """Repeat the previous step. ``found`` is the match of the repetition operator."""
         if repeated or not items:
             raise ValueError(f"{found[0]} has nothing before it that can be repeated")
         if max(len(found[1]), len(found[3] or "")) > 4:
@@ -177,7 +178,7 @@ class Parser:
         return ord(c)
 
     def _class(self) -> Characters:
-        """Read a class whose opening bracket has been read."""
+        """Read a class of characters after its opening bracket."""
         text = self._text
         negated = text.startswith("^", self._at)
         self._at += negated
@@ -220,9 +221,9 @@ class Parser:
 class _State:
     """A state of a machine.
 
-    Bit k of ``main`` is set if everything before step k has matched; bit k of ``deep`` if the match is inside step k,
-    a DEEP. ``found`` is the last pattern that matches whatever follows, and ``ended`` the last one that matches if the
-    text, or a name in it, ends here.
+    Bit k of ``main`` is set if all steps before step k have matched. Bit k of ``deep`` is set if the match is inside
+    step k, which is a DEEP. ``found`` is the last pattern that matches whatever characters follow. ``ended`` is the
+    last pattern that matches if the path or one of its components ends here.
     """
 
     __slots__ = ("after", "deep", "ended", "found", "main")
@@ -236,7 +237,7 @@ class _State:
 
 
 def _bits(places: Iterable[int], size: int) -> int:
-    """Return the integer with a bit at each place. It is built from bytes, which avoids a copy per bit."""
+    """Return the integer with these bits set. It is made from bytes, which avoids a copy for each bit."""
     found = bytearray(size // 8 + 1)
     for place in places:
         found[place >> 3] |= 1 << (place & 7)
@@ -244,10 +245,10 @@ def _bits(places: Iterable[int], size: int) -> int:
 
 
 class Machine:
-    """A bit-parallel simulation of expressions: Baeza-Yates and Gonnet's shift-and, with stars by carries (Parabix).
+    """A bit-parallel simulation of expressions, by Baeza-Yates and Gonnet's shift-and.
 
-    An alternative has a run of bits, with one bit more for its end, so that no carry leaves the run. Later patterns
-    have higher bits.
+    Stars are processed with carries, as in Parabix. Each alternative has a run of bits, and an extra bit at its end, so
+    no carry leaves the run. Later patterns have higher bits.
     """
 
     def __init__(self, patterns: Sequence[tuple[int, Sequence[Alternative]]]) -> None:
@@ -296,7 +297,7 @@ class Machine:
         self._first = self._state(begun, begun & self._deep)
 
     def _takes(self, characters: Characters, bits: int) -> None:
-        """Add the steps that match some characters."""
+        """Add the steps in ``bits`` to those that match ``characters``."""
         ranges, negated = characters
         if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
             self._literals[ranges[0][0]] = self._literals.get(ranges[0][0], 0) | bits
@@ -305,7 +306,7 @@ class Machine:
 
     @staticmethod
     def _close(main: int, skip: int) -> int:
-        """Add every step that is reached by skipping steps of ``skip``: a carry runs through each row of them."""
+        """Add the steps that are reached by skipping steps of ``skip``. A carry passes through adjacent steps."""
         return (((main & skip) + skip) ^ skip) | main
 
     def _state(self, main: int, deep: int) -> _State:
@@ -316,11 +317,11 @@ class Machine:
         return state
 
     def _number(self, ends: int) -> int:
-        """Return the pattern that has the highest of these places; -1 if there are none."""
+        """Return the number of the pattern that has the highest bit of ``ends``; -1 if ``ends`` is 0."""
         return self._numbers[bisect_left(self._ends, ends.bit_length() - 1)] if ends else -1
 
     def last_match(self, path: str) -> int:
-        """Return the number of the last pattern that matches the path, or a part of it before a slash; else -1."""
+        """Return the number of the last pattern that matches the path or a directory above it; -1 if none matches."""
         state = self._first
         last = -1
         for c in path:

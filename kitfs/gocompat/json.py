@@ -1,7 +1,8 @@
-"""JSON as Go's encoding/json reads and writes it.
+"""Read and write JSON as Go's encoding/json does.
 
 Bytes that are not UTF-8 become U+FFFD. Output is compact, with ``<``, ``>`` and ``&`` escaped and floats in Go's form.
-Input has limits on depth and number of values, so that code which walks over the result needs none. No I/O.
+The depth and the number of values of the input are limited, so code that walks over the result needs no limits. This
+module does no I/O.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ MAX_VALUES: Final = 500_000  # of a text; a manifest of 4 MiB and a Kitfile of t
 
 
 class Ambiguous(ValueError):  # noqa: N818 - the name describes the JSON
-    """JSON that two parsers may read in different ways (CVE-2021-41190 and similar ones)."""
+    """A JSON text that two parsers may read in different ways (CVE-2021-41190 and similar attacks)."""
 
 
 def loads(data: bytes, *, floats: bool = False) -> Any:
-    """Parse JSON. With ``floats`` every number becomes a float, as in Go's ``any``.
+    """Parse JSON. With ``floats``, every number becomes a float, as in Go's ``any``.
 
-    Raises Ambiguous if an object has a key twice. Raises ValueError for invalid JSON (NaN included), for a number that
-    float64 cannot hold, and beyond MAX_DEPTH and MAX_VALUES.
+    Raises Ambiguous if an object has a key twice. Raises ValueError for invalid JSON (NaN is invalid, too), for a
+    number that float64 cannot represent, and for JSON that exceeds MAX_DEPTH or MAX_VALUES.
     """
     number = float if floats else None
     try:
@@ -49,7 +50,7 @@ def own_json(data: bytes) -> Any:
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise Ambiguous if a key differs from a known one in case only: Go's encoding/json takes it for that one."""
+    """Raise Ambiguous if a key differs from a known key only in case, because Go's encoding/json accepts both."""
     folded = {name.casefold(): name for name in known}
     for key in keys:
         meant = folded.get(key.casefold())
@@ -76,7 +77,7 @@ def _no_constant(text: str) -> Any:
 
 
 def _checked(value: Any, depth: int, seen: list[int]) -> Any:
-    """Return a parsed value without surrogates. Raises ValueError beyond the limits; ``seen[0]`` counts values."""
+    """Return a parsed value without surrogates. Raises ValueError if it exceeds a limit. ``seen[0]`` counts values."""
     seen[0] += 1
     if seen[0] > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES} values")
@@ -94,15 +95,15 @@ def _checked(value: Any, depth: int, seen: list[int]) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Write compact JSON. A dict keeps its order, as Go's structs do; sort what is a map in Go first.
+    """Write compact JSON. The keys of a dict are not sorted, as with Go's structs.
 
-    Raises ValueError for NaN and infinity.
+    If a dict is a map in Go, the caller must sort it. Raises ValueError for NaN and infinity.
     """
     return _text(value).encode()
 
 
 def indented(value: Any, margin: str = "") -> str:
-    """Write JSON as MarshalIndent does with two blanks. Raises ValueError for NaN and infinity."""
+    """Write JSON as Go's MarshalIndent does, indented by two blanks. Raises ValueError for NaN and infinity."""
     inner = margin + "  "
     if isinstance(value, dict) and value:
         fields = [f"{inner}{string(k)}: {indented(v, inner)}" for k, v in value.items()]
@@ -144,7 +145,7 @@ def number(value: float) -> str:
 
 
 def shortest(value: float) -> tuple[str, int]:
-    """Return the digits of the shortest text that reads back as ``value``, and the decimal exponent of the first one.
+    """Return the fewest digits that represent ``value`` exactly, and the decimal exponent of the first digit.
 
     The digits have no trailing zeros.
     """

@@ -1,16 +1,16 @@
-"""Patterns of a .kitignore, which match what github.com/moby/patternmatcher v0.6.0, and so kit, matches.
+"""Match the patterns of a .kitignore as kit does, with github.com/moby/patternmatcher v0.6.0.
 
-Go's ``filepath.Match`` decides which patterns are malformed. A pattern without wildcards is then compared as it is; a
-pattern whose only wildcard is a ``**`` at its beginning or end is compared as a suffix or prefix; any other becomes a
-regular expression of RE2. In such a pattern ``|``, ``^``, ``{2}`` and ``[[:alpha:]]`` therefore have their meaning in
-a regular expression, as they have in kit. The expression runs on a machine whose states are the bits of one integer,
-so the time of a match is proportional to the length of the path, whatever the pattern is. A backslash before a letter
-or digit is an error: in RE2 it is an operator or invalid, and never means the character itself.
+Go's ``filepath.Match`` decides which patterns are malformed. A pattern without wildcards is compared with the path. A
+pattern whose only wildcard is a ``**`` at its beginning or end is compared as a suffix or prefix. Any other pattern
+becomes a regular expression of RE2, in which ``|``, ``^``, ``{2}`` and ``[[:alpha:]]`` have their meaning as in RE2.
+kit has the same behaviour. The expression runs on a machine whose states are the bits of one integer, so the time of a
+match is proportional to the length of the path, whatever the pattern is. A backslash before a letter or digit is an
+error, because in RE2 it never means the character itself.
 
-Paths and patterns are texts with surrogateescape. In a regular expression, a byte that is not UTF-8 is U+FFFD, as in
-Go. Patterns that are asked together form one machine, in which later patterns have the higher bits (``GlobSet``).
-google-re2 gives the same answers, but does not compile thousands of patterns into one set. Threading: a Glob caches
-states, so one thread at a time may use it.
+Paths and patterns are strings with surrogateescape. In a regular expression, a byte that is not UTF-8 is U+FFFD, as in
+Go. The patterns of a ``GlobSet`` form one machine, in which later patterns have the higher bits. google-re2 returns the
+same results, but cannot compile thousands of patterns into one set. Threading: a Glob caches states, so only one thread
+at a time may use it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ TOKEN: Final = re.compile(r"\*\*/?|.", re.DOTALL)
 
 
 class Glob:
-    """A pattern, clean and without ``!``; ``kind`` is exact, prefix, suffix or expression.
+    """A normalized pattern without ``!``. ``kind`` is exact, prefix, suffix or expression.
 
-    Raises ValueError for a malformed pattern, with the reason.
+    Raises ValueError, with the reason, for a malformed pattern.
     """
 
     __slots__ = ("_alternatives", "_globs", "kind", "pattern")
@@ -60,7 +60,7 @@ class Glob:
         return f"Glob({self.pattern!r}, {self.kind})"
 
     def alternatives(self) -> tuple[Alternative, ...]:
-        """Return the alternatives of a pattern that is an expression."""
+        """Return the alternatives of a pattern of the kind ``expression``."""
         return _plain_alternatives(self.pattern) if self._alternatives is None else self._alternatives
 
     def matches(self, path: str) -> bool:
@@ -76,8 +76,8 @@ class Glob:
 class GlobSet:
     """Many patterns that are matched together.
 
-    A path is looked up in tables for the patterns without an expression, and runs once through one machine for all
-    others. The time for a path grows with the number of patterns only through the width of the machine's integers.
+    Patterns that are not expressions are found in tables. All expressions are matched by one machine. More patterns
+    make the integers of the machine longer, but do not add steps to a match.
     """
 
     def __init__(self, globs: Iterable[Glob]) -> None:
@@ -99,7 +99,7 @@ class GlobSet:
         self._machine = Machine(expressions) if expressions else None
 
     def last_match(self, path: str) -> int:
-        """Return the number of the last pattern that matches the path or a directory above it; -1 if none does."""
+        """Return the number of the last pattern that matches the path or a directory above it; -1 if none matches."""
         last = -1 if self._machine is None else self._machine.last_match(path)
         for length in self._prefix_lengths:
             if length > len(path):
@@ -146,7 +146,7 @@ def _next_star(pattern: str, at: int) -> int:
 
 
 def _elements(part: str) -> list[bool]:
-    """Return for each element of a part without stars whether it matches a dot."""
+    """Return, for each element of a part without stars, whether the element matches a dot."""
     found = []
     at = 0
     while at < len(part):
@@ -163,7 +163,7 @@ def _elements(part: str) -> list[bool]:
 
 
 def _class(part: str, at: int) -> tuple[bool, int]:
-    """Read the class whose bracket stands before ``at``: return (whether it matches a dot, where it ends)."""
+    """Read the class whose opening bracket is before ``at``. Return (whether it matches a dot, its end)."""
     negated = part.startswith("^", at)
     at += negated
     takes = False
@@ -233,7 +233,7 @@ STEPS: Final = {"**": Item("deep"), "**/": Item("deep"), "*": Item("star", NOT_S
 
 
 def _plain_kind(pattern: str) -> str:
-    """Return the kind that ``_expression`` finds for a pattern whose only special characters are ``*`` and ``?``."""
+    """Return the kind of a pattern that has no special characters except ``*`` and ``?``, as ``_expression`` does."""
     if "*" not in pattern and "?" not in pattern:
         return "exact"
     rest = pattern[2 + pattern.startswith("**/") :] if pattern.startswith("**") else pattern
@@ -244,7 +244,7 @@ def _plain_kind(pattern: str) -> str:
 
 
 def _plain_alternatives(pattern: str) -> tuple[Alternative, ...]:
-    """Return the only alternative of such a pattern if it is an expression."""
+    """Return the only alternative of an expression that has no special characters except ``*`` and ``?``."""
     tokens = TOKEN.findall(pattern)
     items = [BEGIN]
     for token in tokens:

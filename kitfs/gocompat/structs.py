@@ -1,9 +1,10 @@
-"""Dataclasses read from and written to JSON and YAML as encoding/json and yaml.v3 do with Go's structs.
+"""Read and write dataclasses as JSON and YAML, as Go's encoding/json and yaml.v3 do with structs.
 
-The metadata of a dataclass field replaces Go's struct tags: ``key`` (the name, if it is not the field's own),
-``always`` (no omitempty), ``texts`` (a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a pointer
-to one if its default is None), ``any`` (interface{}). A field with none of these is a string. ``digest`` and
-``diff_id`` are in JSON only. This module knows no particular struct. No I/O.
+The metadata of a dataclass field replaces Go's struct tags: ``key`` (the key, if it is not the name of the field),
+``always`` (without omitempty), ``texts`` (a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a
+pointer to a struct if its default is None), ``any`` (interface{}). A field without ``texts``, ``of``, ``one`` or
+``any`` is a string. ``digest`` and ``diff_id`` are in JSON only. This module knows no particular struct and does no
+I/O.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ JSON_ONLY: Final = frozenset(("digest", "diff_id"))
 
 
 def from_json(cls: Any, value: Any, where: str) -> Any:
-    """Read a struct from a JSON object. Unknown keys are dropped, known ones match in any case, null sets nothing.
+    """Read a struct from a JSON object. Unknown keys are ignored, keys match in any case, and null sets nothing.
 
-    Raises Ambiguous if two keys match one field, another ValueError if a value has the wrong type.
+    Raises ValueError if a value has the wrong type, and Ambiguous if two keys match one field.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
@@ -115,7 +116,7 @@ def _from_node(meta: Any, node: yaml.Node, wrong: list[str]) -> Any:
 
 
 def _text_of(node: yaml.Node, wrong: list[str]) -> str | None:
-    """Return what a field of type string takes: the text of a scalar, the content of a binary, None for null."""
+    """Return the value of a string field: the text of a scalar, the content of a binary, or None for null."""
     if not isinstance(node, yaml.ScalarNode):
         _misfit(node, "string", wrong)
         return None
@@ -155,9 +156,9 @@ def to_json(section: Any) -> dict[str, Any]:
 
 
 def to_yaml(section: Any) -> Fields:
-    """Return what yaml.v3 writes, in its order.
+    """Return the values that yaml.v3 writes, in its order.
 
-    It has the fields of the JSON except for digests, and for a struct that is empty and not a pointer.
+    These are the fields of the JSON without the digests, and without empty structs that are not pointers.
     """
     out = Fields()
     for f in fields(section):
@@ -180,12 +181,12 @@ def _name(f: Any) -> str:
 
 
 def _filled(meta: Any, value: Any) -> bool:
-    """Return whether omitempty keeps a value. An interface is kept if it holds anything."""
+    """Return whether omitempty lets a value be written. An interface is written unless it is nil."""
     return value is not None and (bool(meta.get("any")) or value not in ("", ()))
 
 
 def _plain(value: Any) -> Any:
-    """Return parameters as Go's JSON has them: with maps sorted by key."""
+    """Return parameters with all maps sorted by key, as in Go's JSON."""
     if isinstance(value, goyaml.AnyMap):
         raise ValueError("json: unsupported type: map[interface {}]interface {}")
     if isinstance(value, dict):

@@ -1,7 +1,8 @@
-"""The part of Go's text/template that ``list --format`` supports: text, fields and constants.
+"""Support the part of Go's text/template that ``list --format`` needs: text, fields and constants.
 
-Follows text/template: ``{{- `` and `` -}}`` trim the white space beside them, ``{{/* … */}}`` is a comment, and a nil
-slice is printed as ``[]``. Everything else is an error that names it. No I/O.
+As in text/template, ``{{- `` and `` -}}`` trim the white space beside them, ``{{/* … */}}`` is a comment, and a nil
+slice is printed as ``[]``. Anything else in a template is an error, which names the unsupported part. This module does
+no I/O.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ FUNCTIONS: Final = (
 
 
 class Field(NamedTuple):
-    """``{{.Name}}``."""
+    """A field of the output, ``{{.Name}}``."""
 
     name: str
 
 
 def parse(text: str, known: Sequence[str]) -> list[str | Field]:
-    """Parse a template into texts and fields. Raises UsageError, which names what is not supported."""
+    """Parse a template into strings and fields. Raises UsageError, which names an unsupported part."""
     parts: list[str | Field] = []
     at, trim = 0, False
     while at <= len(text):
@@ -76,7 +77,7 @@ def _value(text: str, known: Sequence[str]) -> str | Field:
 
 
 def _named(text: str) -> str:
-    """Name the unsupported part of an action."""
+    """Return the name of the unsupported part of an action."""
     first = re.match(r"\w+", text)
     if not text:
         return "an empty action"

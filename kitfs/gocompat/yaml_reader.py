@@ -1,9 +1,9 @@
-"""YAML as Go's yaml.v3 (v3.0.1) reads it, from the nodes that ``yaml_scanner`` composes.
+"""Read YAML as Go's yaml.v3 (v3.0.1) does, from the nodes that ``yaml_scanner`` composes.
 
-``parse`` returns nodes whose scalars are unresolved: a field of type string takes the literal text of a scalar, and
-a field of any type takes what resolve.go:126 makes of it. That is YAML 1.2 with some of 1.1: ``0o17`` and ``010`` are
-numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go continues (a key that occurs twice) are
-appended to the list ``wrong`` of the caller. ``yaml_writer`` writes YAML. No I/O.
+``parse`` returns nodes whose scalars are not resolved. For a field of type string, the value is the literal text of the
+scalar. For a field of any type, the text is resolved as in resolve.go:126, which is YAML 1.2 with some of 1.1: ``0o17``
+and ``010`` are numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go continues (such as a key that
+occurs twice) are appended to the caller's list ``wrong``. ``yaml_writer`` writes YAML. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ WORDS: Final[Mapping[str, Any]] = {
 
 
 class Timestamp(str):
-    """A time in the form RFC3339Nano, in which Go writes a YAML timestamp as JSON."""
+    """A time in the form RFC3339Nano. Go writes a YAML timestamp to JSON in this form."""
 
     __slots__ = ()
 
@@ -95,16 +95,16 @@ def _decoded(data: bytes) -> str:
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raise KitfileError if expanding the aliases would never end, or would exceed the limits of a document.
+    """Raise KitfileError if the expanded aliases would be endless, or would exceed the limits of a document.
 
-    yaml.v3 has a limit of its own, which depends on the size of the text (allowedAliasRatio, decode.go:468).
+    yaml.v3 has a different limit, which depends on the size of the text (allowedAliasRatio, decode.go:468).
     """
     sizes: dict[int, tuple[int, int, int] | None] = {}
 
     def size(node: yaml.Node) -> tuple[int, int, int]:
         """Return (nodes, characters, levels) of a node with aliases expanded.
 
-        An anchor stands before its aliases, so its size is known already and the recursion stays shallow.
+        An anchor precedes its aliases, so the size of the anchor is known already and the recursion stays shallow.
         """
         if id(node) in sizes:
             known = sizes[id(node)]
@@ -140,7 +140,7 @@ def line_of(node: yaml.Node) -> int:
 
 
 def short_tag(node: yaml.Node) -> str:
-    """Return a node's tag as yaml.v3's errors name it: the explicit one, else the resolved one (yaml.go:435)."""
+    """Return a node's tag as in yaml.v3's errors: the explicit tag, or else the resolved tag (yaml.go:435)."""
     tag = _written_tag(node)
     if tag:
         return tag
@@ -166,10 +166,10 @@ def _tag_of(value: Any) -> str:
 
 
 def pairs(node: yaml.MappingNode, wrong: list[str]) -> list[tuple[yaml.Node, yaml.Node]] | None:
-    """Return the entries of a mapping; entries of merge keys (``<<``) come last and never replace others.
+    """Return the entries of a mapping. Entries of merge keys (``<<``) come last and never replace other entries.
 
-    Returns None if a key occurs twice, after adding that to ``wrong``. Raises KitfileError if a merged value is not a
-    mapping. Port of mapping and merge (decode.go:767, :959).
+    If a key occurs twice, the problem is appended to ``wrong``, and the result is None. Raises KitfileError if a merged
+    value is not a mapping. Port of mapping and merge (decode.go:767, :959).
     """
     if not _unique(node, wrong):
         return None
@@ -205,7 +205,7 @@ def _unique(node: yaml.MappingNode, wrong: list[str]) -> bool:
 
 
 def value_of(node: yaml.Node, wrong: list[str]) -> Any:
-    """Return the value that a field of any type gets, as unmarshal (decode.go:484) does.
+    """Return the value for a field of any type, as unmarshal (decode.go:484) does.
 
     It is a dict (AnyMap if a key is not a string), list, str, int, float, bool, Timestamp or None.
     """
@@ -251,7 +251,7 @@ def _binary(text: str) -> str:
 
 
 def resolve(text: str, *, times: bool = True) -> Any:
-    """Resolve the text of a plain scalar; ``times``: it may be a timestamp. Port of resolve (resolve.go:126)."""
+    """Resolve the text of a plain scalar. With ``times``, it may be a timestamp. Port of resolve (resolve.go:126)."""
     if text in WORDS:
         return WORDS[text]
     if text[0] not in "+-.0123456789":
@@ -270,7 +270,7 @@ def resolve(text: str, *, times: bool = True) -> Any:
 
 
 def _float(text: str) -> float | str:
-    """Return the float, or the text if it is not a float that 64 bits can hold."""
+    """Parse a float. Return the text itself if it is not a float of 64 bits."""
     value = float(text) if FLOAT.fullmatch(text) else math.inf
     return text if math.isinf(value) else value
 

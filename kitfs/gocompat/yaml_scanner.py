@@ -1,9 +1,9 @@
-"""PyYAML's pure loader, changed to scan as yaml.v3's scannerc.go (v3.0.1) does, with limits on what it composes.
+"""Scan YAML as yaml.v3's scannerc.go (v3.0.1) does, with a changed loader of PyYAML and limits on its nodes.
 
-Both are ports of libyaml. PyYAML differs in that it forbids tabs between tokens and inside plain scalars, ends a flow
-scalar at ``:]``, knows the escape ``\\/`` but not ``\\'``, and rejects an anchor that is defined again. The loader is
-the one in Python and not libyaml's, because deep nesting raises an exception in Python and crashes in C. Threading:
-one loader reads one text in one thread.
+Both scanners are ports of libyaml. PyYAML differs in four ways: it forbids tabs between tokens and inside plain
+scalars, ends a flow scalar at ``:]``, accepts the escape ``\\/`` but not ``\\'``, and rejects an anchor that is defined
+again. The loader is PyYAML's loader in Python and not the loader in C, because deep nesting raises an exception in
+Python and crashes in C. Threading: only one thread may use a loader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GO_ESCAPES: Final = {c: v for c, v in yaml.BaseLoader.ESCAPE_REPLACEMENTS.items(
 
 
 class Loader(yaml.BaseLoader):
-    """Composes nodes. A scalar without a tag has the tag ``""``, so that ``!!str 1`` and ``1`` differ."""
+    """A loader that composes nodes. A scalar without a tag has the tag ``""``, so ``!!str 1`` and ``1`` differ."""
 
     DEFAULT_SCALAR_TAG = ""  # type: ignore[misc]  # the stubs call final what PyYAML reads from the class
     ESCAPE_REPLACEMENTS: ClassVar = GO_ESCAPES  # type: ignore[misc]
@@ -37,7 +37,7 @@ class Loader(yaml.BaseLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node and everything below it. An anchor that is defined again replaces the earlier one.
 
-        Raises KitfileError beyond the limits of depth and number.
+        Raises KitfileError if there are too many nodes, or too many levels.
         """
         self.nodes += 1
         if self.depth >= MAX_DEPTH:
@@ -85,7 +85,7 @@ class Loader(yaml.BaseLoader):
     def scan_flow_scalar_non_spaces(self, double: Any, start_mark: Any) -> Any:
         """Scan characters and escapes of a quoted scalar.
 
-        An escape may not stand for a surrogate or for a number beyond Unicode, as in scannerc.go:2435.
+        An escape for a surrogate or for a number beyond Unicode is an error, as in scannerc.go:2435.
         """
         try:
             chunks = super().scan_flow_scalar_non_spaces(double, start_mark)

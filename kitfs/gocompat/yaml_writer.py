@@ -1,8 +1,9 @@
-"""YAML exactly as Go's yaml.v3 writes it with SetIndent(2), which ``kit info`` prints and ``kit unpack`` writes.
+"""Write YAML exactly as Go's yaml.v3 does with SetIndent(2). ``kit info`` prints it, and ``kit unpack`` writes it.
 
-A port of encode.go, emitterc.go and sorter.go for structs, maps, lists and scalars without comments, anchors and tags.
-Their oddities are ported too, because they are in the bytes of every Kitfile that kit wrote. Docstrings name the
-functions they port with their line in yaml.v3 v3.0.1. ``yaml_reader`` reads YAML; neither knows a schema. No I/O.
+This is a port of encode.go, emitterc.go and sorter.go of yaml.v3 v3.0.1 for structs, maps, lists and scalars without
+comments, anchors and tags. Oddities are ported too, because the bytes of every Kitfile that kit wrote depend on them.
+Docstrings name the ported functions with their lines. ``yaml_reader`` reads YAML; neither module knows a schema. This
+module does no I/O.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ BASE_60: Final = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
 
 
 class Fields(dict[str, Any]):
-    """A struct: its fields keep their order, whereas the keys of a map are sorted (structv and mapv, encode.go:214)."""
+    """A struct. Its fields stay in their order, but the keys of a map are sorted (structv and mapv, encode.go:214)."""
 
 
 class Flow(list[str]):
-    """A list of texts that is written in flow style."""
+    """A list of strings that is written in flow style."""
 
 
 class Analysis(NamedTuple):
@@ -56,10 +57,10 @@ class Analysis(NamedTuple):
 
 
 def dump(value: Any, *, printable: bool = False) -> str:
-    """Write a document as yaml.v3 does, with a final newline. Texts must not contain lone surrogates.
+    """Write a document as yaml.v3 does, with a final newline. Strings must not contain lone surrogates.
 
-    With ``printable``, a text that contains a character which is unsafe for a terminal (see ``escaping``) is quoted
-    and that character escaped. yaml.v3 escapes only some of them. Reading the result gives the same text.
+    With ``printable``, a string with characters that are unsafe for a terminal (``escaping``) is quoted, and these
+    characters are escaped. yaml.v3 escapes only some of them. A reader of the result gets the same string.
     """
     writer = _Writer(printable=printable)
     if isinstance(value, Mapping) and value:
@@ -75,8 +76,8 @@ def dump(value: Any, *, printable: bool = False) -> str:
 class _Writer:
     """The emitter and its state.
 
-    ``column`` is the current column, ``whitespace`` whether white space was written last, and ``indention`` whether
-    the line holds only indentation so far.
+    ``column`` is the current column. ``whitespace`` is True if white space was written last, and ``indention`` is True
+    if the line has only indentation so far.
     """
 
     def __init__(self, *, printable: bool) -> None:
@@ -164,7 +165,8 @@ class _Writer:
         """Write a plain or single-quoted scalar.
 
         Port of yaml_emitter_write_plain_scalar (emitterc.go:1609) and yaml_emitter_write_single_quoted_scalar (:1668).
-        The only line breaks in such a scalar are U+2028 and U+2029: "\\n" requires a literal, others an escape.
+        The only line breaks in such a scalar are U+2028 and U+2029. A scalar with "\\n" is written as a literal, and a
+        scalar with other line breaks is double-quoted.
         """
         self.indicator(quote, spaced=True)
         breaks = False
@@ -219,8 +221,8 @@ class _Writer:
     def indicator(self, text: str, *, spaced: bool = False, space: bool = False, indention: bool = False) -> None:
         """Write an indicator. Port of yaml_emitter_write_indicator (emitterc.go:1517).
 
-        ``spaced``: white space is required before it. ``space``: the indicator counts as white space. ``indention``:
-        after it the line still counts as indentation only.
+        With ``spaced``, white space is written before the indicator if necessary. With ``space``, the indicator counts
+        as white space. With ``indention``, the line counts as indentation even after the indicator.
         """
         if spaced and not self.whitespace:
             self.put(" ")
@@ -286,7 +288,7 @@ def _escape(char: str) -> str:
 
 
 def _scalar(value: Any) -> tuple[str, str]:
-    """Return (text, requested style); "" requests a plain scalar, which the emitter quotes if it must.
+    """Return (text, requested style). "" requests a plain scalar, which the emitter quotes if necessary.
 
     Port of stringv and floatv (encode.go:324, :391).
     """
@@ -310,7 +312,7 @@ def _scalar(value: Any) -> tuple[str, str]:
 def go_float(value: float) -> str:
     """Format a float as strconv.FormatFloat(f, 'g', -1, 64) does.
 
-    Below 1e-4 and from 1e6 on it has an exponent of at least two digits.
+    Below 1e-4, and from 1e6 on, the result has an exponent of at least two digits.
     """
     if math.isnan(value):
         return ".nan"
@@ -356,7 +358,7 @@ def _less(a: Any, b: Any) -> bool:
 
 
 def _kind(value: Any) -> int:
-    """Return Go's reflect.Kind of a key, by which keys of different types are ordered."""
+    """Return Go's reflect.Kind of a key. It determines the order of keys of different types."""
     kinds: tuple[tuple[type, int], ...] = ((type(None), 20), (bool, 1), (int, 2), (float, 14), (Timestamp, 25))
     return next((rank for kind, rank in kinds if isinstance(value, kind)), 24)
 
@@ -369,7 +371,7 @@ def _digits_before(text: str, end: int) -> str:
 
 
 def _number(text: str, at: int, number: int) -> tuple[int, int]:
-    """Return (value, end) of the digits from ``at`` on, appended to ``number``. It overflows as Go's int64 does."""
+    """Append the digits from ``at`` on to ``number``; return (value, end). The value overflows as Go's int64 does."""
     while at < len(text) and text[at].isdecimal():
         number = number * 10 + ord(text[at]) - 48
         at += 1

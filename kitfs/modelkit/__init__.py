@@ -1,1 +1,1 @@
-"""The contents of OCI manifests of KitOps and ModelPack: Kitfiles, filters, indexes, layer media types. No I/O."""
+"""Read and write the contents of the OCI manifests of KitOps and ModelPack, such as Kitfiles. No module does I/O."""

@@ -1,4 +1,4 @@
-"""Filters that select parts of a kit, with the syntax of ``kit unpack --filter`` (KITOPS §5). No I/O."""
+"""Parse filters that select parts of a kit, with the syntax of ``kit unpack --filter``. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter ``<type1>,<type2>[:<name1>,<name2>]``, which selects entries of these types with these names or paths.
+    """A filter ``<type1>,<type2>[:<name1>,<name2>]``. It selects entries of these types with these names or paths.
 
-    Without names, it selects all entries of these types.
+    A filter without names selects all entries of its types.
     """
 
     types: tuple[str, ...]
@@ -67,7 +67,7 @@ def selects_kitfile(filters: Sequence[Filter]) -> bool:
 
 
 def for_parent(filters: Sequence[Filter]) -> tuple[Filter, ...] | None:
-    """Return the filters for a parent kit, of which only the model is used, or None if they select nothing of it."""
+    """Return the filters for a parent kit, or None if they select nothing. Only the model of a parent is used."""
     if not filters:
         return (Filter(("model",)),)
     models = tuple(Filter(("model",), f.names) for f in filters if "model" in f.types)

@@ -1,8 +1,8 @@
-"""Indexes of kits (``kit index``): an index gives one name to several variants of a model, which labels distinguish.
+"""Read, edit and write indexes of kits. An index lists several variants of a model, which labels distinguish.
 
-Follows KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go). An index is an OCI image index with an artifactType
-of its own, and the labels of a variant are the ``modelMetadata`` of its descriptor. Label values are JSON and are kept
-as they were written, so that reading and writing an index keeps its digest. Pure.
+Source: KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go). An index is an OCI image index with its own
+artifactType, and the labels of a variant are the ``modelMetadata`` of its descriptor. The JSON of a label's value stays
+as it was written, so an index that is read and written has the same digest. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ SHOULD_BE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One kit of an index. ``labels`` maps a key to the JSON text of its value."""
+    """A kit in an index. ``labels`` maps each key to the JSON of its value."""
 
     descriptor: Descriptor
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def digest(self) -> Digest:
-        """The digest of the kit's manifest."""
+        """Return the digest of the kit's manifest."""
         return self.descriptor.digest
 
     @property
     def tag(self) -> str:
-        """The tag by which the kit was added, or "" if it was added by its digest."""
+        """Return the tag by which the kit was added, or "" if it was added by its digest."""
         return self.descriptor.annotations.get(ORIGINAL_TAG, "")
 
     @property
     def size(self) -> int | None:
-        """The recorded size of the kit's layers in bytes, or None if no size was recorded."""
+        """Return the recorded size of the kit's layers in bytes, or None if no size was recorded."""
         text = self.descriptor.annotations.get(KIT_SIZE, "")
         return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
     def notes(self) -> dict[str, str]:
-        """The annotations that users added to the variant."""
+        """Return the annotations that users added to the variant."""
         return {k: v for k, v in sorted(self.descriptor.annotations.items()) if k not in (ORIGINAL_TAG, KIT_SIZE)}
 
     def pairs(self) -> list[str]:
@@ -127,7 +127,7 @@ class KitIndex:
 
 
 def is_kit_index(data: bytes) -> bool:
-    """Return whether these bytes are an index of kits, not a manifest or another index."""
+    """Return whether these bytes are an index of kits. A manifest or another index is not."""
     try:
         fields = loads(data)
     except ValueError:
@@ -159,7 +159,7 @@ def selector(texts: Sequence[str]) -> dict[str, str]:
 def select(index: KitIndex, labels: Mapping[str, str], named: Reference | LayoutReference) -> Variant:
     """Return the only variant that has all labels.
 
-    Raises UsageError if no variant or more than one has them, NotFound if the index is empty.
+    Raises NotFound if the index is empty, and UsageError if no variant or more than one variant has the labels.
     """
     display = named.display if isinstance(named, Reference) else str(named)
     if not index.variants:
@@ -193,7 +193,7 @@ def _list(variants: Sequence[Variant], named: Reference | LayoutReference) -> st
 
 
 class Edits(NamedTuple):
-    """Changes of labels or annotations: keys with the values to set, and keys to remove."""
+    """A change of labels or annotations: keys with values to set, and keys to remove."""
 
     set: Mapping[str, str]
     remove: tuple[str, ...]
@@ -240,7 +240,7 @@ def annotation_edits(texts: Sequence[str]) -> Edits:
 
 
 def _arguments(texts: Sequence[str], kind: str) -> Iterator[tuple[str, str | None, bool]]:
-    """Yield (key, value, whether the value is JSON). The value is None if the key is to be removed."""
+    """Yield (key, value, whether the value is JSON). The value is None for a key to remove."""
     seen = set()
     for text in texts:
         key, sign, given = text.partition("=")
@@ -269,7 +269,7 @@ def compact(text: str) -> str:
 
 
 def indented(data: bytes) -> str:
-    """Indent JSON by two blanks per level, and keep its values as written, as Go's json.Indent does."""
+    """Indent JSON by two blanks per level, as Go's json.Indent does. Values stay as written."""
     out: list[str] = []
     depth = 0
     before = ""
@@ -294,7 +294,7 @@ def plain(value: str) -> str:
 
 
 def _entry(variant: Variant) -> str:
-    """Return the JSON of one element of ``manifests``."""
+    """Return the JSON of a variant, which is an element of ``manifests``."""
     value = variant.descriptor.to_json()
     extra = {k: value.pop(k) for k in variant.descriptor.extra}
     text = dumps(value).decode()
@@ -305,7 +305,7 @@ def _entry(variant: Variant) -> str:
 
 
 def _members(text: str) -> Iterator[tuple[str, str]]:
-    """Yield (key, JSON text of the value) of a JSON object that is known to be valid."""
+    """Yield (key, JSON of the value) for each member of a JSON object. The object must be valid."""
     decode = json.JSONDecoder().raw_decode
     at = _after(text, _after(text, 0) + 1)
     while text[at] != "}":
@@ -319,7 +319,7 @@ def _members(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """Yield the JSON texts of the elements of a JSON list that is known to be valid."""
+    """Yield the JSON of each element of a JSON list. The list must be valid."""
     decode = json.JSONDecoder().raw_decode
     at = _after(text, 1)
     while text[at] != "]":

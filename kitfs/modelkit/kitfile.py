@@ -1,7 +1,7 @@
 """Read Kitfiles from YAML (strictly) and from the JSON of a config (leniently), and write both as kit does.
 
-Follows KitOps' pkg/artifact/kitfile.go for the fields, their order, and which empty fields are omitted. The
-dataclasses are the schema: the JSON name of a field is its own name in camel case. No I/O.
+The fields, their order, and the omission of empty fields follow KitOps' pkg/artifact/kitfile.go. The dataclasses are
+the schema: the JSON name of a field is its Python name in camel case. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _text(key: str = "", *, always: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """``package``: name, version and authors of the kit."""
+    """The section ``package``: name, version and authors of the kit."""
 
     name: str = _text()
     version: str = _text()
@@ -56,7 +56,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """``model.parts[]``."""
+    """An entry of ``model.parts``."""
 
     name: str = _text()
     path: str = _text()
@@ -68,7 +68,7 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """``model``."""
+    """The section ``model``."""
 
     name: str = _text()
     path: str = _text()
@@ -85,7 +85,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """``code[]``."""
+    """An entry of ``code``."""
 
     path: str = _text()
     description: str = _text()
@@ -96,7 +96,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """``datasets[]``. A dataset with a ``remote_path`` has no layer."""
+    """An entry of ``datasets``. A dataset with a ``remote_path`` has no layer."""
 
     name: str = _text()
     path: str = _text()
@@ -111,7 +111,7 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Docs:
-    """``docs[]``. The path is written even if it is empty."""
+    """An entry of ``docs``. The path is written even if it is empty."""
 
     path: str = _text(always=True)
     description: str = _text()
@@ -121,7 +121,7 @@ class Docs:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """``prompts[]``."""
+    """An entry of ``prompts``."""
 
     name: str = _text()
     path: str = _text()
@@ -132,7 +132,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class MCPServer:
-    """``mcpServers[]``."""
+    """An entry of ``mcpServers``."""
 
     name: str = _text()
     path: str = _text()
@@ -195,9 +195,9 @@ class Kitfile:
             raise KitfileError(f"the Kitfile cannot be written as JSON: {e}")
 
     def to_yaml(self, *, printable: bool = False) -> str:
-        """Return the YAML that ``kit info`` prints and ``kit unpack`` writes: without digests, authors in flow style.
+        """Return the YAML that ``kit info`` prints and ``kit unpack`` writes. It contains no digests.
 
-        ``printable``: see ``gocompat.yaml_writer.dump``.
+        ``gocompat.yaml_writer.dump`` explains ``printable``.
         """
         return goemit.dump(schema.to_yaml(self), printable=printable)
 
@@ -246,7 +246,7 @@ class Kitfile:
 
     @property
     def parent(self) -> Reference | None:
-        """The ModelKit to which ``model.path`` refers, or None if it is a path, as for a model with a layer."""
+        """Return the ModelKit to which ``model.path`` refers, or None if ``model.path`` is a path or empty."""
         if self.model is None or self.model.digest:
             return None
         return _reference(self.model.path)
@@ -326,7 +326,7 @@ class Kitfile:
                 yield f"mcpServer layer {i} must be an .mcpb file (path {server.path})"
 
     def _sources(self) -> list[tuple[str, str]]:
-        """Return (the name that kit's messages use, path) of every entry with a path."""
+        """Return (name in kit's messages, path) for every entry with a path."""
         found: list[tuple[str, str]] = []
         if self.model is not None:
             if self.model.path and self.parent is None:

@@ -1,8 +1,8 @@
 """Match layers with the entries of the Kitfile, and find where the files of a layer go in the tree.
 
-In ModelKits since KitOps 0.5 the config has the digest of each entry's layer. In older ones, entries and layers are
-matched by their order within a type. The layers of a ModelPack state their path in an annotation (KITOPS §1.3, §11).
-No I/O.
+Since KitOps 0.5, the config of a ModelKit has the digest of each entry's layer. In older ModelKits, entries and layers
+are matched by their order within a type. The layers of a ModelPack have their path in an annotation. This module does
+no I/O.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KITFILE_ANNOTATION: Final = "ml.kitops.modelkit.kitfile"
 
 
 class FileMetadata(NamedTuple):
-    """The fields of a raw layer's org.cncf.model.file.metadata+json. A missing or invalid field is None."""
+    """The fields of a raw layer's annotation org.cncf.model.file.metadata+json. A missing or invalid field is None."""
 
     name: str
     mode: int | None
@@ -31,7 +31,7 @@ class FileMetadata(NamedTuple):
     def of(cls, descriptor: Descriptor) -> FileMetadata | None:
         """Parse the annotation of a layer. Return None if it is missing or is not valid JSON.
 
-        Raises ManifestError if it is ambiguous because two of its keys differ only in case.
+        Raises ManifestError if two keys in the annotation differ only in case.
         """
         text = _annotation(descriptor.annotations, METADATA)
         try:
@@ -52,10 +52,10 @@ class FileMetadata(NamedTuple):
 
 
 class LayerEntry(NamedTuple):
-    """A layer with its entry, which is None if no entry matches.
+    """A layer with its entry. The entry is None if no entry of the Kitfile matches.
 
-    ``path``: the clean relative path of the layer. "" is the whole context, and None means that neither an entry nor an
-    annotation states the path.
+    ``path`` is the normalized relative path of the layer. "" is the whole context, and None means that neither an entry
+    nor an annotation has the path.
     """
 
     descriptor: Descriptor
@@ -65,7 +65,7 @@ class LayerEntry(NamedTuple):
 
 
 def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
-    """Match every layer of a manifest, in order. Raises UnsupportedLayer for an unknown media type."""
+    """Match every layer of a manifest with an entry, in order. Raises UnsupportedLayer for an unknown media type."""
     types = [LayerType.parse(d) for d in manifest.layers]
     entries = kitfile.entries()
     by_digest: dict[str, list[Entry]] = defaultdict(list)
@@ -97,8 +97,8 @@ def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
 def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
     """Remove and return the entry of a layer: the candidate with its annotated path, or else the first candidate.
 
-    ``keep_last``: do not remove the last candidate, because a manifest may have more layers with the same digest (equal
-    files) than the Kitfile has entries.
+    With ``keep_last``, the last candidate is not removed, because a manifest may have more layers of one digest (from
+    equal files) than the Kitfile has entries.
     """
     if not candidates:
         return None
@@ -107,7 +107,7 @@ def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) ->
 
 
 def _relative(path: str) -> str:
-    """Clean a path. The context itself is "". A path out of the context is kept, and the layer index skips it."""
+    """Normalize a path. The context itself is "". A path out of the context stays; the layer index skips it later."""
     cleaned = clean_path(path)
     return "" if cleaned == "." else cleaned
 
@@ -122,10 +122,10 @@ def has_kitfile(manifest: Manifest) -> bool:
 
 
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
-    """Return the Kitfile of a kit: its config, the annotation of a ModelPack, or one made from the layers' paths.
+    """Return the Kitfile of a kit, from its config or its annotation, or made from the layers' paths.
 
-    Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer of a ModelPack has no
-    path, or the number of diffIds differs from that of the layers.
+    Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer of a ModelPack has no path,
+    or if the number of diffIds differs from the number of layers.
     """
     if manifest.flavor == "modelkit":
         return Kitfile.from_json(config)
@@ -137,7 +137,7 @@ def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
 def _generated(manifest: Manifest, config: bytes) -> Kitfile:
     """Make the Kitfile that kit makes for a ModelPack without one.
 
-    The first weight layer is the model, the others are its parts (KITOPS §11.2).
+    The first layer with weights is the model, and the other layers with weights are its parts.
     """
     try:
         whole = loads(config)

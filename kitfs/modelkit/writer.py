@@ -1,7 +1,7 @@
 """Write the media types, annotations, config and manifest of a packed kit as a given version of kit does.
 
-A kit is written as a ModelKit or as a ModelPack. Follows KITOPS §1.1, §1.2, §1.7 and §11, and CNCF's model-spec
-(config.md, annotations.md). No I/O.
+A kit is written as a ModelKit or as a ModelPack. Sources: KitOps, and CNCF's model-spec (config.md, annotations.md).
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ REGULAR: Final = 48  # the type flag "0" of tar
 class PackedLayer(NamedTuple):
     """A finished layer.
 
-    ``kind``: the kind of its ``Entry``. ``path``: the path in its annotation. ``size``: bytes. A ``raw`` layer is a
-    single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of that file.
+    ``kind`` is the kind of its ``Entry``, ``path`` is the path in its annotation, and ``size`` is in bytes. A ``raw``
+    layer is a single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of that file.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class PackedLayer(NamedTuple):
 class PackedKit(NamedTuple):
     """A finished kit: its Kitfile with the digests of the layers, its config and its manifest.
 
-    ``descriptor``: the descriptor of the manifest.
+    ``descriptor`` is the descriptor of the manifest.
     """
 
     kitfile: Kitfile
@@ -85,10 +85,10 @@ class PackedKit(NamedTuple):
 class KitFormat:
     """The options for writing a kit.
 
-    ``cli_version``: the version of kit whose manifests are written. ``created``: the created time in seconds since
-    the epoch; None is the time of packing. ``compression``: none, gzip, gzip-fastest or zstd. ``layer_format``: tar or
-    raw. Raises UsageError for an unknown version, compression or format, and for a combination that this version of
-    kit cannot read.
+    ``cli_version`` is the version of kit whose manifests are written. ``created`` is the created time in seconds since
+    the epoch; None means the time of packing. ``compression`` is none, gzip, gzip-fastest or zstd. ``layer_format`` is
+    tar or raw. Raises UsageError for an unknown version, compression or format, and for a combination that this version
+    of kit cannot read.
     """
 
     cli_version: str = CLI_VERSION_OF_KITFS
@@ -116,7 +116,7 @@ class KitFormat:
 
     @property
     def has_artifact_type(self) -> bool:
-        """Return whether manifests have an artifactType and layers a filepath annotation (since kit 1.10)."""
+        """Return whether manifests have an artifactType, and layers have a filepath annotation (since kit 1.10)."""
         return self._version >= (1, 10)
 
     @property
@@ -155,7 +155,7 @@ class KitFormat:
     def _metadata(self, layer: PackedLayer) -> str:
         """Return the value of org.cncf.model.file.metadata+json for a raw layer.
 
-        If the kit has a created time, the file's mtime is set to it, so that packing again gives the same bytes.
+        If the kit has a created time, it replaces the file's mtime, so that packing again results in the same bytes.
         """
         mtime = layer.mtime if self.created is None else self.created * 1_000_000_000
         fields = {
@@ -174,8 +174,8 @@ class KitFormat:
     ) -> PackedKit:
         """Make the config and manifest of a kit from its layers, which are in the order of ``kitfile.entries()``.
 
-        ``annotations``: further annotations of the manifest. Raises KitfileError for parameters that JSON cannot
-        represent.
+        ``annotations`` are added to the annotations of the manifest. Raises KitfileError for parameters that JSON
+        cannot represent.
         """
         kitfile = kitfile.with_layers([(layer.digest, layer.diff_id) for layer in layers])
         media_type, config_bytes = self._config(kitfile, layers)

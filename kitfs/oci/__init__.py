@@ -1,1 +1,1 @@
-"""OCI documents as values: manifests, descriptors, references and referrers. No I/O."""
+"""Define OCI documents as values: manifests, descriptors, references and referrers. No module here does I/O."""

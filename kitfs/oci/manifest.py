@@ -1,8 +1,8 @@
-"""Manifests, descriptors and media types as values, which are read leniently and written as Go writes them.
+"""Define manifests, descriptors and media types as values, read leniently and written as Go writes them.
 
-Follows image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version, and CNCF
-model-spec with its legacy cnai names. Unknown fields are kept, so that copies lose nothing. No I/O, and no digest is
-verified here.
+Sources: image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version, and CNCF
+model-spec with its legacy cnai names. Unknown fields stay, so a copy loses nothing. This module does no I/O and
+verifies no digests.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ COMPRESSIONS: Final = {None: "none", "gzip": "gzip", "zstd": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to a blob: media type, digest, size in bytes. ``extra`` holds fields that are not in image-spec."""
+    """A reference to a blob: media type, digest, size in bytes. ``extra`` has the fields that image-spec lacks."""
 
     media_type: str
     digest: Digest
@@ -107,7 +107,7 @@ class Descriptor:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields in Go's order, without empty ones, and with unknown ones last."""
+        """Return the fields in Go's order, without empty fields. Unknown fields come last."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": str(self.digest), "size": self.size}
         optional = {
             "urls": list(self.urls),
@@ -123,7 +123,8 @@ class Descriptor:
 class Manifest:
     """An image manifest of any version.
 
-    ``media_type`` may be "" (kit before 1.16). ``null_layers``: the list of layers is null (kit 1.7 without layers).
+    ``media_type`` may be "" (kit before 1.16). ``null_layers`` is True if the list of layers is null (kit 1.7 without
+    layers).
     """
 
     config: Descriptor
@@ -138,7 +139,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Parse a manifest. Raises ManifestError for other bytes, for an index, and for an ambiguous document."""
+        """Parse a manifest. Raises ManifestError for an index, for other bytes, and for an ambiguous document."""
         fields = _object(_json(data), "manifest")
         if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
@@ -165,7 +166,7 @@ class Manifest:
 
     @property
     def flavor(self) -> str:
-        """The kind of kit, "modelkit" or "modelpack". Raises ManifestError for any other manifest."""
+        """Return the kind of kit, "modelkit" or "modelpack". Raises ManifestError for any other manifest."""
         if self.config.media_type == KIT_CONFIG or self.artifact_type == KIT_MANIFEST:
             return "modelkit"
         if self.config.media_type in PACK_CONFIGS or self.artifact_type in PACK_MANIFESTS:
@@ -176,17 +177,17 @@ class Manifest:
         raise ManifestError(f"this is an artifact of type {kind[:MAX_SHOWN] or 'unknown'}, not a ModelKit or ModelPack")
 
     def require_kit(self) -> None:
-        """Raise ManifestError if the manifest is not that of a ModelKit or ModelPack."""
+        """Raise ManifestError if the manifest does not belong to a ModelKit or ModelPack."""
         _ = self.flavor
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """The descriptors of the config and of the layers, each digest once."""
+        """Return the descriptors of the config and of the layers, each digest once."""
         return tuple({d.digest: d for d in (self.config, *self.layers)}.values())
 
     @property
     def created(self) -> int:
-        """The time of org.opencontainers.image.created in seconds since the epoch; 0 without a valid one."""
+        """Return org.opencontainers.image.created in seconds since the epoch; 0 if it is missing or invalid."""
         try:
             when = datetime.fromisoformat(self.annotations.get(CREATED, ""))
             return max(0, int(when.timestamp())) if when.tzinfo else 0
@@ -207,7 +208,7 @@ class Manifest:
 
 
 class Children(NamedTuple):
-    """The descriptors in a manifest, as JSON objects: of its config and layers, and of the manifests in an index."""
+    """The descriptors in a manifest (config and layers) or in an index (manifests), as JSON objects."""
 
     blobs: list[dict[str, Any]]
     manifests: list[dict[str, Any]]
@@ -227,7 +228,7 @@ def children(manifest: Mapping[str, Any]) -> Children:
 
 
 def blob_digests(data: bytes) -> set[str]:
-    """Return the digests of the config and the layers of a manifest, or an empty set if it is damaged."""
+    """Return the digests of the config and the layers of a manifest, or an empty set if the manifest is damaged."""
     try:
         manifest = own_json(data)
     except ValueError:
@@ -236,7 +237,7 @@ def blob_digests(data: bytes) -> set[str]:
 
 
 def manifest_digests(data: bytes) -> set[str]:
-    """Return the digests of the manifests in an index, or an empty set if it is damaged."""
+    """Return the digests of the manifests in an index, or an empty set if the index is damaged."""
     try:
         return {str(entry.digest) for entry in IndexManifest.parse(data).manifests}
     except ManifestError:
@@ -277,9 +278,7 @@ def is_index(data: bytes) -> bool:
 
 
 def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
-    """Raise ManifestError for a manifest that other tools may take for an index, or an index that they may take for a
-    manifest (CVE-2021-41190).
-    """
+    """Raise ManifestError if other tools may confuse a manifest with an index (CVE-2021-41190)."""
     what, foreign, types = ("index", NOT_IN_INDEXES, MANIFESTS) if is_index else ("manifest", NOT_IN_MANIFESTS, INDEXES)
     _fields(fields, what, MANIFEST_KEYS | INDEX_KEYS)
     found = [key for key in foreign if fields.get(key) is not None]
@@ -294,9 +293,9 @@ def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
 def check_media_type(data: bytes, media_type: str, what: str) -> None:
     """Raise ManifestError if the media type in a manifest differs from ``media_type`` (CVE-2021-41190).
 
-    ``media_type``: the Content-Type with which the manifest was served, or the media type in its descriptor. It is
-    ignored if it is not the type of a manifest or an index (a plain web server sends "application/json"). Bytes that
-    are not a manifest are accepted here; ``parse`` refuses them.
+    ``media_type`` is the Content-Type of the response with the manifest, or the media type in its descriptor. A media
+    type that is not that of a manifest or an index is ignored, because a plain web server sends "application/json".
+    Bytes that are not a manifest are accepted here; ``parse`` refuses them.
     """
     if media_type not in ACCEPT:
         return
@@ -321,8 +320,8 @@ def check_media_type(data: bytes, media_type: str, what: str) -> None:
 class LayerType:
     """A parsed media type of a layer.
 
-    ``family``: "modelkit" or "modelpack". ``kind``: "model", "modelpart", "code", "dataset", "docs", "prompt" or
-    "mcpserver". ``format``: "tar" or "raw". ``compression``: "none", "gzip" or "zstd".
+    ``family`` is "modelkit" or "modelpack". ``kind`` is "model", "modelpart", "code", "dataset", "docs", "prompt" or
+    "mcpserver". ``format`` is "tar" or "raw". ``compression`` is "none", "gzip" or "zstd".
     """
 
     family: str
@@ -332,7 +331,7 @@ class LayerType:
 
     @classmethod
     def parse(cls, descriptor: Descriptor) -> LayerType:
-        """Parse the media type of a layer. Raises UnsupportedLayer for one that kitfs does not support."""
+        """Parse the media type of a layer. Raises UnsupportedLayer for a media type that kitfs does not support."""
         text = descriptor.media_type
         if match := KIT_LAYER.fullmatch(text):
             family, kinds = "modelkit", KIT_KINDS
@@ -364,7 +363,7 @@ def _json(data: bytes) -> Any:
 
 
 def _short(value: Any) -> str:
-    """Return a value from a manifest for a message, limited in length."""
+    """Return a value from a manifest for a message. Long values are cut."""
     return repr(value)[:MAX_SHOWN]
 
 

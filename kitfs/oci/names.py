@@ -1,7 +1,8 @@
-"""Digests and references, as OCI and kit write them.
+"""Parse digests and references as OCI and kit write them.
 
 Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first
-path component is the registry if it has "." or ":"; otherwise the whole string is a repository of "localhost". No I/O.
+path component is the registry if it contains "." or ":"; otherwise the whole string is a repository of "localhost".
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ UNNAMED: Final = "_"  # the repository in which kit puts kits without a name
 
 
 class Digest(str):
-    """A valid digest, ``algorithm:hex``. Only ``parse`` and ``of`` make one."""
+    """A valid digest, ``algorithm:hex``. Only ``parse`` and ``of`` make digests."""
 
     __slots__ = ()
 
@@ -44,12 +45,12 @@ class Digest(str):
 
     @property
     def algorithm(self) -> str:
-        """sha256 or sha512."""
+        """Return "sha256" or "sha512"."""
         return self.partition(":")[0]
 
     @property
     def hex(self) -> str:
-        """The digest's digits, without the algorithm."""
+        """Return the hexadecimal digits of the digest, without the algorithm."""
         return self.partition(":")[2]
 
     def hasher(self) -> Any:
@@ -65,9 +66,9 @@ class Digest(str):
 class Reference:
     """A repository of a registry, and a tag or a digest in it.
 
-    ``extra_tags`` are the tags after the first one of ``repo:tag1,tag2``. ``named_by`` is the registry whose kit
-    contains the reference, "" if the user gave it: it limits the addresses to which the reference may lead, and is not
-    part of its identity.
+    ``extra_tags`` are the tags after the first tag in ``repo:tag1,tag2``. If a kit contains the reference, ``named_by``
+    is the registry of that kit; it limits the addresses that may be used for the reference. ``named_by`` is "" for a
+    reference from the user, and is ignored when references are compared.
     """
 
     registry: str
@@ -79,7 +80,7 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str, *, multiple_tags: bool = False) -> Reference:
-        """Parse a reference by the rules of KITOPS §6. Raises InvalidReference."""
+        """Parse a reference by the rules of kit. Raises InvalidReference."""
         if LAYOUT.match(text):
             raise InvalidReference(f"{text!r} is an OCI layout; expected the name of a kit (registry/repository:tag)")
         first, *extra = text.split(",")
@@ -107,20 +108,21 @@ class Reference:
 
     @property
     def name(self) -> str:
-        """registry/repository."""
+        """Return "registry/repository"."""
         return f"{self.registry}/{self.repository}"
 
     @property
     def identifier(self) -> str:
-        """The digest or the tag; "" without either."""
+        """Return the digest or the tag; "" without either."""
         return self.digest or self.tag or ""
 
     @property
     def display(self) -> str:
-        """The reference as kit prints it: without ``localhost/``, ``_`` and ``@`` in front (KITOPS §6.7).
+        """Return the reference as kit prints it, without ``localhost/``, ``_`` and ``@`` at the beginning.
 
-        ``parse`` returns the same reference for this text. For ``str()`` it does not if the registry is ``localhost``:
-        it takes a first component without "." or ":" for a part of the repository.
+        ``parse`` returns the same reference for this string. For the string of ``str()``, ``parse`` returns another
+        reference if the registry is ``localhost``, because a first component without "." or ":" is part of the
+        repository.
         """
         return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
 
@@ -129,7 +131,7 @@ class Reference:
         return replace(self, tag=tag, digest=None, extra_tags=())
 
     def tagged(self) -> list[Reference]:
-        """Return the reference itself, and one for each of the extra tags."""
+        """Return the reference itself, and a reference for each of the extra tags."""
         return [self, *(self.with_tag(tag) for tag in self.extra_tags)]
 
     def or_latest(self) -> Reference:
@@ -137,9 +139,10 @@ class Reference:
         return self if self.tag or self.digest else self.with_tag("latest")
 
     def held_by(self, kit: Reference | LayoutReference) -> Reference:
-        """Return this reference with the information that the content of ``kit`` named it.
+        """Return a copy of this reference that records that it comes from the content of ``kit``.
 
-        A reference in a kit that was packed on this machine, or in a layout on disk, counts as named by the user.
+        A reference in a kit that was packed on this machine, or in a layout on disk, counts as a reference from the
+        user.
         """
         registry = kit.registry if isinstance(kit, Reference) and kit.registry != LOCAL else ""
         return replace(self, named_by=registry)

@@ -1,4 +1,4 @@
-"""Rules for the paths that kits declare."""
+"""Compare the paths that kits declare."""
 
 from __future__ import annotations
 

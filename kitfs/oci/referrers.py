@@ -1,7 +1,7 @@
-"""The referrers tag, which replaces the referrers API: compute its name, and change the index under it.
+"""Compute the name of the referrers tag, and change the index under that tag.
 
-Follows distribution-spec v1.1 "Referrers Tag Schema" and "Pushing Manifests with Subject". Unknown fields of an index
-are kept. No I/O here.
+Registries without the referrers API list referrers under this tag. Sources: distribution-spec v1.1, "Referrers Tag
+Schema" and "Pushing Manifests with Subject". Unknown fields of an index stay. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def tag_of(digest: Digest) -> str:
 
 
 def is_tag(tag: str) -> bool:
-    """Return whether a tag is one under which the referrers of a manifest are listed."""
+    """Return whether a tag has the form of a referrers tag."""
     return TAG.fullmatch(tag) is not None
 
 
@@ -40,7 +40,8 @@ def subject_of(data: bytes) -> Digest | None:
 def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
     """Return the descriptor of a manifest for a list of referrers.
 
-    It contains the manifest's annotations and its artifact type, which defaults to its config's media type.
+    The descriptor contains the manifest's annotations and artifact type. If the artifact type is missing, the media
+    type of the config replaces it.
     """
     fields = _fields(data)
     config = fields.get("config")
@@ -56,7 +57,7 @@ def entry_of(media_type: str, digest: Digest, data: bytes) -> Descriptor:
 
 
 def with_entry(index: bytes, entry: Descriptor) -> bytes | None:
-    """Return the index with one more entry, or None if it already has that entry.
+    """Return the index with an additional entry, or None if the index already has that entry.
 
     Raises ManifestError for bytes that are not an index.
     """
@@ -67,7 +68,7 @@ def with_entry(index: bytes, entry: Descriptor) -> bytes | None:
 
 
 def without_entry(index: bytes, digest: Digest) -> bytes | None:
-    """Return the index without the entry of a manifest, or None if it has no such entry.
+    """Return the index without the entry of a manifest, or None if the index does not have that entry.
 
     Raises ManifestError for bytes that are not an index.
     """

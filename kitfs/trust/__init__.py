@@ -1,1 +1,1 @@
-"""Signatures of kits, in the formats of cosign: keys, statements, bundles, and where a repository keeps them."""
+"""Read, write and check signatures of kits, in the formats of cosign and of OpenSSF Model Signing."""

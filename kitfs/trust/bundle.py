@@ -1,9 +1,9 @@
-"""Sigstore bundles, version 0.3: one signature with what is needed to check it.
+"""Read and write Sigstore bundles of version 0.3. A bundle has one signature and the data to check it.
 
-Follows sigstore/protobuf-specs ``sigstore_bundle.proto`` and cosign's ``specs/BUNDLE_SPEC.md``. A bundle has a DSSE
-envelope with a statement, as cosign 3 writes it for kits and images, or the signature of a message, as ``cosign
-sign-blob`` does. The signer is a key, which the bundle names by a hint, or a certificate. Pure: nothing is verified
-here.
+Sources: ``sigstore_bundle.proto`` of sigstore/protobuf-specs, and cosign's ``specs/BUNDLE_SPEC.md``. A bundle has a
+DSSE envelope with a statement, as cosign 3 writes it for kits and images, or the signature of a message, as ``cosign
+sign-blob`` writes it. The signer is a certificate in the bundle, or a key, which the bundle identifies by a hint. This
+module does no I/O and verifies no signature.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ HASH: Final = "SHA2_256"
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle. ``data`` are its bytes.
+    """A bundle, whose bytes are ``data``.
 
-    ``payload`` is the statement of its envelope, None if it has the signature of a message, whose ``digest`` (hex of
-    SHA-256) it may name. ``hint`` names the key, ``certificate`` is the signer's (DER); one of them is empty.
+    ``payload`` is the statement in the envelope. It is None for the signature of a message; ``digest`` is then the
+    SHA-256 of the message in hexadecimal, if the bundle contains it. ``hint`` identifies the key, and ``certificate``
+    is the certificate of the signer (DER). One of the two is empty.
     """
 
     data: bytes
@@ -40,7 +41,7 @@ class Bundle:
 
     @classmethod
     def parse(cls, data: bytes) -> Bundle:
-        """Parse a bundle. Raises ManifestError for other bytes and for other versions."""
+        """Parse a bundle. Raises ManifestError for bytes that are not a bundle of version 0.3."""
         try:
             fields = loads(data)
             if fields["mediaType"] not in (MEDIA_TYPE, OLD_MEDIA_TYPE):
@@ -52,12 +53,12 @@ class Bundle:
         return cls(data, signature, payload, digest, hint, certificate)
 
     def signed(self, artifact: bytes) -> bytes:
-        """Return the bytes that the signature is over; ``artifact`` are those of what a message signature signs."""
+        """Return the bytes that are signed. ``artifact`` is returned for the signature of a message."""
         return artifact if self.payload is None else signed_bytes(PAYLOAD_TYPE, self.payload)
 
 
 def bundle_of(payload: bytes, signature: bytes, hint: str) -> bytes:
-    """Return the bundle of a statement that a key has signed, as cosign writes it without a transparency log."""
+    """Return the bundle with a statement and a key's signature, as cosign writes it without a transparency log."""
     return dumps(
         {
             "mediaType": MEDIA_TYPE,
@@ -72,7 +73,7 @@ def bundle_of(payload: bytes, signature: bytes, hint: str) -> bytes:
 
 
 def _content(fields: Any) -> tuple[bytes, bytes | None, str]:
-    """Return the signature, the payload of the envelope, and the digest that a message signature names."""
+    """Return the signature, the payload of the envelope, and the digest of the signed message."""
     envelope, message = fields.get("dsseEnvelope"), fields.get("messageSignature")
     if envelope is not None and message is None:
         [signature] = envelope["signatures"]
@@ -86,7 +87,7 @@ def _content(fields: Any) -> tuple[bytes, bytes | None, str]:
 
 
 def _signer(material: Any) -> tuple[str, bytes]:
-    """Return the hint of the key and the certificate; exactly one of them is given."""
+    """Return (hint of the key, certificate). The certificate is empty if the signer is a key."""
     if "publicKey" in material:
         hint = material["publicKey"].get("hint", "")
         if not isinstance(hint, str) or {"certificate", "x509CertificateChain"} & material.keys():

@@ -1,9 +1,9 @@
-"""A subset of sigstore's ClusterImagePolicy: images by glob, and authorities with a key or a fixed answer.
+"""Read a subset of sigstore's ClusterImagePolicy: globs for images, and authorities with a key or a fixed answer.
 
-Follows sigstore/policy-controller ``docs/api-types``. A file may have several policies. A kit must satisfy every policy
-one of whose globs matches its name, by at least one of the policy's authorities; a kit that no policy matches is
-refused. What is not in the subset (keyless authorities, attestations, conditions of Kubernetes) is never met.
-Threading: no state.
+Source: ``docs/api-types`` of sigstore/policy-controller. A file may have several policies. A policy applies to a kit if
+one of the policy's globs matches the kit's name, and accepts the kit if one of the policy's authorities accepts it.
+Every policy that applies must accept the kit. A kit to which no policy applies is refused. Authorities outside of the
+subset (attestations, conditions of Kubernetes) accept no kit. Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HARMLESS: Final = frozenset({"name", "key", "static", "ctlog", "signatureFormat"
 
 @dataclass(frozen=True, slots=True)
 class ImagePolicy:
-    """One ClusterImagePolicy."""
+    """A ClusterImagePolicy."""
 
     name: str
     globs: tuple[re.Pattern[str], ...]
@@ -45,7 +45,7 @@ class ClusterPolicy:
     policies: tuple[ImagePolicy, ...]
 
     def rules_for(self, asked: Reference | LayoutReference) -> tuple[Rule, ...]:
-        """Return the rules of the policies that match, or the rule that refuses a kit that none matches."""
+        """Return the rules of the policies that match. If no policy matches, return a rule that refuses the kit."""
         names = _names(asked)
         found = [one for one in self.policies if any(glob.fullmatch(name) for glob in one.globs for name in names)]
         if not found:
@@ -54,7 +54,7 @@ class ClusterPolicy:
 
 
 def parse(documents: Sequence[Any], data: bytes, path: str) -> ClusterPolicy:
-    """Make a policy of the YAML documents in the file ``path``, whose bytes are ``data``. Raises UsageError."""
+    """Return the policy in the YAML documents of the file ``path``, whose bytes are ``data``. Raises UsageError."""
     return ClusterPolicy(
         hashlib.sha256(data).hexdigest(), path, tuple(_policy(one, path) for one in documents if one is not None)
     )
@@ -93,13 +93,13 @@ def _authority(value: dict[str, Any], limited: Sequence[str], where: str) -> Req
 
 
 def _pattern(glob: str) -> re.Pattern[str]:
-    """Compile a glob: ``*`` matches within a part of a path, ``**`` over several."""
+    """Compile a glob. ``*`` matches within a component of a path, and ``**`` matches over several components."""
     texts = re.split(r"(\*\*|\*)", glob)
     return re.compile("".join({"**": ".*", "*": "[^/]*"}.get(text, re.escape(text)) for text in texts))
 
 
 def _names(asked: Reference | LayoutReference) -> tuple[str, ...]:
-    """Return the names of a reference that a glob may match: that of its repository, and all of it."""
+    """Return the names that a glob may match: the name of the repository, and the whole reference."""
     if isinstance(asked, LayoutReference) or asked.registry == LOCAL:
         return ()
     return asked.name, str(asked)

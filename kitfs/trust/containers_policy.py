@@ -1,8 +1,9 @@
-"""``policy.json`` of podman, skopeo and CRI-O (containers-policy.json(5)).
+"""Read the ``policy.json`` of podman, skopeo and CRI-O (containers-policy.json(5)).
 
-A rule is found by the transport of a reference and by its scope, the longest one first. Parsing is strict, as there: an
-unknown key refuses the file. A requirement that kitfs cannot check (``signedBy``, ``fulcio``, ``pki``, a transparency
-log) is kept as one that is never met, so that a file with rules for other registries can be used. Threading: no state.
+A rule is found by the transport and the scope of a reference; the longest scope takes precedence. Parsing is as strict
+as in those programs: a file with an unknown key is refused. A requirement that kitfs cannot check (``signedBy``,
+``pki``, a transparency log) becomes a requirement that is never met, so a file that has it for other registries can be
+used. Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SIGNED_BY: Final = ("type", "keyType", "keyPath", "keyPaths", "keyData", "signed
 
 @dataclass(frozen=True, slots=True)
 class ContainersPolicy:
-    """A policy.json: rules by transport and scope. ``default`` holds where no scope does."""
+    """A policy.json with rules for transports and scopes. ``default`` applies if no scope matches."""
 
     digest: str
     path: str
@@ -43,7 +44,7 @@ class ContainersPolicy:
     transports: Mapping[str, Mapping[str, tuple[Requirement, ...]]]
 
     def rules_for(self, asked: Reference | LayoutReference) -> tuple[Rule, ...]:
-        """Return the rule of the longest scope that a reference is in."""
+        """Return the rule of the longest scope that contains a reference."""
         transport, scopes = _place(asked)
         known = self.transports.get(transport, {})
         scope = next((one for one in scopes if one in known), None)
@@ -53,9 +54,9 @@ class ContainersPolicy:
 
 
 def parse(fields: Any, data: bytes, path: str, read: ReadFile) -> ContainersPolicy:
-    """Make a policy of the JSON in the file ``path``, whose bytes are ``data``; ``read`` reads the files of keys.
+    """Return the policy in the JSON of the file ``path``, whose bytes are ``data``. Raises UsageError.
 
-    Raises UsageError.
+    ``read`` is called to read the files of keys.
     """
     reader = _Reader(path, read, hashlib.sha256(data))
     reader.check(fields, ("default", "transports"), "the file")
@@ -70,7 +71,7 @@ def parse(fields: Any, data: bytes, path: str, read: ReadFile) -> ContainersPoli
 
 
 class _Reader:
-    """Reads the parts of one file; ``hasher`` gets the keys too."""
+    """A reader of the parts of one file. ``hasher`` hashes the file and the keys."""
 
     def __init__(self, path: str, read: ReadFile, hasher: Any) -> None:
         self.path = path
@@ -86,7 +87,7 @@ class _Reader:
         return value
 
     def check(self, value: Any, known: Sequence[str], where: str) -> None:
-        """Raise UsageError for a key that does not exist."""
+        """Raise UsageError if a JSON object has a key that is not in ``known``."""
         unknown = self.mapping(value, where).keys() - set(known)
         if unknown:
             raise self.error(f"{where} has the unknown key {sorted(unknown)[0]!r}")

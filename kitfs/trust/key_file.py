@@ -1,11 +1,11 @@
-"""Private keys in files, as cosign encrypts them: scrypt and NaCl's secretbox, in PEM.
+"""Encrypt and decrypt the files of private keys as cosign does: with scrypt and NaCl's secretbox, in PEM.
 
 The body of the PEM is a JSON object (go-securesystemslib, ``encrypted/encrypted.go``):
 
     {"kdf": {"name": "scrypt", "params": {"N": 65536, "r": 8, "p": 1}, "salt": BASE64},
      "cipher": {"name": "nacl/secretbox", "nonce": BASE64}, "ciphertext": BASE64}
 
-The plain text is a PKCS #8 key. Threading: no state.
+The plain text is a PKCS #8 key. Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SALT: Final = 32  # bytes
 
 
 def label_of(pem: bytes) -> str:
-    """Return the label of the first PEM block: "PUBLIC KEY", "EC PRIVATE KEY"; "" if there is none."""
+    """Return the label of the first PEM block, such as "PUBLIC KEY"; "" without a PEM block."""
     found = PEM.search(pem)
     return "" if found is None else found[1].decode()
 
 
 def encrypt(key: bytes, password: bytes) -> bytes:
-    """Return a PKCS #8 key (DER) as a file that cosign reads, encrypted with a password, which may be empty."""
+    """Encrypt a PKCS #8 key (DER), and return it as a file that cosign can read. The password may be empty."""
     from nacl.secret import SecretBox
 
     salt, nonce = os.urandom(SALT), os.urandom(SecretBox.NONCE_SIZE)
@@ -54,7 +54,7 @@ def encrypt(key: bytes, password: bytes) -> bytes:
 def decrypt(pem: bytes, password: bytes, name: str) -> bytes:
     """Return the PKCS #8 key (DER) in a file that cosign wrote. ``name`` is the file's name in messages.
 
-    Raises UsageError if the password is wrong, and if the file is damaged or asks for more work than MAX_MEMORY and
+    Raises UsageError if the password is wrong, if the file is damaged, or if its parameters exceed MAX_MEMORY or
     MAX_ROUNDS.
     """
     from nacl.exceptions import CryptoError
@@ -81,7 +81,7 @@ def decrypt(pem: bytes, password: bytes, name: str) -> bytes:
 
 
 def _derived(password: bytes, salt: bytes, cost: dict[str, int]) -> bytes:
-    """Derive the key of the secretbox. Raises ValueError beyond the limits."""
+    """Derive the key of the secretbox. Raises ValueError if ``cost`` exceeds the limits."""
     n, r, p = cost["N"], cost["r"], cost["p"]
     memory = 128 * r * (n + p + 2)
     if min(n, r, p) < 1 or memory > MAX_MEMORY or n * r * p > MAX_ROUNDS:

@@ -1,8 +1,8 @@
-"""Signatures of certificates ("keyless"): the signer is an identity, to which Fulcio gave a certificate for minutes.
+"""Verify "keyless" signatures: the signer is an identity, to which Fulcio gave a short-lived certificate.
 
-The package sigstore verifies them, with a trusted root and without a network: the chain of the certificate, its entry
-in a transparency log, the time, the identity and its issuer. It is an extra, and imported when the first signature is
-verified. Threading: a ``Keyless`` is used by one thread at a time.
+The package sigstore verifies the chain of the certificate, its entry in a transparency log, the time, the identity and
+its issuer. It uses a trusted root, and no network. The package is an optional dependency, and is imported when the
+first signature is verified. Threading: only one thread at a time may use a ``Keyless``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MAX_SHOWN: Final = 100  # characters of an identity
 
 
 class Keyless:
-    """A signer who is known by an identity and its issuer.
+    """A signer that is defined by an identity and its issuer.
 
-    ``identity`` is an e-mail address or a URI, as the certificate has it, and ``issuer`` the URL of the OIDC provider.
-    ``trusted_root`` is the file with the trusted certificates and logs; None means those of the public instance that
-    the package sigstore has. Raises UsageError if the package is missing or the file cannot be used.
+    ``identity`` is the e-mail address or the URI in the certificate, and ``issuer`` is the URL of the OIDC provider.
+    ``trusted_root`` is the file with the trusted certificates and logs; None means the root of Sigstore's public
+    instance, which the package contains. Raises UsageError if the package is missing or the file cannot be used.
     """
 
     def __init__(self, identity: str, issuer: str, trusted_root: str | None) -> None:
@@ -54,7 +54,7 @@ class Keyless:
 
 
 def identity_in(certificate: bytes) -> str:
-    """Return the identity that a certificate (DER) names, which is not proven; "" if it names none."""
+    """Return the identity in a certificate (DER), which is not verified; "" if the certificate has none."""
     from cryptography import x509
 
     try:

@@ -1,10 +1,10 @@
-"""Key pairs: read from PEM files, written as cosign writes them, and used to sign and to check signatures.
+"""Read and write key pairs in PEM files as cosign does, and use them to sign and to check signatures.
 
-The algorithms are those of cosign: ECDSA on P-256, P-384 and P-521, RSA with PKCS #1 v1.5, and Ed25519. cosign 3.1
-makes signatures that it does not accept itself: with the hash of the curve's size for P-384 and P-521, and prehashed
-for Ed25519 (RFC 8032, Ed25519ph). Both ways are accepted here, and the one that cosign accepts too is written: SHA-256,
-and plain Ed25519. ``cryptography`` is imported when the first key is read. Threading: keys do not change, so any thread
-may use them.
+The algorithms are those of cosign: ECDSA on P-256, P-384 and P-521, RSA with PKCS #1 v1.5, and Ed25519. For P-384,
+P-521 and Ed25519, cosign 3.1 writes signatures that it does not accept itself: with the hash of the curve's size, or
+with a prehash (RFC 8032, Ed25519ph). This module accepts those signatures and also the signatures that cosign accepts,
+with SHA-256 or plain Ed25519. It writes the kind that cosign accepts. ``cryptography`` is imported when the first key
+is read. Threading: keys do not change, so any thread may use them.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ CURVES: Final = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA
 
 @dataclass(frozen=True, slots=True)
 class PublicKey:
-    """A public key. ``der`` is its SubjectPublicKeyInfo, ``key`` the object of ``cryptography``."""
+    """A public key. ``der`` is its SubjectPublicKeyInfo, and ``key`` is the object of ``cryptography``."""
 
     key: Any
     der: bytes
 
     @property
     def hint(self) -> str:
-        """How a bundle of cosign names the key: the SHA-256 of ``der`` in base64."""
+        """Return the hint by which cosign's bundles identify the key: the SHA-256 of ``der`` in base64."""
         return base64.b64encode(hashlib.sha256(self.der).digest()).decode()
 
     @property
     def name(self) -> str:
-        """The name of the key for people."""
+        """Return the name of the key for people."""
         return f"key SHA256:{self.hint}"
 
     @property
     def pem(self) -> bytes:
-        """The key as a PEM file, as cosign and OpenSSL write it."""
+        """Return the key as a PEM file, as cosign and OpenSSL write it."""
         from cryptography.hazmat.primitives import serialization
 
         pem: bytes = self.key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         return pem
 
     def verifies(self, signature: bytes, data: bytes) -> bool:
-        """Return whether ``signature`` is one of this key over ``data``."""
+        """Return whether this key has signed ``data`` with ``signature``."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -74,20 +74,23 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class PrivateKey:
-    """A private key, which signs. ``key`` is the object of ``cryptography``."""
+    """A private key. ``key`` is the object of ``cryptography``."""
 
     key: Any
     public: PublicKey
 
     @property
     def is_ecdsa(self) -> bool:
-        """Whether the key is on an elliptic curve of NIST's."""
+        """Return whether the key is an ECDSA key."""
         from cryptography.hazmat.primitives.asymmetric import ec
 
         return isinstance(self.key, ec.EllipticCurvePrivateKey)
 
     def sign(self, data: bytes, *, hash_of_curve: bool = False) -> bytes:
-        """Return the signature over ``data``; of ECDSA in ASN.1, with SHA-256 or the hash of the curve's size."""
+        """Sign ``data``, and return the signature. An ECDSA signature is in ASN.1.
+
+        The hash is SHA-256, or with ``hash_of_curve`` the hash of the curve's size.
+        """
         from cryptography.hazmat.primitives import hashes
         from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
@@ -103,7 +106,7 @@ class PrivateKey:
 
 
 def generate(password: bytes) -> tuple[bytes, PublicKey]:
-    """Make a key pair (ECDSA P-256); return the file of the private key, encrypted as by cosign, and the public key."""
+    """Make a key pair (ECDSA P-256). Return the file of the private key, encrypted as by cosign, and the public key."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -127,9 +130,10 @@ def public_key(pem: bytes, name: str) -> PublicKey:
 
 
 def private_key(pem: bytes, name: str, password: Callable[[], bytes]) -> PrivateKey:
-    """Read a private key from PEM: encrypted by cosign, or PKCS #8, PKCS #1 and SEC 1 with or without a password.
+    """Read a private key from PEM: a key that cosign has encrypted, or PKCS #8, PKCS #1 or SEC 1.
 
-    ``password`` is called if the key is encrypted. ``name`` is the file's name in messages. Raises UsageError.
+    ``password`` is called if the key is encrypted, and returns the password. ``name`` is the file's name in messages.
+    Raises UsageError.
     """
     from cryptography.hazmat.primitives import serialization
 
@@ -152,13 +156,13 @@ def private_key(pem: bytes, name: str, password: Callable[[], bytes]) -> Private
 
 
 def password_of(environ: Mapping[str, str]) -> bytes | None:
-    """Return the password of private keys that the environment gives, None if it gives none. It may be empty."""
+    """Return the password for private keys from the environment, which may be empty; None if it is not set."""
     texts = (environ[name] for name in PASSWORDS if name in environ)
     return next((text.encode("utf-8", "surrogateescape") for text in texts), None)
 
 
 def _public(key: Any, name: str) -> PublicKey:
-    """Return a public key of a kind that cosign uses. Raises UsageError for any other."""
+    """Check that a public key is of a kind that cosign uses, and return it. Raises UsageError for any other key."""
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -177,7 +181,7 @@ def _public(key: Any, name: str) -> PublicKey:
 
 
 def _verifies_ed25519(key: Any, signature: bytes, data: bytes) -> bool:
-    """Return whether an Ed25519 signature is right, plain or prehashed."""
+    """Return whether an Ed25519 signature is right. It may be plain or prehashed."""
     from cryptography.exceptions import InvalidSignature
     from nacl import bindings
     from nacl.exceptions import CryptoError

@@ -1,8 +1,9 @@
-"""Signatures of OpenSSF Model Signing (OMS) v1.0: a signed list of the files of a model, with the digest of each.
+"""Read and write signatures of OpenSSF Model Signing (OMS) v1.0, which sign the digest of each file of a model.
 
-Follows ossf/model-signing-spec ``spec/v1.0.md`` and its reference implementation, the Python package model-signing. A
-signature is a Sigstore bundle whose statement has the list as its predicate; the subject is the digest of all digests.
-The method ``files`` with SHA-256 is read and written: then the digest of a raw layer is the digest of its file. Pure.
+Sources: ``spec/v1.0.md`` of ossf/model-signing-spec, and its reference implementation, the Python package
+model-signing. A signature is a Sigstore bundle. The predicate of its statement is a list of the files with their
+digests, and the subject is the digest of all these digests. Only the method ``files`` with SHA-256 is supported. A raw
+layer has the digest of its file, so it need not be fetched. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ MAX_NAMED: Final = 3  # paths that a message names
 
 @dataclass(frozen=True, slots=True)
 class SignedFiles:
-    """The files that a signature lists: path → hex of SHA-256. ``ignored`` are paths that it leaves out."""
+    """The files that a signature lists, as a map from paths to SHA-256 digests in hexadecimal.
+
+    ``ignored`` are the paths that the signature leaves out.
+    """
 
     files: Mapping[str, str]
     ignored: tuple[str, ...]
@@ -34,7 +38,7 @@ class SignedFiles:
     def parse(cls, statement: Statement) -> SignedFiles:
         """Read the predicate of a statement.
 
-        Raises ManifestError, and SignatureError if another method or hash was used.
+        Raises ManifestError, and SignatureError if the signature uses another method or hash.
         """
         try:
             serialization, resources = statement.predicate["serialization"], statement.predicate["resources"]
@@ -53,7 +57,7 @@ class SignedFiles:
         return cls(files, ignored)
 
     def difference(self, found: Mapping[str, str]) -> str:
-        """Return how the files of a kit differ from those that were signed, for a message; "" if they are the same."""
+        """Describe for a message how a kit's files differ from the signed files. Return "" if they are the same."""
         missing = sorted(self.files.keys() - found.keys())
         more = sorted(path for path in found.keys() - self.files.keys() if not self._ignores(path))
         changed = sorted(path for path in self.files.keys() & found.keys() if self.files[path] != found[path])
@@ -65,7 +69,7 @@ class SignedFiles:
 
 
 def statement_of(name: str, files: Mapping[str, str]) -> bytes:
-    """Return the statement about the files of a model called ``name``: path → hex of SHA-256."""
+    """Return the statement about the files of the model ``name``. ``files`` maps paths to SHA-256 in hexadecimal."""
     listed = sorted(files.items())
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for _, digest in listed)).hexdigest()
     fields: dict[str, Any] = {
@@ -81,7 +85,7 @@ def statement_of(name: str, files: Mapping[str, str]) -> bytes:
 
 
 def hint_of(key: PublicKey) -> str:
-    """Return how a signature names its key here: the SHA-256 of its PEM file, in hex."""
+    """Return the hint for a key in this format: the SHA-256 of its PEM file, in hexadecimal."""
     return hashlib.sha256(key.pem).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""Rules about which kits may be used, and whether the signatures over a kit satisfy them.
+"""Define the rules about which kits may be used, and decide whether the signatures of a kit satisfy them.
 
-A policy gives the rules for a reference; every rule must hold. A rule has demands, all of which must be met, and a
-demand has alternatives, of which one suffices. ``containers_policy`` and ``cluster_policy`` read policies from files.
-Pure, but for the keys, which compute.
+A policy returns the rules for a reference, and every rule must hold. A rule has demands, and all of them must be met. A
+demand has alternatives, and one of them suffices. ``containers_policy`` and ``cluster_policy`` read policies from
+files. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ MAX_NAMED: Final = 5  # keys and signers that a message names
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which repository a signature must name (containers-policy.json(5), ``signedIdentity``).
+    """The repository that a signature must name (containers-policy.json(5), ``signedIdentity``).
 
-    ``kind`` is the type there. ``values``: the reference of exactReference, the repository of exactRepository, the
-    two prefixes of remapIdentity.
+    ``kind`` is the ``type`` in the file. ``values`` are the reference of exactReference, the repository of
+    exactRepository, or the two prefixes of remapIdentity.
     """
 
     kind: str
     values: tuple[str, ...] = ()
 
     def accepts(self, signed: str, asked: Reference | LayoutReference) -> bool:
-        """Return whether a signature that names ``signed`` counts for a kit that was asked for as ``asked``.
+        """Return whether a signature for the repository ``signed`` is valid for a kit that was requested as ``asked``.
 
-        A bundle names no repository (""). It counts for matchRepository only: the digest that it signs is the kit's.
+        ``signed`` is "" for a bundle, which names no repository. A bundle is valid for matchRepository only.
         """
         if self.kind == "matchRepository" and (not signed or isinstance(asked, LayoutReference)):
             return True
@@ -56,10 +56,10 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One alternative of a demand.
+    """An alternative of a demand.
 
-    ``accept`` and ``reject`` decide without a signature. ``signed`` needs a signature of one of ``keys``. ``unknown``
-    is one that kitfs cannot check, so it is never met; ``text`` names it.
+    The kinds ``accept`` and ``reject`` need no signature. ``signed`` requires a signature by one of ``keys``.
+    ``unknown`` stands for a requirement that kitfs cannot check, and is never met; ``text`` describes it in messages.
     """
 
     kind: Literal["accept", "reject", "signed", "unknown"]
@@ -68,7 +68,7 @@ class Requirement:
     text: str = ""
 
     def met_by(self, signatures: Sequence[Signature], asked: Reference | LayoutReference) -> list[Signature] | None:
-        """Return the signatures that meet this requirement, None if it is not met."""
+        """Return the signatures that meet this requirement; None if it is not met."""
         if self.kind != "signed":
             return [] if self.kind == "accept" else None
         good = [
@@ -79,7 +79,7 @@ class Requirement:
         return good or None
 
     def __str__(self) -> str:
-        """Return what it demands, for a message."""
+        """Describe the requirement for a message."""
         if self.kind == "signed":
             names = [key.name for key in self.keys[:MAX_NAMED]]
             named = "" if self.identity is None else f" with the identity {self.identity.kind}"
@@ -89,7 +89,10 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule of a policy. ``name`` says which one, for messages. If ``warns``, a kit that breaks it is used anyway."""
+    """A rule of a policy. ``name`` is its name in messages.
+
+    If ``warns`` is True, a kit that breaks the rule may be used, with a warning.
+    """
 
     name: str
     demands: tuple[tuple[Requirement, ...], ...]
@@ -97,17 +100,17 @@ class Rule:
 
     @property
     def needs_signatures(self) -> bool:
-        """Whether signatures decide."""
+        """Return whether the rule can only be satisfied, and can be satisfied, by signatures."""
         return not self.always_holds and all(any(one.kind == "signed" for one in demand) for demand in self.open)
 
     @property
     def always_holds(self) -> bool:
-        """Whether the rule holds for every kit."""
+        """Return whether the rule holds for every kit."""
         return not self.open
 
     @property
     def open(self) -> tuple[tuple[Requirement, ...], ...]:
-        """The demands that are not met without a signature."""
+        """Return the demands that are not met without a signature."""
         return tuple(demand for demand in self.demands if not any(one.kind == "accept" for one in demand))
 
     def unmet(self, found: Found, asked: Reference | LayoutReference) -> tuple[tuple[Requirement, ...], ...]:
@@ -117,13 +120,13 @@ class Rule:
         )
 
     def used(self, found: Found, asked: Reference | LayoutReference) -> set[Digest]:
-        """Return the digests of the signatures that meet demands."""
+        """Return the digests of the signatures that meet any of the demands."""
         met = (one.met_by(found.signatures, asked) or () for demand in self.open for one in demand)
         return {signature.digest for signatures in met for signature in signatures}
 
 
 class Policy(Protocol):
-    """Gives the rules for a reference. ``digest`` changes with the rules: with the file, and with each key."""
+    """A policy, which returns the rules for a reference. ``digest`` changes when the file or a key changes."""
 
     @property
     def digest(self) -> str: ...
@@ -133,13 +136,13 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class KeyPolicy:
-    """The policy of ``--verify-key``: every kit is signed by one key, whatever its name."""
+    """The policy of ``--verify-key``: every kit must be signed by one key, whatever the name of the kit."""
 
     key: PublicKey
 
     @property
     def digest(self) -> str:
-        """Changes with the key."""
+        """Return a string that identifies the key."""
         return self.key.hint
 
     def rules_for(self, asked: Reference | LayoutReference) -> tuple[Rule, ...]:
@@ -148,12 +151,12 @@ class KeyPolicy:
 
 
 def demanded(demands: Sequence[Sequence[Requirement]]) -> str:
-    """Return what demands ask for, as part of a message."""
+    """Describe demands, as part of a message."""
     return ", and ".join(" or ".join(str(one) for one in demand) for demand in demands)
 
 
 def seen(found: Found) -> str:
-    """Return which signers the signatures name, as the end of a message."""
+    """Describe the signers of the signatures that were found, as the end of a message."""
     if not found.signatures:
         return "no signature was found"
     signers = sorted({f"{one.signer} ({one.shape})" for one in found.signatures})

@@ -1,4 +1,4 @@
-"""Read a policy file of either kind. Threading: no state."""
+"""Read a policy file in either format. Threading: the module has no state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_POLICY: Final = 1 << 20  # bytes
 
 
 def read_policy(path: str) -> Policy:
-    """Read a policy: JSON is a policy.json, YAML a ClusterImagePolicy. Raises UsageError."""
+    """Read a policy: a policy.json if the file is JSON, or a ClusterImagePolicy if it is YAML. Raises UsageError."""
     data = _read(path, MAX_POLICY, "the policy")
     if data.lstrip()[:1] == b"{":
         try:

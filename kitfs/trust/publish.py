@@ -1,7 +1,7 @@
-"""Put signatures beside the kit that they sign, in a repository: as a referrer, or under cosign's tag.
+"""Push signatures into the repository of the kit that they sign, as referrers or under cosign's tag.
 
-Threading: no state. Two processes that sign the same digest in the tag's shape at the same moment may lose one of the
-two signatures, as with cosign; referrers do not have this problem.
+Threading: the module has no state. If two processes at the same time sign the same digest under cosign's tag, one of
+the two signatures may be lost, as with cosign. Referrers do not have this problem.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CONTENT: Final = "dev.sigstore.bundle.content"
 
 
 class Repository(Destination, Manifests, Protocol):
-    """A repository that is read and written."""
+    """A repository whose manifests and blobs can be read and written."""
 
 
 def push_bundle(target: Destination, subject: Descriptor, bundle: bytes, predicate_type: str, now: datetime) -> Digest:
-    """Push a bundle as a referrer of ``subject``; return the digest of its manifest. Raises RegistryError."""
+    """Push a bundle as a referrer of ``subject``, and return the digest of the referrer. Raises RegistryError."""
     config = Descriptor(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY))
     layer = Descriptor(MEDIA_TYPE, Digest.of(bundle), len(bundle))
     manifest = Manifest(
@@ -56,10 +56,11 @@ def push_tagged(target: Repository, digest: Digest, payload: bytes, signature: b
 
 
 def add_layers(target: Repository, tag: str, layers: Sequence[Descriptor]) -> Digest:
-    """Add layers, whose blobs the repository has, to the manifest under a tag of cosign; return its digest.
+    """Add layers to the manifest under a tag of cosign, and return the digest of the new manifest.
 
-    Layers that the manifest has stay. Nothing is pushed if it has all of them. Raises RegistryError, and ManifestError
-    if something else stands under the tag.
+    The repository must have the blobs of the layers. The existing layers of the manifest stay. If the manifest has all
+    of the layers already, nothing is pushed. Raises RegistryError, and ManifestError if the tag is not a manifest with
+    signatures.
     """
     try:
         found, data = target.manifest(tag)

@@ -1,9 +1,9 @@
-"""The signatures over a digest that a repository or a layout holds, and which of them a key verifies.
+"""Find the signatures over a digest in a repository or a layout, and check which of them a key verifies.
 
-Both shapes of cosign are read: bundles behind the referrers of the digest, and the layers of the manifest under the tag
-``sha256-HEX.sig``. Anybody who may push can put something there, so everything is bounded, and what cannot be read is
-passed over: it counts as a signature that is not there. Only a signature that states nothing else counts
-(``statement.SIGN``); attestations are not signatures of a kit. Threading: no state.
+Both shapes of cosign are read: bundles that are referrers of the digest, and the layers of the manifest under the tag
+``sha256-HEX.sig``. Anybody with permission to push can push false signatures, so numbers and sizes are limited, and a
+signature that cannot be read is ignored. Only a statement with the predicate ``statement.SIGN`` is a signature of a
+kit; attestations are not. Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Shape = Literal["bundle", "tag"]
 
 
 class SignatureSource(Manifests, Protocol):
-    """A repository or a layout, as far as its signatures are concerned."""
+    """The methods of a repository or a layout that are needed to find signatures."""
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes: ...
 
@@ -41,11 +41,12 @@ class SignatureSource(Manifests, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature that names a digest. It is not verified.
+    """A signature over a digest, which is not verified yet.
 
-    ``digest`` is that of the blob that holds it: a bundle or a payload. ``value`` signs the bytes ``signed``. ``hint``
-    is what it says about its key. ``identity`` is the repository for which a payload was signed, "" in a bundle.
-    ``bundle`` is the bundle that it is in. ``certificate`` tells that a certificate signed, not a key.
+    ``digest`` is the digest of the blob with the signature: a bundle or a payload. ``value`` is the signature over the
+    bytes ``signed``. ``hint`` identifies its key. ``identity`` is the repository in a payload, or "" for a bundle.
+    ``bundle`` is the bundle with the signature. ``certificate`` is True if the signer has a certificate instead of a
+    key.
     """
 
     shape: Shape
@@ -58,14 +59,14 @@ class Signature:
     bundle: Bundle | None = None
 
     def is_by(self, signer: PublicKey | Keyless) -> bool:
-        """Return whether a key, or an identity with a certificate, made this signature."""
+        """Return whether ``signer``, a key or an identity with a certificate, made this signature."""
         if isinstance(signer, Keyless):
             return self.certificate and self.bundle is not None and signer.has_signed(self.bundle)
         return not self.certificate and signer.verifies(self.value, self.signed)
 
     @property
     def signer(self) -> str:
-        """The signer as the signature itself gives it, which is not proven."""
+        """Return the name of the signer in the signature, which is not verified."""
         if self.certificate:
             named = "" if self.bundle is None else identity_in(self.bundle.certificate)
             return f"a certificate of {named}" if named else "a certificate"
@@ -74,18 +75,21 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The signatures over a digest at one place. ``failures`` are the errors because of which there may be more."""
+    """The signatures over a digest in one place.
+
+    ``failures`` are errors of reading. If there are any, the place may have more signatures.
+    """
 
     signatures: tuple[Signature, ...]
     failures: tuple[KitfsError, ...] = ()
 
     def by(self, signer: PublicKey | Keyless) -> tuple[Signature, ...]:
-        """Return the signatures that a key, or an identity with a certificate, made."""
+        """Return the signatures by ``signer``, which is a key or an identity with a certificate."""
         return tuple(one for one in self.signatures if one.is_by(signer))
 
 
 def signatures_of(source: SignatureSource, digest: Digest) -> Found:
-    """Return the signatures over a digest, of both shapes. An error of one shape does not hide the other."""
+    """Return the signatures over a digest, of both shapes. If one shape fails, the other is still returned."""
     found: list[Signature] = []
     failures: list[KitfsError] = []
     for shape in (_bundles, _tagged):
@@ -103,8 +107,8 @@ def referring_bundles(
 ) -> Iterator[tuple[Descriptor, bytes]]:
     """Yield the bundles whose subject is a digest, each with the descriptor of its blob.
 
-    A bundle that says in an annotation that it has another predicate is passed over unread; the predicate itself is in
-    the signed payload.
+    A bundle with an annotation for another predicate is ignored and not fetched. The predicate itself is in the signed
+    payload.
     """
     seen = 0
     for entry in source.referrers(digest):

@@ -1,8 +1,8 @@
-"""Signatures as cosign wrote them before version 3: a manifest under a tag made from the digest, a layer each.
+"""Read and write signatures as cosign did before version 3: as layers of a manifest under a tag for the digest.
 
-Follows cosign's ``specs/SIGNATURE_SPEC.md``. The tag of sha256:HEX is ``sha256-HEX.sig``. Each layer of the manifest is
-a JSON payload that names the digest, and the signature over the layer's bytes is an annotation of its descriptor. Pure:
-nothing is verified here.
+Source: cosign's ``specs/SIGNATURE_SPEC.md``. The tag for sha256:HEX is ``sha256-HEX.sig``. Each layer of the manifest
+is a JSON payload with the signed digest, and an annotation of its descriptor is the signature over the layer's bytes.
+This module does no I/O and verifies no signature.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPOCH: Final = "0001-01-01T00:00:00Z"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What a layer states: that ``digest`` is signed, and the repository for which it was (``identity``)."""
+    """The content of a layer: ``digest`` is signed for the repository ``identity``."""
 
     digest: str
     identity: str
@@ -53,7 +53,7 @@ def tag_of(digest: Digest) -> str:
 
 
 def payload_of(name: str, digest: Digest) -> bytes:
-    """Return the payload that signs ``digest`` in the repository ``name``, byte for byte as cosign writes it."""
+    """Return the payload for ``digest`` in the repository ``name``, byte for byte as cosign writes it."""
     identity, image = {"docker-reference": name}, {"docker-manifest-digest": digest}
     return dumps({"critical": {"identity": identity, "image": image, "type": TYPE}, "optional": None})
 
@@ -65,7 +65,7 @@ def layer_of(payload: bytes, signature: bytes) -> Descriptor:
 
 
 def signature_of(layer: Descriptor) -> bytes:
-    """Return the signature over a layer. Raises ManifestError if it has none."""
+    """Return the signature over a layer. Raises ManifestError if the layer has no signature."""
     try:
         return base64.b64decode(layer.annotations[SIGNATURE], validate=True)
     except (KeyError, binascii.Error, ValueError):
@@ -73,7 +73,7 @@ def signature_of(layer: Descriptor) -> bytes:
 
 
 def manifest_of(before: Manifest | None, layer: Descriptor) -> tuple[bytes, bytes]:
-    """Return the manifest with one more layer, and its config. ``before`` is the manifest that the tag named."""
+    """Return the manifest ``before`` with an additional layer, and its config. ``before`` is None for a new tag."""
     layers = (*(() if before is None else before.layers), layer)
     config = dumps(
         {

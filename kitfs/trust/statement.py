@@ -1,7 +1,7 @@
-"""in-toto statements, and the bytes that are signed over them (DSSE).
+"""Read and write in-toto statements, and compute the bytes that are signed for a statement (DSSE).
 
-Follows in-toto/attestation ``spec/v1/statement.md`` and secure-systems-lab/dsse ``protocol.md``. Pure: no key is used
-here.
+Sources: ``spec/v1/statement.md`` of in-toto/attestation, and ``protocol.md`` of secure-systems-lab/dsse. This module
+does no I/O and uses no keys.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MAX_SUBJECTS: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A statement about subjects. ``subjects`` has the digest set of each: algorithm → digits."""
+    """A statement about subjects. Each of ``subjects`` maps algorithms to digests in hexadecimal."""
 
     predicate_type: str
     subjects: tuple[Mapping[str, str], ...]
@@ -50,7 +50,7 @@ class Statement:
 
 
 def statement_about(digest: Digest, predicate_type: str, predicate: Any) -> bytes:
-    """Return a statement about one digest."""
+    """Return a statement about a digest."""
     return dumps(
         {
             "_type": STATEMENT,
@@ -62,6 +62,6 @@ def statement_about(digest: Digest, predicate_type: str, predicate: Any) -> byte
 
 
 def signed_bytes(payload_type: str, payload: bytes) -> bytes:
-    """Return what an envelope's signature is over: DSSE's pre-authentication encoding of its type and payload."""
+    """Return the bytes that the signature of an envelope signs (DSSE's pre-authentication encoding)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
