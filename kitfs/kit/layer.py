@@ -133,8 +133,7 @@ class Layer:
     def index(self, *, wait: bool = True) -> LayerIndex:
         """Return the index of the layer's members. The store keeps the index for other mounts on this host.
 
-        An index of unverified bytes is made a second time once the bytes are verified. Raises IntegrityError if the two
-        indexes differ.
+        An index of unverified bytes is made again after verification. Raises IntegrityError if the two indexes differ.
         """
         if self._misfit is not None:
             raise self._misfit
@@ -312,8 +311,7 @@ class Layer:
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
         """Return whether a lookup of a name outside ``path`` may skip this layer without fetching it.
 
-        The layer may be skipped if its index is known. It may also be skipped if its first entry lies within ``path``,
-        because kit packs only files within ``path``.
+        It may if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
         """
         if self._index is not None or self.type.format == "raw":
             return True
@@ -375,8 +373,7 @@ class Layer:
     def _reopen(self, failure: IntegrityError) -> None:
         """Replace a blob with wrong bytes by the verified blob. The caller must hold the lock.
 
-        The mounted tree was made from the index of the wrong bytes and cannot change. So IntegrityError is raised if
-        the verified bytes have another index.
+        The mounted tree cannot change, so IntegrityError is raised if the verified bytes have another index.
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:
