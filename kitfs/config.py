@@ -204,6 +204,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             metavar="SECONDS",
         ),
         Option(
+            "memory-budget",
+            size,
+            "Limit for the memory of bytes that are being received.",
+            default="64MiB",
+            metavar="SIZE",
+        ),
+        Option(
             "log-level",
             LEVEL,
             "Lowest level of logged messages: debug, info, warning or error.",
@@ -225,7 +232,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
     )
 }
 
-NETWORK: Final = ("config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout")
+NETWORK: Final = (
+    "config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout", "memory-budget",
+)  # fmt: skip
 STORE: Final = ("settings", "cache-dir")
 COMMON: Final = (*STORE, "run-dir")
 TRUST: Final = ("verify-key", "policy")

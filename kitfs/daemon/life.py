@@ -219,6 +219,7 @@ class _Life:
         return status_of(
             record, self._shown.kit, at.counters, at.last_error,
             mode=mode, not_sealed=not_sealed, fill=self._filler.status, prefetch=self._prefetcher.status,
+            memory=self._shown.store.buffers.status,
         )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:

@@ -164,6 +164,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "proxy": _without_user(client.proxy or "", salt),
         "mirror": " ".join(f"{host}={urls}" for host, urls in sorted(mirrors.items())),
         "read-timeout": _text(client.read_timeout),
+        "memory-budget": str(client.memory_budget),
     }
 
 

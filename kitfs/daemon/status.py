@@ -51,6 +51,7 @@ def status_of(
     not_sealed: str | None,
     fill: dict[str, Any],
     prefetch: dict[str, Any],
+    memory: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields are documented in the manual.
 
@@ -65,6 +66,7 @@ def status_of(
         "not_sealed": not_sealed,
         "fill": fill,
         "prefetch": prefetch,
+        "memory": memory,
         "mountpoint": record.mountpoint,
         "pid": record.pid,
         "uptime_s": round(time.time() - record.started, 3),

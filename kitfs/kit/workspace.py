@@ -12,6 +12,7 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from kitfs.buffers import Buffers
 from kitfs.content import Origin
 from kitfs.kit.options import WorkspaceOptions
 from kitfs.kit.resolver import Resolver
@@ -43,6 +44,7 @@ class Workspace:
         self.counters: Final = counters
         self.log: Final = log
         self._layouts: dict[str, Layout] = {}
+        self._buffers: Final = Buffers(options.client.memory_budget)
         with ExitStack() as stack:
             self.store: Final = Store.open(
                 options.cache_dir,
@@ -50,6 +52,7 @@ class Workspace:
                 patience=options.client.read_timeout,
                 counters=counters,
                 log=log,
+                buffers=self._buffers,
             )
             stack.callback(self.store.close)
             self._client: RegistryClient | None = None
@@ -76,7 +79,11 @@ class Workspace:
             if self._client is None:
                 options = self.options
                 self._client = open_client(
-                    options.client, kit_home=options.kit_home, counters=self.counters, log=self.log
+                    options.client,
+                    kit_home=options.kit_home,
+                    counters=self.counters,
+                    log=self.log,
+                    buffers=self._buffers,
                 )
             return self._client
 
@@ -161,7 +168,12 @@ class Workspace:
 
 
 def open_client(
-    options: ClientOptions, *, kit_home: str | None, counters: Counters | None = None, log: logging.Logger = LOG
+    options: ClientOptions,
+    *,
+    kit_home: str | None,
+    counters: Counters | None = None,
+    log: logging.Logger = LOG,
+    buffers: Buffers | None = None,
 ) -> RegistryClient:
     """Return a client of registries, for work that needs no store. The caller closes the client.
 
@@ -171,4 +183,5 @@ def open_client(
     from kitfs.registry.credentials import Credentials
 
     credentials = Credentials(()) if kit_home is None else Credentials.load(kit_home)
-    return RegistryClient(options, credentials, counters=Counters() if counters is None else counters, log=log)
+    counters = Counters() if counters is None else counters
+    return RegistryClient(options, credentials, counters=counters, log=log, buffers=buffers)

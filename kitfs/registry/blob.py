@@ -308,8 +308,10 @@ class RemoteBlob:
         sized = "Content-Length" in response.headers
         host = host_of(response.request.url)
         try:
-            with mapped(response.request.url, self._what):
-                body = body_pieces(response, end - at if sized else None)
+            with (
+                mapped(response.request.url, self._what),
+                closing(body_pieces(response, end - at if sized else None)) as body,
+            ):
                 for view in body:
                     if at + len(view) > end:
                         raise IntegrityError(f"{self._what}: {host} sent bytes after the requested end {end}")

@@ -14,6 +14,7 @@ from typing import Final
 
 import httpx
 
+from kitfs.buffers import Buffers
 from kitfs.errors import NotFound
 from kitfs.metrics import Counters
 from kitfs.oci.names import LOCAL, Reference, api_host
@@ -31,7 +32,7 @@ class RegistryClient:
     """A client that makes the Repository of a reference.
 
     ``transport``: replaces the connections to registries. ``clock``: returns the seconds by which tokens expire.
-    ``retries``: how failed requests are retried.
+    ``retries``: how failed requests are retried. ``buffers``: the memory for bodies, if the client shares it.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class RegistryClient:
         transport: httpx.BaseTransport | None = None,
         clock: Callable[[], float] = time.monotonic,
         retries: RetryPolicy = RETRIES,
+        buffers: Buffers | None = None,
     ) -> None:
         self.options: Final = options
         self.counters: Final = counters
         self.log: Final = log
-        self.http: Final = HttpClient(options, counters=counters, log=log, transport=transport, retries=retries)
+        self.http: Final = HttpClient(
+            options, counters=counters, log=log, transport=transport, retries=retries, buffers=buffers
+        )
         self.tokens: Final = Tokens(clock)
         self.lessons: Final = Lessons()
         self._credentials = credentials

@@ -16,11 +16,13 @@ of the processor's cache and cost more. Threading: a body belongs to one thread.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Final, Protocol, runtime_checkable
 
 import httpx
 
+from kitfs.buffers import Buffers
+from kitfs.registry.early_answer import SYSTEM_READ
 from kitfs.registry.pace import Pace
 from kitfs.registry.pool import translated_errors
 
@@ -40,31 +42,42 @@ class DirectStream(Protocol):
     def receive_into(self, view: memoryview, timeout: float | None, *, at_least: int) -> int: ...
 
 
-def body_pieces(response: httpx.Response, length: int | None) -> Iterator[memoryview]:
+def body_pieces(response: httpx.Response, length: int | None) -> Generator[memoryview, None, None]:
     """Yield the body of a response in pieces. A piece is valid until the next piece is requested.
 
     ``length``: the body's Content-Length in bytes, or None if the response has none. If the server closes the
-    connection early, the pieces end early without an error, so the caller must count the bytes. Raises the errors of
-    httpx.
+    connection early, the pieces end early without an error, so the caller must count the bytes. Memory is reserved in
+    ``Buffers`` until the generator is closed. Raises the errors of httpx.
     """
     pace = response.extensions.get("pace")
     stream = response.extensions.get("network_stream")
-    large = length is not None and length >= LARGE and isinstance(pace, Pace)
-    if not (large and isinstance(stream, DirectStream) and stream.can_receive_into):
-        yield from (memoryview(piece) for piece in response.iter_raw())
+    buffers: Buffers = response.extensions["buffers"]
+    large = length is not None and length >= LARGE and isinstance(stream, DirectStream) and stream.can_receive_into
+    if large and isinstance(pace, Pace):
+        assert length is not None
+        assert isinstance(stream, DirectStream)
+        with buffers.reserved(BUFFER, UNIT) as size:
+            yield from _received(response, stream, pace, length, size)
         return
-    assert length is not None
-    assert isinstance(pace, Pace)
+    piece = SYSTEM_READ if length is None else min(length, SYSTEM_READ)
+    with buffers.reserved(piece, piece):
+        yield from (memoryview(one) for one in response.iter_raw())
+
+
+def _received(
+    response: httpx.Response, stream: DirectStream, pace: Pace, length: int, size: int
+) -> Iterator[memoryview]:
+    """Yield a body of ``length`` bytes, received into a buffer of ``size`` bytes."""
     rest = response.iter_raw()  # referenced until the end, because httpcore closes the connection with this generator
     first = next(rest, b"")
     yield memoryview(first)
     left = length - len(first) if first else 0
     count_received = response.extensions.get("count_received")
     received = len(first)
-    buffer = memoryview(bytearray(min(BUFFER, max(left, 1))))
+    buffer = memoryview(bytearray(size))
     step, window, began = 0, 0, time.monotonic()
     while left > 0:
-        view = buffer[: min(left, step - received % UNIT if step else BUFFER)]
+        view = buffer[: min(left, step - received % UNIT if step else size)]
         pace.resume()
         try:
             with translated_errors():
@@ -80,7 +93,7 @@ def body_pieces(response: httpx.Response, length: int | None) -> Iterator[memory
         window += count
         if window >= max(step, UNIT):
             now = time.monotonic()
-            step = fast_step(window, now - began)
+            step = min(fast_step(window, now - began), size // UNIT * UNIT)
             began, window = now, 0
         if count_received is not None:
             count_received(count)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpx
 
+from kitfs.buffers import Buffers
 from kitfs.content import ReadFrom
 from kitfs.errors import IntegrityError, KitfsError, RegistryError, StoreError, UsageError
 from kitfs.metrics import Counters
@@ -120,8 +121,10 @@ class HttpClient:
         log: logging.Logger,
         transport: httpx.BaseTransport | None = None,
         retries: RetryPolicy = RETRIES,
+        buffers: Buffers | None = None,
     ) -> None:
         self.options: Final = options
+        self._buffers = Buffers(options.memory_budget) if buffers is None else buffers
         self.counters: Final = counters
         self.log: Final = log
         self.retries: Final = retries
@@ -265,6 +268,7 @@ class HttpClient:
             if request.url.scheme == "http" and self.options.plain_http:
                 raise Broken(f"{e}; if it speaks TLS, omit --plain-http", url=e.url)
             raise
+        response.extensions["buffers"] = self._buffers
         if response.status_code == 400 and request.url.scheme == "http":
             read_error(response)
             if asks_for_tls(response):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kitfs.buffers import DEFAULT_BUDGET, MIN_BUDGET
 from kitfs.config import Settings
 from kitfs.errors import UsageError
 from kitfs.version import __version__
@@ -29,6 +30,7 @@ class ClientOptions:
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     read_timeout: float = 60.0
     connect_timeout: float = 5.0
+    memory_budget: int = DEFAULT_BUDGET
     user_agent: str = f"kitfs/{__version__}"
 
     @classmethod
@@ -37,6 +39,8 @@ class ClientOptions:
         key = "client-key" if settings.takes("client-key") else "key"  # --key of sign and verify is another one
         if bool(settings["cert"]) != bool(settings[key]):
             raise UsageError(f"--cert and --{key} must be given together")
+        if settings["memory-budget"] < MIN_BUDGET:
+            raise UsageError(f"--memory-budget must be at least {MIN_BUDGET >> 20}MiB")
         mirrors: dict[str, tuple[str, ...]] = {}
         for host, url in settings["mirror"]:
             mirrors[host] = (*mirrors.get(host, ()), url)
@@ -49,6 +53,7 @@ class ClientOptions:
             proxy=settings["proxy"],
             mirrors=mirrors,
             read_timeout=settings["read-timeout"],
+            memory_budget=settings["memory-budget"],
         )
 
     @classmethod

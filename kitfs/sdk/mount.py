@@ -56,6 +56,7 @@ class MountStatus:
     ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
     in the background. ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the
     order of reads that an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``.
+    ``memory``: the ``budget`` for bytes that are being received, what is ``used`` of it, and the ``peak``, in bytes.
     ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
     requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
     show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
@@ -74,6 +75,7 @@ class MountStatus:
     not_sealed: str | None = None
     fill: dict[str, Any] | None = None
     prefetch: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
     uptime: float | None = None
     bytes_fetched: int | None = None
     requests: int | None = None
@@ -197,6 +199,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
         "not_sealed",
         "fill",
         "prefetch",
+        "memory",
         "bytes_fetched",
         "requests",
         "errors",

@@ -42,7 +42,8 @@ class Options(StoreOptions, total=False):
     additional CA certificates to trust. ``cert`` and ``key``: files of a client certificate and its key. ``proxy``: the
     URL of a proxy. ``mirror``: URLs of mirrors that are tried before a host, as
     ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``read_timeout``: a request fails
-    when no byte arrives for this many seconds.
+    when no byte arrives for this many seconds. ``memory_budget``: the most memory for bytes that are being received, in
+    bytes or as "64MiB".
     """
 
     run_dir: StrPath
@@ -55,6 +56,7 @@ class Options(StoreOptions, total=False):
     proxy: str
     mirror: str | Sequence[str] | Mapping[str, str | Sequence[str]]
     read_timeout: float
+    memory_budget: int | str
 
 
 class SealOptions(Options, total=False):

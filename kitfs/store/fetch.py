@@ -29,6 +29,7 @@ from kitfs.store.stream import FetchOwner, Piece, Pieces, Stream
 POLL: Final = 0.005  # seconds between two checks of the marks of another process
 PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
 MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
+HURRY: Final = 0.1  # seconds instead, when other fetches wait for the memory of this one
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
@@ -453,10 +454,10 @@ class Fetcher:
             return True
         present, chunk = self._sink.present, self._sink.chunk
         present.unlock(flight.locked, flight.locked_to - flight.locked)
-        deadline, pause = time.monotonic() + IDLE, PAUSE
+        began, pause = time.monotonic(), PAUSE
         flight.held_back = True
         while flight.at >= max(cursor.limit, flight.needed):
-            if self._sink.closed or time.monotonic() > deadline:
+            if self._sink.closed or time.monotonic() - began > (HURRY if self._sink.buffers.short else IDLE):
                 flight.locked = flight.locked_to
                 return False
             time.sleep(pause)

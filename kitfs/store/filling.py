@@ -79,7 +79,7 @@ class Filling:
             return
         hasher: Callable[[], object] = hashlib.sha256 if decoded else owner.digest.hasher
         self._proof = Proof(hasher, entry.body, entry.present, chunk=entry.chunk)
-        self._sink = Sink(self, entry.body, entry.present, chunk=entry.chunk, size=self.size)
+        self._sink = Sink(self, entry.body, entry.present, chunk=entry.chunk, size=self.size, buffers=home.buffers)
         if source is not None:
             self._fetcher = Fetcher(source, self._sink, self, name=str(owner), rests=decoded, patience=home.patience)
 

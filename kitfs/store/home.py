@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from kitfs.buffers import Buffers
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store.pins import Pins
@@ -29,6 +30,9 @@ class Home(Protocol):
 
     @property
     def room(self) -> Room: ...
+
+    @property
+    def buffers(self) -> Buffers: ...
 
     @property
     def patience(self) -> float:

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from kitfs.buffers import Buffers
 from kitfs.errors import Closed, KitfsError, StoreError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
@@ -94,16 +95,19 @@ class Sink:
     """The destination of the fetched bytes of a blob.
 
     ``body`` is the blob's file, and ``present`` has the marks of its stored chunks of ``chunk`` bytes. ``size`` is the
-    size of the blob in bytes, or None while it is unknown.
+    size of the blob in bytes, or None while it is unknown. ``buffers`` has the memory for the overflow.
     """
 
-    def __init__(self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None) -> None:
+    def __init__(
+        self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None, buffers: Buffers
+    ) -> None:
         self.lock = threading.Lock()
         self.present: Final = present
         self.chunk: Final = chunk
         self.size = size
         self.closed = False
         self.awaited = float("-inf")  # seconds; when chunks were last stored while a reader waited for some
+        self.buffers: Final = buffers
         self._keeper = keeper
         self._body = body
         self._wants: set[Want] = set()
@@ -138,6 +142,8 @@ class Sink:
         """Wake all readers. Readers that still lack chunks raise Closed."""
         with self.lock:
             self.closed = True
+            while self._overflow:
+                self._drop_oldest()
             self.wake()
         self.unpark()
 
@@ -244,14 +250,30 @@ class Sink:
         with self.lock:
             for i in range(count):
                 data = bytes(view[i * self.chunk : (i + 1) * self.chunk])
-                self._overflow[first + i] = data
-                self._overflow.move_to_end(first + i)
+                self._keep(first + i, data)
                 for want in self._wants:
                     if want.first <= first + i <= want.last:
                         want.passed[first + i] = data
                         want.wake()
-            while len(self._overflow) * self.chunk > OVERFLOW:
-                self._overflow.popitem(last=False)
+
+    def _keep(self, chunk: int, data: bytes) -> None:
+        """Keep a chunk in the overflow for readers that come soon, as far as there is memory for it."""
+        old = self._overflow.pop(chunk, None)
+        if old is not None:
+            self.buffers.release(len(old))
+        if self.closed:
+            return
+        while len(self._overflow) * self.chunk >= OVERFLOW:
+            self._drop_oldest()
+        while not self.buffers.try_reserve(len(data)):
+            if not self._overflow:
+                return
+            self._drop_oldest()
+        self._overflow[chunk] = data
+
+    def _drop_oldest(self) -> None:
+        """Remove the oldest chunk of the overflow. The caller must hold the lock."""
+        self.buffers.release(len(self._overflow.popitem(last=False)[1]))
 
     def _write(self, first: int, count: int, data: Data) -> bool:
         while True:

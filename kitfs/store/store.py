@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
+from kitfs.buffers import Buffers
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, StoreError, StoreFull
 from kitfs.metrics import Counters
@@ -59,8 +60,10 @@ class Store:
         log: logging.Logger,
         recheck: float = RECHECK,
         patience: float = PATIENCE,
+        buffers: Buffers | None = None,
     ) -> None:
         self.root = root
+        self.buffers: Final = Buffers() if buffers is None else buffers
         self.counters = counters
         self.log = log
         self.catalog: Final = Catalog(os.path.join(root, "catalog"), log, trash=lambda: trash_path(root))
@@ -112,6 +115,7 @@ class Store:
         despite: Collection[int] = (),
         recheck: float = RECHECK,
         patience: float = PATIENCE,
+        buffers: Buffers | None = None,
     ) -> Store:
         """Open the store in ``root``. A missing directory is made with mode 0700.
 
@@ -120,6 +124,7 @@ class Store:
         passes errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
         nevertheless, and a warning is logged. In an empty directory that users share, the store is a subdirectory
         (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process is fetching.
+        ``buffers``: the memory for fetched bytes, if the store shares it with a client of registries.
 
         Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
         kitfs, or if another user owns or may write it. If an OSError was the reason, it is the ``__cause__``. Raises
@@ -135,7 +140,7 @@ class Store:
         if failure is not None and failure.errno not in NO_SPACE and not usable:
             raise StoreError(_unusable(given, failure, option)) from failure
         limits = {"size_limit": size_limit, "free_share": free_share, "recheck": recheck, "patience": patience}
-        store = cls(root, counters=counters or Counters(), log=log, **limits)  # type: ignore[arg-type]
+        store = cls(root, counters=counters or Counters(), log=log, buffers=buffers, **limits)  # type: ignore[arg-type]
         if failure is not None:
             try:
                 store.evict()  # the disk may be full only because of blobs that earlier mounts have left

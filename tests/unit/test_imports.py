@@ -16,7 +16,19 @@ ROOT = Path(__file__).parents[2] / "kitfs"
 # A package may import packages with lower numbers. Packages with the same number are siblings.
 FLOORS = (
     ("redaction",),
-    ("errors", "escaping", "forks", "manual", "metrics", "ownership", "parallel", "parsers", "system", "version"),
+    (
+        "buffers",
+        "errors",
+        "escaping",
+        "forks",
+        "manual",
+        "metrics",
+        "ownership",
+        "parallel",
+        "parsers",
+        "system",
+        "version",
+    ),
     ("openfile", "settings_file"),
     ("gocompat", "layers", "formats", "config"),
     ("oci",),

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from kitfs.buffers import Buffers
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
@@ -58,6 +59,7 @@ def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator
         *,
         auths: dict[str, Any] | None = None,
         transport: Any = None,
+        buffers: Buffers | None = None,
         clock: Callable[[], float] = time.monotonic,
         **options: Any,
     ) -> RegistryClient:
@@ -68,7 +70,14 @@ def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator
         credentials = Credentials((str(path),))
         made.append(
             RegistryClient(
-                options, credentials, counters=counters, log=log, transport=transport, clock=clock, retries=retries
+                options,
+                credentials,
+                counters=counters,
+                log=log,
+                transport=transport,
+                clock=clock,
+                retries=retries,
+                buffers=buffers,
             )
         )
         return made[-1]

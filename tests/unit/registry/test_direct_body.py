@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kitfs.buffers import Buffers
+from kitfs.oci.names import Reference
+from kitfs.registry.client import RegistryClient
 from kitfs.registry.direct_body import BUFFER, LARGE, UNIT, fast_step
 from kitfs.registry.repository import Repository
 from tests.fakes.registry import FakeRegistry
@@ -41,3 +45,29 @@ def test_the_pieces_of_a_fast_body_are_what_arrives_within_4_ms(mib_per_second: 
 
 def test_a_body_that_took_no_measurable_time_comes_in_the_largest_pieces() -> None:
     assert fast_step(UNIT, 0.0) == BUFFER
+
+
+def test_many_bodies_stay_below_the_memory_budget(client: Callable[..., RegistryClient], fake: FakeRegistry) -> None:
+    """Twenty large bodies that are received at once use no more memory than the budget, and arrive unchanged."""
+    fake.put_blob("team/kit", DATA)
+    buffers = Buffers(16 * UNIT)
+    repository = client(buffers=buffers).repository(Reference.parse(f"{fake.host}/team/kit"))
+
+    def read(_: int) -> bool:
+        return b"".join(bytes(view) for _, view in repository.blob(descriptor(DATA)).read_range(0, None)) == DATA
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(read, range(20)))
+    assert buffers.used == 0
+    assert UNIT <= buffers.peak <= 16 * UNIT
+
+
+def test_a_body_that_is_given_up_returns_its_memory(client: Callable[..., RegistryClient], fake: FakeRegistry) -> None:
+    fake.put_blob("team/kit", DATA)
+    buffers = Buffers()
+    repository = client(buffers=buffers).repository(Reference.parse(f"{fake.host}/team/kit"))
+    pieces = repository.blob(descriptor(DATA)).read_range(0, None)
+    next(pieces)
+    assert buffers.used > 0
+    pieces.close()
+    assert buffers.used == 0

@@ -1,0 +1,84 @@
+"""The memory for bytes that are on their way from registries to the store and to readers, and its limit.
+
+A fetch reserves its buffer here before it receives a body. The less is left, the smaller the buffers are, so that many
+fetches share the memory; when nothing is left, a fetch waits for another one to end. Threading: any thread may call.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+DEFAULT_BUDGET: Final = 64 << 20  # bytes; the default of --memory-budget
+MIN_BUDGET: Final = 4 << 20  # bytes
+SHARE: Final = 8  # a buffer has at most this part of the memory that is left
+PATIENCE: Final = 30.0  # seconds to wait for memory; then the smallest buffer is used beyond the limit
+
+
+class Buffers:
+    """Memory of at most ``limit`` bytes. ``used`` and ``peak`` are what is reserved now, and the most there ever was.
+
+    A fetch that has waited ``patience`` seconds exceeds the limit, because a read must not hang for ever.
+    """
+
+    def __init__(self, limit: int = DEFAULT_BUDGET, *, patience: float = PATIENCE) -> None:
+        self.limit: Final = limit
+        self.used = 0
+        self.peak = 0
+        self._patience = patience
+        self._waiting = 0
+        self._changed = threading.Condition()
+
+    def __repr__(self) -> str:
+        return f"<Buffers {self.used} of {self.limit} bytes>"
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """Return the limit, what is used and the peak, in bytes, for the status of a mount."""
+        return {"budget": self.limit, "used": self.used, "peak": self.peak}
+
+    @property
+    def short(self) -> bool:
+        """Return whether a fetch waits for memory now."""
+        return self._waiting > 0
+
+    @contextmanager
+    def reserved(self, most: int, least: int) -> Iterator[int]:
+        """Reserve memory for one buffer during a block; yield its size, which is between ``least`` and ``most``."""
+        size = self._reserve(most, least)
+        try:
+            yield size
+        finally:
+            self.release(size)
+
+    def _reserve(self, most: int, least: int) -> int:
+        with self._changed:
+            deadline = time.monotonic() + self._patience
+            self._waiting += 1
+            while (left := self.limit - self.used) < least and time.monotonic() < deadline:
+                self._changed.wait(deadline - time.monotonic())
+            self._waiting -= 1
+            size = max(least, min(most, left // SHARE))
+            self._add(size)
+            return size
+
+    def try_reserve(self, size: int) -> bool:
+        """Reserve exactly ``size`` bytes if they are left. Returns whether they were."""
+        with self._changed:
+            if self.limit - self.used < size:
+                return False
+            self._add(size)
+            return True
+
+    def _add(self, size: int) -> None:
+        self.used += size
+        self.peak = max(self.peak, self.used)
+
+    def release(self, size: int) -> None:
+        """Give back memory that was reserved."""
+        with self._changed:
+            self.used -= size
+            self._changed.notify_all()
