@@ -13,12 +13,15 @@ class Relay:
     It counts and holds the responses, or the requests with ``requests=True``. ``moved`` is the number of bytes that it
     relayed in that direction. ``hold(n)`` relays n more bytes in that direction and then none until ``release()``.
     ``held`` is set while bytes wait. ``cut(n)`` relays n more bytes in the other direction and then breaks, once, the
-    connection that carried the last of them.
+    connection that carried the last of them. With ``rate``, each connection relays at most so many bytes a second in
+    that direction. ``connections`` has the number of bytes that each connection relayed in that direction.
     """
 
-    def __init__(self, port: int, *, requests: bool = False) -> None:
+    def __init__(self, port: int, *, requests: bool = False, rate: int = 0) -> None:
         self._target = port
         self._requests = requests
+        self._rate = rate
+        self.connections: list[int] = []
         self.moved = 0
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -99,11 +102,21 @@ class Relay:
                 return server
 
     def _pump(self, pair: _Pair, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        free = 0.0  # when the next byte may be relayed
+        if counted:
+            with self._lock:
+                number = len(self.connections)
+                self.connections.append(0)
         try:
             while data := source.recv(16384):
                 if not counted and (left := self._burn(len(data))) is not None:
                     sink.sendall(data[:left])
                     break
+                if counted and self._rate:
+                    free = max(free, time.monotonic() - 0.1) + len(data) / self._rate
+                    self._closed.wait(max(0.0, free - time.monotonic()))
+                if counted:
+                    self.connections[number] += len(data)
                 while data:
                     share = self._share(len(data)) if counted else len(data)
                     if share:

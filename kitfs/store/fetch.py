@@ -22,6 +22,8 @@ from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
+from kitfs.store.flight import SEGMENT, Flight, before_gap
+from kitfs.store.lanes import STRIPE
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Parked, Sink, Want
 from kitfs.store.stream import FetchOwner, Piece, Pieces, Stream
@@ -29,53 +31,11 @@ from kitfs.store.stream import FetchOwner, Piece, Pieces, Stream
 POLL: Final = 0.005  # seconds between two checks of the marks of another process
 PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
 MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
-HURRY: Final = 0.1  # seconds instead, when other fetches wait for the memory of this one
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
+HURRY: Final = 0.1  # seconds instead, when other fetches wait for the memory of this one
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
-SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
 SHARED: Final = 10.0  # seconds for which requests are at most a segment after another process has locked a chunk
 JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far before the missing chunk
-GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chunks; a shorter run is received again
-
-
-class Flight:
-    """A request for the chunks [first, stop). ``at`` is the offset of the next byte.
-
-    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for the whole flight. ``needed`` is
-    the offset up to which readers wait for bytes. ``delay`` is the time in seconds from the request to its first byte.
-    The chunks [``locked``, ``locked_to``) are locked against other processes. ``error`` is the error that ended the
-    flight early. If ``keep`` is False, nothing is stored.
-    """
-
-    __slots__ = (
-        "at",
-        "cursor",
-        "delay",
-        "done",
-        "error",
-        "first",
-        "held_back",
-        "keep",
-        "locked",
-        "locked_to",
-        "needed",
-        "stop",
-    )
-
-    def __init__(
-        self, first: int, stop: int, chunk: int, *, locked_to: int, cursor: Cursor | None = None, keep: bool = True
-    ) -> None:
-        self.first = self.locked = first
-        self.stop = stop
-        self.at = first * chunk
-        self.needed = 0
-        self.delay = 0.0
-        self.locked_to = locked_to
-        self.cursor = cursor
-        self.keep = keep
-        self.held_back = False
-        self.done = False
-        self.error: KitfsError | None = None
 
 
 class Fetcher:
@@ -258,12 +218,10 @@ class Fetcher:
         On a link with a long delay, a new connection needs several round trips to reach its full speed. So on such a
         link, the requests of a reader follow each other on one connection. The caller must hold the lock.
         """
-        if cursor is None or not cursor.link.far:
+        if cursor is None or not cursor.link.far or cursor.link.lanes.several:
             return None
-        end, chunk = cursor.end, self._sink.chunk
-        return next(
-            (f for f in self._flights if f.cursor is cursor and f.stop <= missing and f.stop * chunk == end), None
-        )
+        last = -(-cursor.end // self._sink.chunk)
+        return next((f for f in self._flights if f.cursor is cursor and f.stop <= missing and f.stop == last), None)
 
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin. The caller must hold the lock.
@@ -292,7 +250,7 @@ class Fetcher:
             planned = self._readahead.plan(cursor, wanted * sink.chunk, size)
             stop = max(wanted, -(-planned // sink.chunk))
         stop = min([stop, *(f.at // sink.chunk for f in self._flights if missing < f.at // sink.chunk)])
-        stop = self._before_gap(missing, stop)
+        stop = before_gap(present, missing, stop, sink.chunk)
         segment = missing + max(1, SEGMENT // sink.chunk)
         if time.monotonic() < self._short_until:
             stop = min(stop, segment)
@@ -312,27 +270,42 @@ class Fetcher:
         self._flights.append(flight)
         return flight
 
-    def _before_gap(self, first: int, stop: int) -> int:
-        """Return where a flight for the chunks [first, stop) ends.
-
-        It ends before the first long run of stored chunks, or at ``stop``.
-        """
-        present, gap = self._sink.present, max(1, GAP // self._sink.chunk)
-        at = first
-        while at < stop:
-            there = present.first_present(at, stop - 1)
-            if there is None:
-                return stop
-            missing = present.first_missing(there, stop - 1)
-            if missing is None or missing - there >= gap:
-                return there
-            at = missing
-        return stop
-
     def _continue(self, cursor: Cursor) -> None:
         """Send the next request of a sequential reader if it is due."""
-        if cursor.due and self._source.ranged:
-            self._read_ahead(cursor)
+        if self._source.ranged:
+            self._make_room(cursor)
+            if cursor.due:
+                self._read_ahead(cursor)
+
+    def _make_room(self, cursor: Cursor) -> None:
+        """Shorten the last flight of a reader that has lanes for more flights, so that another one can follow it."""
+        if cursor.link.lanes.count == 1:
+            return
+        chunk = self._sink.chunk
+        with self._sink.lock:
+            own = [flight for flight in self._flights if flight.cursor is cursor]
+            if own and len(own) < cursor.link.lanes.count:
+                last = max(own, key=lambda flight: flight.stop)
+                if last.stop * chunk - last.at > 2 * STRIPE:
+                    last.stop = (last.at + STRIPE) // chunk
+                    cursor.end = last.stop * chunk
+
+    def _try_second(self, flight: Flight, now: float) -> None:
+        """Begin a second request beside the only one of a reader, if it is time to see whether both are faster."""
+        cursor, chunk = flight.cursor, self._sink.chunk
+        if cursor is None or len(self._flights) > 2:
+            return
+        left, lanes = flight.end(self._sink.size) - flight.at, cursor.link.lanes
+        if not (distance := lanes.try_second(left, cursor.link.delay, now)):
+            return
+        with self._sink.lock:
+            flight.on_trial = True
+            flight.stop = (flight.at + distance) // chunk
+            cursor.end = flight.stop * chunk
+            second = self._depart(flight.stop, flight.stop + 1, cursor)
+            if second is not None:
+                second.cursor = cursor
+                self._start(self._fly, second)
 
     def _read_ahead(self, cursor: Cursor) -> None:
         """Send the next request of a sequential reader, unless this or another process has sent it already."""
@@ -343,7 +316,8 @@ class Fetcher:
             if sink.closed or not cursor.due or cursor.end >= limit:
                 return
             first, last = cursor.end // sink.chunk, (limit - 1) // sink.chunk
-            if self._predecessor(cursor, first) is not None:
+            own = sum(flight.cursor is cursor for flight in self._flights)
+            if self._predecessor(cursor, first) is not None or 1 < cursor.link.lanes.count <= own:
                 return
             missing = sink.present.first_missing(first, last)
             if missing is None:
@@ -369,8 +343,9 @@ class Fetcher:
             if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
                 raise
         finally:
-            if flight.locked_to > flight.locked:
-                sink.present.unlock(flight.locked, flight.locked_to - flight.locked)
+            if flight.on_trial:
+                self._readahead.link.lanes.met(time.monotonic())
+            flight.unlock(sink.present)
             with sink.lock:
                 if flight in self._flights:
                     self._flights.remove(flight)
@@ -385,24 +360,22 @@ class Fetcher:
 
     def _receive(self, flight: Flight) -> None:
         """Receive the bytes of a flight. Raises errors of the source, and IntegrityError if the source ends early."""
-        chunk, size = self._sink.chunk, self._sink.size
-        stop = flight.stop * chunk if size is None else min(flight.stop * chunk, size)
         asked = time.monotonic()
-        pieces = self._source.read_range(flight.first * chunk, stop)
+        pieces = self._source.read_range(flight.first * self._sink.chunk, flight.end(self._sink.size))
         try:
             first = next(pieces, None)
             flight.delay = time.monotonic() - asked
             self._readahead.link.responded(flight.delay)
             if first is not None and not self._source.ranged and self._stream.board(first, pieces):
                 return  # the stream uses the pieces now, and will close them
-            if self._source.ranged and not self._take(flight, first, pieces, stop):
-                raise IntegrityError(f"{self._name} ended before byte {stop}")
+            if self._source.ranged and not self._take(flight, first, pieces):
+                raise IntegrityError(f"{self._name} ended before byte {flight.end(self._sink.size)}")
         except BaseException:
             pieces.close()
             raise
         pieces.close()
 
-    def _take(self, flight: Flight, first: Piece | None, pieces: Pieces, stop: int) -> bool:
+    def _take(self, flight: Flight, first: Piece | None, pieces: Pieces) -> bool:
         """Store the pieces of a range. Returns False if the pieces end before the end of the flight."""
         cutter = Cutter(self._sink, flight.at, keep=flight.keep)
         begun, measured = time.monotonic(), flight.at + (0 if first is None else len(first[1])) + MEASURED
@@ -411,64 +384,47 @@ class Fetcher:
                 raise IntegrityError(
                     f"{self._name}: the source sent bytes at {offset}, but those at {cutter.at} were expected"
                 )
+            stop = flight.end(self._sink.size)
             view = view[: stop - offset]
             cutter.take(view, locked=flight.keep and cutter.at + len(view) <= flight.locked_to * self._sink.chunk)
             flight.at = cutter.at
+            now = time.monotonic()
             if cutter.at >= measured:
-                now = time.monotonic()
                 self._readahead.link.measured(flight.delay, cutter.at - measured + MEASURED, now - begun)
-                measured = stop + MEASURED  # measured once for each flight, because a long flight pauses later
+                measured = 1 << 62  # measured once for each flight, because a long flight pauses later
             if cutter.at >= stop or self._sink.closed:
                 break
             if flight.keep and not (self._may_go_on(flight) and self._lock_ahead(flight)):
                 return True
+            if flight.cursor is not None and flight.keep and flight.cursor.long:
+                flight.cursor.link.lanes.received(len(view), flight.cursor.link.delay, now)
+                self._try_second(flight, now)
         cutter.end()
-        return cutter.at >= stop or self._sink.closed
+        return cutter.at >= flight.end(self._sink.size) or self._sink.closed
 
     def _lock_ahead(self, flight: Flight) -> bool:
-        """Lock the next segment if a flight is close to it.
-
-        Returns False if the flight should end before that segment, because another process is fetching the segment, or
-        another flight has stored it.
-        """
-        chunk, present = self._sink.chunk, self._sink.present
-        if flight.locked_to >= flight.stop or flight.at + SEGMENT // 4 < flight.locked_to * chunk:
-            return True
-        stop = min(flight.stop, max(flight.locked_to, flight.at // chunk) + max(1, SEGMENT // chunk))
-        if present.first_missing(flight.locked_to, stop - 1) is None:
-            return flight.at < flight.locked_to * chunk
-        if not present.try_lock(flight.locked_to, stop - flight.locked_to):
+        """Lock the next segment if a flight is close to it. Returns False if the flight should end before it."""
+        going = flight.lock_ahead(self._sink.present)
+        if flight.contended:
             self._short_until = time.monotonic() + SHARED
-            return flight.at < flight.locked_to * chunk
-        done = flight.at // chunk
-        if done > flight.locked:
-            present.unlock(flight.locked, done - flight.locked)
-            flight.locked = done
-        flight.locked_to = stop
-        return True
+        return going
 
     def _may_go_on(self, flight: Flight) -> bool:
         """Pause a flight while it is a window ahead of its reader. Returns False if it has paused too long."""
         cursor = flight.cursor
         if cursor is None or flight.at < max(cursor.limit, flight.needed):
             return True
-        present, chunk = self._sink.present, self._sink.chunk
-        present.unlock(flight.locked, flight.locked_to - flight.locked)
+        cursor.link.lanes.paused()
+        flight.unlock(self._sink.present)
         began, pause = time.monotonic(), PAUSE
         flight.held_back = True
         while flight.at >= max(cursor.limit, flight.needed):
             if self._sink.closed or time.monotonic() - began > (HURRY if self._sink.buffers.short else IDLE):
-                flight.locked = flight.locked_to
                 return False
             time.sleep(pause)
             pause = min(pause * 2, MAX_PAUSE)
         flight.held_back = False
-        flight.locked = flight.at // chunk
-        flight.locked_to = max(flight.locked_to, flight.locked + 1)
-        if present.try_lock(flight.locked, flight.locked_to - flight.locked):
-            return True
-        flight.locked = flight.locked_to
-        return False
+        return flight.lock_again(self._sink.present)
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
         """Run a function on a thread of its own, for which ``close`` waits. The caller must hold the lock."""

@@ -22,8 +22,10 @@ caller must hold its lock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
+
+from kitfs.store.lanes import STRIPE, Lanes
 
 CURSORS: Final = 16  # cursors remembered for a blob
 FIRST: Final = 1 << 20  # bytes read in order before the window exceeds a quarter of them, since they may be a header
@@ -41,11 +43,12 @@ class Link:
     """The link to the source, as far as requests have measured it.
 
     ``delay`` is the shortest time in seconds from a request to its first byte, or 0 if no request was measured.
-    ``product`` is the bandwidth-delay product in bytes.
+    ``product`` is the bandwidth-delay product in bytes. ``lanes`` says how many requests run at the same time.
     """
 
     delay: float = 0.0
     product: int = 0
+    lanes: Lanes = field(default_factory=Lanes)
 
     @property
     def far(self) -> bool:
@@ -87,7 +90,7 @@ class Cursor:
             return min(self.read, FIRST // 4)
         under_way = min(self.link.product, self.read if self.link.far else self.read // 3)
         window = max(self.read // 4, min(self.read // 2, MIN_WINDOW), under_way)
-        return min(window, max(self.most, self.link.product), MAX_WINDOW)
+        return max(min(window, max(self.most, self.link.product), MAX_WINDOW), self.link.lanes.reach)
 
     @property
     def limit(self) -> int:
@@ -102,7 +105,7 @@ class Cursor:
     @property
     def due(self) -> bool:
         """Return whether less than half of the window is requested, so the next request should be sent."""
-        return self.end - self.position < self.window // 2
+        return self.end - self.position < (self.link.lanes.reach or self.window // 2)
 
     @property
     def slack(self) -> int:
@@ -186,4 +189,6 @@ class Readahead:
 
         The reader needs the bytes up to ``stop``, and the blob has ``size`` bytes.
         """
+        if self.link.lanes.count > 1:
+            return min(stop + STRIPE, size)
         return size if cursor.long else min(max(stop, cursor.limit), size)

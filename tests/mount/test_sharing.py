@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.store.fetch import GAP
+from kitfs.store.flight import GAP
 from tests.disks import tmpfs
 from tests.host import Host, Mounted, wait_until
 from tests.kits import build, kit_tar, part

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
-from kitfs.store.fetch import GAP
+from kitfs.store.flight import GAP
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 

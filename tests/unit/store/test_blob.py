@@ -19,7 +19,7 @@ from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, Unavail
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 from kitfs.store.chunk_map import ChunkMap
-from kitfs.store.fetch import GAP
+from kitfs.store.flight import GAP
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 from tests.host import wait_until

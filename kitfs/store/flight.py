@@ -1,0 +1,117 @@
+"""One request for a run of chunks of a blob. Threading: the lock of the blob's sink guards a flight."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kitfs.errors import KitfsError
+from kitfs.store.chunk_map import ChunkMap
+from kitfs.store.readahead import Cursor
+
+SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
+GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chunks; a shorter run is received again
+
+
+class Flight:
+    """A request for the chunks [first, stop). ``at`` is the offset of the next byte.
+
+    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for the whole flight. ``needed`` is
+    the offset up to which readers wait for bytes. ``delay`` is the time in seconds from the request to its first byte.
+    The chunks [``locked``, ``locked_to``) are locked against other processes. ``error`` is the error that ended the
+    flight early. If ``keep`` is False, nothing is stored. ``held_back`` is True while the flight waits for its reader,
+    ``contended`` after another process has locked its next chunk, and ``on_trial`` if it is the first of two flights
+    that are compared with one (``lanes``).
+    """
+
+    __slots__ = (
+        "_chunk",
+        "at",
+        "contended",
+        "cursor",
+        "delay",
+        "done",
+        "error",
+        "first",
+        "held_back",
+        "keep",
+        "locked",
+        "locked_to",
+        "needed",
+        "on_trial",
+        "stop",
+    )
+
+    def __init__(
+        self, first: int, stop: int, chunk: int, *, locked_to: int, cursor: Cursor | None = None, keep: bool = True
+    ) -> None:
+        self.first = self.locked = first
+        self.stop = stop
+        self._chunk = chunk
+        self.at = first * chunk
+        self.needed = 0
+        self.delay = 0.0
+        self.locked_to = locked_to
+        self.cursor = cursor
+        self.keep = keep
+        self.held_back = False
+        self.contended = False
+        self.done = False
+        self.on_trial = False
+        self.error: KitfsError | None = None
+
+    def end(self, size: int | None) -> int:
+        """Return the offset at which the flight ends in a blob of ``size`` bytes. Another one may shorten it."""
+        stop = self.stop * self._chunk
+        return stop if size is None else min(stop, size)
+
+    def lock_ahead(self, present: ChunkMap) -> bool:
+        """Lock the next segment if the flight is close to it.
+
+        Returns False if the flight should end before it: another process is fetching it, or another flight has stored
+        it meanwhile.
+        """
+        chunk, self.contended = self._chunk, False
+        if self.locked_to >= self.stop or self.at + SEGMENT // 4 < self.locked_to * chunk:
+            return True
+        stop = min(self.stop, max(self.locked_to, self.at // chunk) + max(1, SEGMENT // chunk))
+        if present.first_missing(self.locked_to, stop - 1) is None:
+            return self.at < self.locked_to * chunk
+        if not present.try_lock(self.locked_to, stop - self.locked_to):
+            self.contended = True
+            return self.at < self.locked_to * chunk
+        done = self.at // chunk
+        if done > self.locked:
+            present.unlock(self.locked, done - self.locked)
+            self.locked = done
+        self.locked_to = stop
+        return True
+
+    def unlock(self, present: ChunkMap) -> None:
+        """Release the locks of the flight."""
+        if self.locked_to > self.locked:
+            present.unlock(self.locked, self.locked_to - self.locked)
+        self.locked = self.locked_to
+
+    def lock_again(self, present: ChunkMap) -> bool:
+        """Lock the chunks that the flight had locked and has not fetched. Returns False if another process has them."""
+        first = self.at // self._chunk
+        stop = max(self.locked_to, first + 1)
+        if not present.try_lock(first, stop - first):
+            return False
+        self.locked, self.locked_to = first, stop
+        return True
+
+
+def before_gap(present: ChunkMap, first: int, stop: int, chunk: int) -> int:
+    """Return the end of a flight of the chunks [first, stop): the first long run of stored chunks, or ``stop``."""
+    gap = max(1, GAP // chunk)
+    at = first
+    while at < stop:
+        there = present.first_present(at, stop - 1)
+        if there is None:
+            return stop
+        missing = present.first_missing(there, stop - 1)
+        if missing is None or missing - there >= gap:
+            return there
+        at = missing
+    return stop
