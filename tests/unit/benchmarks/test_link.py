@@ -1,6 +1,6 @@
-"""The emulated link of the benchmarks does not change bytes, and never delivers them sooner than the link allows.
+"""The emulated link of the benchmarks delivers bytes unchanged, and not sooner than its delay and rate allow.
 
-Only lower bounds on times are asserted, because a slow machine delays everything.
+The tests assert only lower bounds on times, because a slow machine delays everything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from benchmarks.link import Link, slow
 
 @contextmanager
 def server(answer: bytes) -> Iterator[int]:
-    """Run a server that reads one byte, sends an answer and closes, and yield its port."""
+    """Run a server that reads one byte, sends `answer` and closes the connection. Yield its port."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
@@ -40,7 +40,7 @@ def server(answer: bytes) -> Iterator[int]:
 
 
 def ask(port: int) -> tuple[bytes, float]:
-    """Open a connection, and return what it receives and after how many seconds."""
+    """Send one byte to a port. Return the bytes that are received, and the seconds until the connection is closed."""
     begin = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as received:
         connection.sendall(b"?")
@@ -69,6 +69,9 @@ def test_the_rate_is_not_exceeded() -> None:
 
 
 def test_slow_start_takes_round_trips() -> None:
-    """200 KiB need four round trips after the handshake: 14 KiB, then twice as much in each."""
+    """After the handshake, 200 KiB need four round trips.
+
+    The first carries 14 KiB, and the amount doubles each time.
+    """
     with server(bytes(200 << 10)) as target, slow(target, Link("", 0.05, 0)) as port:
         assert ask(port)[1] >= 5 * 0.05

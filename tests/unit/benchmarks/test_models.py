@@ -1,4 +1,4 @@
-"""The models of the benchmarks are files that programs accept as safetensors files."""
+"""The model files of the benchmarks are valid safetensors files."""
 
 from __future__ import annotations
 

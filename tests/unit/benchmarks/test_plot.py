@@ -1,4 +1,4 @@
-"""Pictures of the benchmarks are XML and show every number that was measured."""
+"""The pictures of the benchmarks are valid XML and show every measured number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the benchmarks: its rows, and when a limit is met."""
+"""The table of the benchmarks has a description for every row, and decides whether a target is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the command line in this process, and return the output and the exit code of a verb."""
+"""Fixtures that run the command line in this process and return its output and exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kitfs.cli.main import cli, run
 
 
 class Done(NamedTuple):
-    """The result of a verb."""
+    """The output and the exit code of a verb."""
 
     code: int
     out: str
@@ -29,7 +29,7 @@ Kitfs = Callable[..., Done]
 
 @pytest.fixture
 def kitfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kitfs:
-    """Return a function that runs ``kitfs ARGS`` with a store and homes for this test alone."""
+    """Return a function that runs ``kitfs ARGS`` with a store and home directories of its own for each test."""
     for name in ("KITFS_LOGIN_PASSWORD", "KITFS_LOG_LEVEL", "SOURCE_DATE_EPOCH", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -1,4 +1,4 @@
-"""The arguments of a process are visible to all users, so secrets in them are overwritten."""
+"""Secrets in the arguments of a process are overwritten, because every user of the machine can read the arguments."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.host import wait_until
     ],
 )
 def test_passwords_and_tokens_are_overwritten(given: list[str], shown: list[str]) -> None:
-    """Every argument keeps its length and its position."""
+    """The other arguments are not changed, and an overwritten argument keeps its length."""
     assert without_secrets([word.encode() for word in given]) == [word.encode() for word in shown]
 
 
 def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
-    """/proc/PID/cmdline contains no secret once the process has started to work."""
+    """/proc/PID/cmdline contains no secret when the process sends its first request."""
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("not here: this machine has no /proc")
     with FakeRegistry() as fake:

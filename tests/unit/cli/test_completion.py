@@ -1,4 +1,4 @@
-"""Shell completion of references in the store, paths in a kit, and values of options."""
+"""The shell completes references in the store, paths in a kit, and values of options."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Completion does not fail because of a registry or a missing kit."""
+    """If a kit does not exist, nothing is completed and no error is printed."""
     capfd.readouterr()
     monkeypatch.setenv("_KITFS_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)

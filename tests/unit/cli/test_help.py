@@ -1,4 +1,4 @@
-"""Help lists verbs by task and has examples that the command line accepts. Wrong command lines get hints."""
+"""Help lists verbs by task and shows valid examples. A wrong command line gets a hint."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_verb_has_two_or_three_examples_of_its_own() -> None:
 
 @pytest.mark.parametrize("example", [one for examples in EXAMPLES.values() for one in examples])
 def test_every_example_is_accepted_by_the_command_line(example: str) -> None:
-    """The words of the example are parsed. No verb is run."""
+    """The example is parsed, but its verb is not run."""
     text = example.removeprefix('eval "$(').removesuffix(')"')
     words = shlex.split(text)[1:]
     for redirection in ("<", ">"):
@@ -130,7 +130,7 @@ def test_json_of_the_environment_counts_for_failures_too(kitfs: Kitfs, monkeypat
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """``kitfs --help`` is fast because verbs import their modules only when they run."""
+    """``kitfs --help`` does not import the modules that only a running verb needs."""
     heavy = ("httpx", "aiohttp", "rich", "yaml", "zstandard", "diskcache", "kitfs.store.store", "kitfs.kit")
     code = f"import sys, kitfs.cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

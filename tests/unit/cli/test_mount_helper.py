@@ -1,4 +1,4 @@
-"""mount.kitfs parses the options of an fstab line."""
+"""mount.kitfs parses the options in a line of fstab."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ def given(options: str) -> dict[str, object]:
     ],
 )
 def test_options(options: str, flags: dict[str, object]) -> None:
-    """Options of kitfs become settings, written with - or _. Options for mount(8) alone are ignored.
+    """Options of kitfs may be written with - or _.
 
-    A comma may be escaped.
+    Options that only mount(8) uses are ignored. Commas may be escaped.
     """
     assert given(options) == flags
 
 
 @pytest.mark.parametrize("options", ["colour=red", "cache_size", "foreground"])
 def test_unknown_options_are_refused(options: str) -> None:
-    """A misspelt option is an error, so that no mount gets unintended settings."""
     with pytest.raises(UsageError, match=r"-o cache_size needs a value|unknown mount option"):
         flags_of(options)

@@ -1,4 +1,4 @@
-"""Flags are built from the table of options, and a BOOL needs no value."""
+"""Flags are created from the table of options. A BOOL flag needs no value."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def parse(*args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     ],
 )
 def test_flags(args: tuple[str, ...], seen: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value of a BOOL must follow "=", because the word after a bare --plain-http is an argument."""
+    """A value of a BOOL flag must follow "=". The word after a bare --plain-http is an argument."""
     assert parse(*args, monkeypatch=monkeypatch) == seen
 
 
@@ -56,12 +56,12 @@ LEVELS: list[object] = []
 
 @click.group(cls=Verbs)
 def kitfs() -> None:
-    """Group verbs with the options of every verb."""
+    """A group that accepts the options of every verb."""
 
 
 @kitfs.group("cache", cls=Verbs)
 def cache() -> None:
-    """Group verbs in the group ``kitfs``."""
+    """A group within the group ``kitfs``."""
 
 
 @click.command("verb", cls=Command)
@@ -86,7 +86,7 @@ cache.add_command(bare)
     ],
 )
 def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options of every verb are accepted before and after the verb, and before and after its group."""
+    """Options of every verb are accepted before and after the verb and its group."""
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     LEVELS.clear()
     kitfs.main(args.split(), standalone_mode=False)
@@ -104,12 +104,12 @@ def test_kits_names_of_levels(given: str, meant: str, monkeypatch: pytest.Monkey
 
 
 def test_every_option_of_a_verb_is_named_by_that_verb() -> None:
-    """``Settings`` knows which verbs have their own options, even if the tables of verbs are not imported."""
+    """OWNERS, which is used without importing the verbs, names exactly the verbs that have options of their own."""
     assert {option.verb for option in all_options(cli)} - {""} == OWNERS
 
 
 def test_no_two_options_share_a_variable() -> None:
-    """Options with the same key also agree in variable, parser and form."""
+    """Options with the same key have the same environment variable, parser and form."""
     found: dict[str, Option] = {}
     for option in all_options(cli):
         same = found.setdefault(option.key, option)

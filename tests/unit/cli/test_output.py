@@ -1,4 +1,4 @@
-"""Verbs print sizes as kit does, and escape names that contain control characters."""
+"""Verbs print sizes as kit does, and escape control characters in names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kitfs.escaping import shown
     ],
 )
 def test_sizes_are_kits(size: int, told: str) -> None:
-    """Sizes have one decimal, rounded down as by FormatBytes. The 692.5 KiB are from a recorded listing of kit."""
+    """A size is rounded down to one decimal. The 692.5 KiB are from a recorded listing by kit."""
     assert human_size(size) == told
 
 
@@ -43,7 +43,7 @@ def test_names_are_escaped(name: str, told: str) -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Columns are as wide as their widest cell, and no line ends in blanks."""
+    """Each column is as wide as its widest cell. No line ends with blanks."""
     put_table(("A", "LONGER"), [("x" * 4, "y"), ("z", "")])
     assert capsys.readouterr().out == "A      LONGER\nxxxx   y\nz\n"
 
@@ -57,7 +57,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_a_table_fits_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """The widest cells are shortened in their middle. With ``full`` nothing is shortened."""
+    """The widest cells are shortened in the middle, except with ``full``."""
     rows = [("registry.example.com/team/llama:v1", "/srv/models/llama", "alive"), ("a:b", "/m", "dead")]
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", out := Terminal())

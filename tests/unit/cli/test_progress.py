@@ -53,7 +53,7 @@ Pulled it
 
 @pytest.mark.parametrize("mode", ["none", "plain", "fancy", "auto"])
 def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> None:
-    """Short work prints only lines in kit's words on stdout and warnings on stderr."""
+    """Short work prints kit's lines on stdout and warnings on stderr, and no progress."""
     with Reporter(mode) as report:
         for event in EVENTS:
             report(event)
@@ -62,7 +62,7 @@ def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> N
 
 
 def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """With JSON, every event and the final result is an object on stdout, and stderr is empty."""
+    """With JSON, every event and the final result is one line with an object on stdout. Stderr is empty."""
     with Reporter("auto", as_json=True) as report:
         for event in EVENTS:
             report(event)
@@ -96,7 +96,6 @@ def test_every_kind_of_event_is_documented() -> None:
 
 
 def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Control characters in names are escaped."""
     with Reporter("none") as report:
         report(Noted("Pulling \x1b[31mred"))
         report(Warned("\x07"))
@@ -104,7 +103,7 @@ def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Err:
-    """A stderr that signals when it gets a line."""
+    """A stderr that sets ``said`` when it receives a line."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -119,12 +118,12 @@ class Err:
 
 
 def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal, stderr gets a line about the total progress from time to time, and stdout only the result."""
+    """Without a terminal, the total progress is printed on stderr at intervals, and only the result on stdout."""
     err = Err()
     monkeypatch.setattr(sys, "stderr", err)
     with Reporter("auto", interval=0.01) as report:
         report(Noted("Pulling"))
-        assert not err.said.wait(0.1)  # there is no progress to report before a total
+        assert not err.said.wait(0.1)  # no progress is reported before the first total is known
         report(Total("one", 3 * MiB, "w.bin"))
         report(Total("two", 1 * MiB, "d.bin"))
         report(Moved("one", 1 * MiB))
@@ -140,7 +139,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 class Screen:
-    """A terminal of 100 columns and the lines that a person sees on it, without colours."""
+    """A terminal of 100 columns. It returns the lines that a person would see, without colours."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -154,7 +153,7 @@ class Screen:
         while True:
             try:
                 data = os.read(self.master, 65536)
-            except OSError:  # EIO means that no process has the other side open
+            except OSError:  # EIO means that no process has opened the other end
                 data = b""
             with self._changed:
                 self.raw += data.decode()
@@ -214,7 +213,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
-    """Return a kit with two layers that the registry stalls in their middle."""
+    """Return the reference of a kit, the kit, and the stalls of two of its layers, at the middle of each."""
     parts = [
         kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"),
         kits.part("dataset", "d.bin", os.urandom(MiB), format="raw"),
@@ -232,7 +231,7 @@ def kitfs(*args: str) -> list[str]:
 
 
 def pulled(ref: str, kit: kits.Kit) -> list[str]:
-    """Return the lines of a pull on a terminal, with a short digest and the amounts that were moved."""
+    """Return the lines that a pull prints on a terminal: a short digest, and how much was pulled."""
     return [f"Pulling {ref}", f"Pulled {kit.digest[:19]}", "4 blobs: 4 pulled (3.0 MiB)"]
 
 
@@ -240,7 +239,7 @@ def pulled(ref: str, kit: kits.Kit) -> list[str]:
 def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
     """On a terminal, a pull that takes longer than a second draws a bar for each active transfer.
 
-    The bars disappear at the end.
+    At the end of the pull, the bars are erased.
     """
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
@@ -267,7 +266,7 @@ def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "plain"])
 def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str) -> None:
-    """With --progress none or plain there are no bars, even on a terminal."""
+    """--progress none and plain draw no bars, even on a terminal."""
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
         process = subprocess.Popen(
@@ -290,9 +289,9 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
 
 
 def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only active transfers have bars, and lines are printed above the bars.
+    """Only active transfers have bars. Other lines are printed above the bars.
 
-    A label is not interpreted as markup, and its control characters are escaped.
+    Markup in a label is not interpreted, and control characters in a label are escaped.
     """
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -319,7 +318,7 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
 def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """On a narrow terminal the name is shortened from the left, and the size stays. The total is always last."""
+    """On a narrow terminal, the beginning of a name is cut off but its size is shown. The total is the last line."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -345,7 +344,7 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
 
 
 def test_a_speed_is_that_of_the_last_seconds() -> None:
-    """A transfer that waits has neither a speed nor a remaining time."""
+    """The speed of a transfer that waits is zero, and its remaining time is unknown."""
     now = [0.0]
     speed = bars.Speed(0, lambda: now[0])
     for second in range(1, 8):
@@ -371,7 +370,7 @@ def test_a_speed_is_that_of_the_last_seconds() -> None:
     ],
 )
 def test_sizes_are_in_one_unit(done: int, total: int, words: str) -> None:
-    """Both sizes have the unit of the total and are never rounded up."""
+    """The transferred size and the total have the unit of the total. Sizes are never rounded up."""
     assert bars.sizes(done, total) == words
 
 
@@ -383,9 +382,9 @@ class Terminal(io.StringIO):
 
 
 def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, a verb without bars shows one line, which disappears before the result is printed.
+    """On a terminal, a verb without bars shows a line while it works, and erases this line before it prints a result.
 
-    There is no such line for short work, without a terminal, or with --progress none.
+    The line is not shown for short work, without a terminal, or with --progress none.
     """
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
@@ -416,7 +415,7 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
 
 
 def test_a_terminal_names_each_layer_and_sums_up_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests are shortened, and blobs that existed before are counted separately."""
+    """Digests are shortened. Uploaded blobs and blobs that existed before are counted separately."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     with Reporter("none") as report:

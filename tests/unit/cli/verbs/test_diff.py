@@ -1,4 +1,4 @@
-"""diff prints kit's text byte for byte, compares files by indexes and tensors by headers."""
+"""diff prints the same text as kit. It compares files by the indexes of layers, and tensors by the headers of files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def put(fake: FakeRegistry, tag: str, *parts: kits.Part, **more: Any) -> str:
 
 
 def one(path: str, content: bytes, kind: str = "model", **more: Any) -> kits.Part:
-    """Return a layer with one file."""
+    """Return a layer that contains one file."""
     return part(kind, path, kit_tar({path: content}), **more)
 
 
 def test_identical(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Identical kits give one line, whatever options are set."""
+    """Two identical kits give one line, with every option."""
     first, second = put(fake, "v1", one("w", b"1")), put(fake, "v2", one("w", b"1"))
     assert kitfs("diff", first, second, "--files", "--tensors").out == "ModelKits are identical\n"
     told = kitfs("diff", first, second, "--json").json
@@ -35,7 +35,7 @@ def test_identical(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_kits_text(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Layers are sorted by media type. Digests have 17 characters, and each section ends with an empty line."""
+    """Layers are sorted by media type. Digests are cut to 17 characters, and each section ends with an empty line."""
     same = one("c.py", b"1", "code")
     first = put(fake, "v1", one("w", b"1"), same)
     second = put(fake, "v2", one("w", bytes(2000)), same, one("d", b"d", "docs"))
@@ -75,7 +75,7 @@ def test_kits_text(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Equal configs are shown with their digest, and <none> stands for no layers."""
+    """Equal configs are shown with their digest. A list without layers is shown as <none>."""
     first = put(fake, "v1")
     second = put(fake, "v2", manifest_extra={"annotations": {"x": "y"}})
     out = kitfs("diff", first, second).out
@@ -84,7 +84,7 @@ def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Each layer is paired once, preferably with the layer of the same path."""
+    """A layer is paired with one layer of the same digest, preferably one with the same path."""
     twice = [part("docs", path, b"same", format="raw") for path in ("x", "y")]
     first, second = put(fake, "v1", *twice), put(fake, "v2", part("docs", "y", b"same", format="raw"))
     told = kitfs("diff", first, second, "--json").json["layers"]
@@ -92,7 +92,7 @@ def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Kits are looked up in the store first, unless the prefix selects the place."""
+    """A kit is first searched in the store. The prefixes local:// and remote:// choose the store or the registry."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: here}\n")
     here = f"{fake.host}/a/b:v1"
@@ -109,15 +109,15 @@ def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: P
 
 
 def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
-    """Return the lines about files."""
+    """Return the lines that diff prints about files."""
     out: str = kitfs("diff", first, second, *(options or ("--files",))).out
     return out[out.index("Files: ") :].splitlines()
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Files are added, removed or changed. Files that differ in their layers only may have changed.
+    """Files are added, removed or changed. A file of equal size in two different layers may have changed.
 
-    With --content their bytes are compared.
+    With --content, the bytes of such files are compared.
     """
     old = {"m/same": b"s", "m/size": b"1", "m/mode": b"m", "m/content": b"abc", "m/gone": b"g", "m/empty": b""}
     new = {"m/same": b"s", "m/size": b"12", "m/mode": b"m", "m/content": b"abd", "m/new": bytes(2000), "m/empty": b""}
@@ -156,7 +156,7 @@ def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The digest of a raw layer is the digest of its file."""
+    """Raw layers are compared by digest, because the digest of a raw layer is also the digest of its file."""
     first = put(fake, "v1", part("model", "w", b"abc", format="raw"), part("docs", "d", b"x", format="raw"))
     second = put(fake, "v2", part("model", "w", b"abd", format="raw"), part("docs", "e", b"x", format="raw"))
     assert files(kitfs, first, second)[2:] == [
@@ -172,7 +172,7 @@ def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A shared layer whose path no other layer touches cannot differ, so that only its first bytes are fetched."""
+    """Only the first bytes of a shared layer are fetched if no other layer has files below the layer's path."""
     big = part("dataset", "data", kit_tar({"data/x.bin": blob("x", 3 << 20)}), compression="gzip")
     first = put(fake, "v1", big, one("w", b"1"))
     second = put(fake, "v2", big, one("w", b"12"))
@@ -182,21 +182,21 @@ def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry)
 
 
 def test_shared_layers_under_others_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If another layer covers a file of a shared layer in only one kit, the file has changed."""
+    """A file of a shared layer has changed if, in one of the kits, another layer replaces the file."""
     base = part("model", "m", kit_tar({"m/a": b"1", "m/b": b"2"}))
     first, second = put(fake, "v1", base), put(fake, "v2", base, one("m/b", b"longer", "docs"))
     assert [line for line in files(kitfs, first, second) if "m/" in line] == ["~ m/b (1 B -> 6 B)"]
 
 
 def test_layers_in_another_order_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Of two files of the same name the file of the later layer wins."""
+    """If two layers contain the same name, the file in the later layer is compared."""
     layers = [one("x", b"1", "docs"), part("docs", "x", kit_tar({"x": b"22"}))]
     first, second = put(fake, "v1", *layers), put(fake, "v2", *layers[::-1])
     assert [line for line in files(kitfs, first, second) if " x " in line] == ["~ x (2 B -> 1 B)"]
 
 
 def tensors(kitfs: Kitfs, first: str, second: str) -> list[str]:
-    """Return the lines about tensors."""
+    """Return the lines that diff prints about tensors."""
     out: str = kitfs("diff", first, second, "--tensors").out
     return out[out.index("Tensors: ") :].splitlines()
 
@@ -244,7 +244,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The output says what was compared and what was not, also if nothing was compared."""
+    """If only headers were compared, or no file has tensors, the output says so."""
     heads = {"w": ("F32", [4])}
     first = put(fake, "v1", part("model", "m", kit_tar({"m/w.safetensors": safetensors("a", heads)})))
     second = put(fake, "v2", part("model", "m", kit_tar({"m/w.safetensors": safetensors("b", heads)})))
@@ -261,7 +261,7 @@ def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> 
 
 
 def test_big_kits_are_compared_by_kilobytes(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Comparing two kits of 64 MiB transfers indexes and headers, but no values."""
+    """Comparing the tensors of two kits of 64 MiB transfers less than 1 MiB."""
     shape = ("F32", [2048, 1024])
     old = [safetensors(f"o{i}", {f"{i}.{n}": shape for n in "ab"}) for i in range(4)]
     new = [

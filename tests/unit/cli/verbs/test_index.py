@@ -1,4 +1,4 @@
-"""index prints the texts, tables and JSON of kit 1.17 (KITOPS §8, with the scenarios in testing/testdata/index)."""
+"""index prints the texts, tables and JSON of kit 1.17. The tests are those of KITOPS §8 and of kit's testdata/index."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_texts(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
-    """Tagged indexes stay without --force. Kits always stay."""
+    """index delete --all deletes only untagged indexes, and with --force all indexes. Kits are not deleted."""
     digest = last_digest(kitfs("index", "create", "test/model:all").out)
     assert kitfs("index", "delete", "--all").out == ""
     assert kitfs("index", "delete", "--all", "--force").out == f"Deleted index test/model@{digest}\nRemoved tags: all\n"
@@ -67,7 +67,7 @@ def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_tables(kitfs: Kitfs, packed: list[str]) -> None:
-    """A kit has one row, or several for several labels. A missing value is <none>."""
+    """A kit has one row, or one for each label. A missing value is shown as <none>."""
     kitfs("index", "create", "test/model:all")
     kitfs(
         "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB",
@@ -164,7 +164,7 @@ def test_json(kitfs: Kitfs, packed: list[str]) -> None:
     ],
 )
 def test_refusals(kitfs: Kitfs, packed: list[str], args: str, told: str) -> None:
-    """Each refusal is one line."""
+    """A refused command prints one line on stderr."""
     done = kitfs("index", *args.split())
     assert done.code in (2, 3)
     assert done.out == ""
@@ -173,7 +173,7 @@ def test_refusals(kitfs: Kitfs, packed: list[str], args: str, told: str) -> None
 
 
 def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packed: list[str]) -> None:
-    """Verbs of kits use the kit of the same name."""
+    """If a kit and an index have the same name, verbs of kits use the kit."""
     kitfs("index", "create", "test/model:all")
     assert {row["tags"][0] for row in kitfs("list", "--json").json} == {"q4_0", "q8_0"}
     assert kitfs("inspect", "test/model:all").code == 3
@@ -185,7 +185,7 @@ def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packe
 
 
 def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
-    """Labels select a kit for ls, cat and unpack, without a registry. For ls, -l is --long."""
+    """Labels select the kit of an index for ls, cat and unpack, without a registry. In ls, -l means --long."""
     kitfs("index", "create", "test/model:all")
     for name in ("q4_0", "q8_0"):
         kitfs("index", "add", "test/model:all", f"test/model:{name}", "-l", f"quantization={name}", "-l", "gpu=cuda")
@@ -211,7 +211,7 @@ def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
 
 
 def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """A push sends the kits first. A pull fetches only the index, and with --label one kit."""
+    """index push sends the kits first. index pull fetches only the index. pull with --label fetches one kit."""
     name = f"{fake.host}/team/model"
     for i, text in enumerate((b"zero", b"one")):
         tree = tmp_path / str(i)
@@ -244,7 +244,7 @@ def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None
 
 
 def test_an_index_that_drives_no_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Control characters in a foreign index are escaped."""
+    """Control characters in an index from elsewhere are escaped."""
     row = {
         "mediaType": kits.MANIFEST,
         "digest": "sha256:" + "0" * 64,

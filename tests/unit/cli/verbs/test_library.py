@@ -1,7 +1,4 @@
-"""list, inspect, info, tag and remove print kit's tables, texts and JSON (KITOPS §8).
-
-They work with the store and with registries.
-"""
+"""list, inspect, info, tag and remove print kit's tables, texts and JSON (KITOPS §8), for the store and registries."""
 
 from __future__ import annotations
 
@@ -43,14 +40,14 @@ def packed(kitfs: Kitfs, tmp_path: Path) -> str:
 
 @pytest.fixture
 def empty(kitfs: Kitfs, tmp_path: Path) -> str:
-    """Pack a kit without layers, name and tag, and return its digest."""
+    """Pack a kit without layers, name or tag, and return its digest."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/Kitfile").write_text("manifestVersion: 1.0.0\n")
     return kitfs("pack", tmp_path / "empty").out.split()[-1]
 
 
 def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
-    """info and inspect accept a layout, as mount, ls, unpack and diff do, and store nothing of it."""
+    """info and inspect read a kit in a layout, and store nothing."""
     kitfs("export", "r.io/team/tiny:v1", "oci:layout:v1")
     for verb in ("info", "inspect"):
         of_layout = kitfs(verb, "oci:layout:v1", "--cache-dir", "other")
@@ -66,14 +63,14 @@ def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
     "verb", [("tag", "r.io/team/tiny:v1"), ("remove",), ("pull",), ("push",), ("pack", "tiny", "-t")]
 )
 def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str, ...]) -> None:
-    """A reference to a layout is refused as the name of a kit, because mount and other verbs would read a directory."""
+    """A reference to a layout cannot be a tag, because mount would read a directory instead of the tagged kit."""
     done = kitfs(*verb, "oci:v1")
     assert (done.code, done.out) == (2, "")
     assert done.err == "kitfs: 'oci:v1' is an OCI layout; expected the name of a kit (registry/repository:tag)\n"
 
 
 def test_the_table(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """The table has one row for each tag, and <none> for missing values."""
+    """The table has one row for each tag. A missing value is shown as <none>."""
     assert kitfs("list").out == dedent(f"""\
         REPOSITORY       TAG      MAINTAINER   NAME     SIZE      DIGEST
         <none>           <none>   <none>       <none>   0 B       {empty}
@@ -89,7 +86,7 @@ def test_an_empty_store(kitfs: Kitfs) -> None:
 
 
 def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """Sizes are in bytes, strings have Go's escapes, and no tags are null."""
+    """Sizes are in bytes, strings have Go's escapes, and an empty list of tags is null."""
     done = kitfs("list", "--format", "json")
     assert done.out == kitfs("list", "--json").out
     assert done.out == dedent(f"""\
@@ -126,7 +123,7 @@ def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
     ],
 )
 def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed: str) -> None:
-    """A template is executed once for each kit, and a missing newline is added."""
+    """A template is executed for each kit, and ends with a newline even if the template does not."""
     assert kitfs("list", "--format", template).out == printed
 
 
@@ -146,7 +143,7 @@ def test_what_templates_do_not_take_is_refused_by_name(kitfs: Kitfs, template: s
 
 
 def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """As with newer versions of kit, kits are listed that contain something that any filter selects."""
+    """A kit is listed if any filter selects a part of it, as in newer versions of kit."""
     told = {
         f: kitfs("list", "-f", f, "--format", "{{.ModelName}}").out
         for f in ("model", "datasets", "code:c.py", "code:x", "kitfile")
@@ -157,7 +154,10 @@ def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
 
 
 def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """All tags that are kits are listed, over several pages, without the registry's name. A tag lists one kit."""
+    """All tags of kits are listed, over several pages, without the registry's name.
+
+    A reference with a tag lists one kit.
+    """
     kit = kits.build([kits.part("code", "c.py", kits.kit_tar({"c.py": b"1"}))], name="remote")
     for tag in ("v1", "v2", "v3"):
         fake.put_kit("team/kit", kit, tag)
@@ -174,7 +174,7 @@ def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """A damaged kit is listed, so that it can be removed, and reported."""
+    """A damaged kit is listed so that it can be removed, and a warning reports the damage."""
     config = kitfs("inspect", "r.io/team/tiny:v1").json["manifest"]["config"]["digest"].removeprefix("sha256:")
     for file in (tmp_path / "store/blobs/sha256" / config[:2] / config).iterdir():
         file.unlink()
@@ -187,7 +187,7 @@ def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: P
 
 
 def test_inspect(kitfs: Kitfs, packed: str) -> None:
-    """The JSON has digest, cliVersion, kitfile with digests and manifest, in Go's order and with Go's escapes."""
+    """The JSON has digest, cliVersion, kitfile with digests, and manifest, in Go's order and with Go's escapes."""
     done = kitfs("inspect", "r.io/team/tiny:v1")
     told = done.json
     assert (list(told), told["digest"], told["cliVersion"]) == (
@@ -203,7 +203,7 @@ def test_inspect(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_inspect_of_what_has_no_version_and_no_layers(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """cliVersion is "unknown", and layers are null."""
+    """If a kit has no version and no layers, cliVersion is "unknown" and layers is null."""
     reference = fake.put_kit("a/b", kits.build([], vintage="1.7", manifest_extra={"annotations": {}}), "v1")
     told = kitfs("inspect", "-r", reference).json
     assert (told["cliVersion"], told["manifest"]["layers"]) == ("unknown", None)
@@ -261,7 +261,10 @@ def test_info(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_info_of_a_part(kitfs: Kitfs, packed: str, path: str, printed: str) -> None:
-    """A part is printed as by yaml.v3, a scalar as plain text. Unlike in kit 1.7, parameters and lists work too."""
+    """A selected part is printed as by yaml.v3, and a scalar as plain text.
+
+    Parameters and lists can be selected too.
+    """
     assert kitfs("info", "r.io/team/tiny:v1", "--filter", path).out == printed
 
 
@@ -283,7 +286,7 @@ def test_info_of_no_part(kitfs: Kitfs, packed: str, path: str, code: int, told: 
 
 
 def test_what_is_not_there(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """info and inspect look in the store, or with -r at the registry, which the reference must name."""
+    """Without -r, info and inspect search the store only. With -r, the reference must name a registry."""
     for verb in ("info", "inspect"):
         assert kitfs(verb, "r.io/a/b:v1").err.startswith("kitfs: Could not find modelkit r.io/a/b:v1")
         assert kitfs(verb, "-r", f"{fake.host}/a/b:v1").code == 3
@@ -292,7 +295,6 @@ def test_what_is_not_there(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_child_is_looked_at_without_its_parent(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """info and inspect do not need the parents of a kit."""
     reference = fake.put_kit("a/child", kits.build([], parent="nowhere.invalid/a/parent:v1"), "v1")
     assert kitfs("info", "-r", reference, "--filter", "model.path").out == "nowhere.invalid/a/parent:v1\n"
 
@@ -322,7 +324,7 @@ def test_tag(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_tags_that_cannot_be(kitfs: Kitfs, packed: str, source: str, target: str, code: int) -> None:
-    """The target needs a tag, and the source needs a tag or a digest."""
+    """The target must have a tag. The source must have a tag or a digest."""
     done = kitfs("tag", source, target)
     assert (done.code, done.out) == (code, "")
 
@@ -332,7 +334,7 @@ def blobs(tmp_path: Path) -> int:
 
 
 def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
-    """``ls -lh`` is that of GNU ls, but -h alone shows the help, as with every verb."""
+    """``ls -lh`` prints sizes like GNU ls. A single -h prints the help, as with every verb."""
     exact, human = kitfs("ls", "-l", "r.io/team/tiny:v1").out, kitfs("ls", "-lh", "r.io/team/tiny:v1").out
     assert len(exact.splitlines()) == len(human.splitlines()) > 1
     assert re.search(r" \d+ B \d{4}-", human)
@@ -341,7 +343,7 @@ def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """With its last tag a kit is removed, together with the blobs that only this kit had."""
+    """Removing the last tag removes the kit and the blobs that no other kit contains."""
     there = blobs(tmp_path)
     assert kitfs("remove", "r.io/team/tiny:v1").out == f"Removed r.io/team/tiny:v1 (digest {packed})\n"
     assert (kitfs("list", "--format", "{{.Tags}}").out, blobs(tmp_path)) == ("[v2]\n", there)
@@ -354,7 +356,7 @@ def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path)
 
 @pytest.mark.parametrize("how", ["force", "digest"])
 def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
-    """All tags in the kit's own repository are removed, and no others."""
+    """All tags in the kit's own repository are removed. Tags in other repositories are not removed."""
     kitfs("tag", "r.io/team/tiny:v1", "other:x")
     target = ("r.io/team/tiny:v1", "-f") if how == "force" else (f"r.io/team/tiny@{packed}",)
     assert kitfs("remove", *target).out == f"Removed {target[0]} (digest {packed})\n"
@@ -363,7 +365,7 @@ def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
 
 
 def test_remove_several(kitfs: Kitfs, packed: str) -> None:
-    """Several tags are separated by commas. A tag that does not exist is reported, and the others are removed."""
+    """Tags are separated by commas. A tag that does not exist is reported, and the other tags are removed."""
     done = kitfs("remove", "r.io/team/tiny:v1,nope,v2")
     assert done.out == "".join(f"Removed r.io/team/tiny:{tag} (digest {packed})\n" for tag in ("v1", "v2"))
     assert (done.code, done.err) == (3, "kitfs: Failed to remove tag nope: model r.io/team/tiny:nope not found\n")
@@ -394,7 +396,6 @@ def test_remove_of_nothing(kitfs: Kitfs, args: tuple[str, ...], told: str) -> No
 
 
 def test_remove_keeps_what_another_kit_has(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """Layers that another kit has too are not removed."""
     (tmp_path / "tiny/Kitfile").write_text(KITFILE.replace("name: tiny", "name: twin"))
     kitfs("pack", tmp_path / "tiny", "-t", "twin:v1")
     kitfs("remove", f"r.io/team/tiny@{packed}")
@@ -403,7 +404,7 @@ def test_remove_keeps_what_another_kit_has(kitfs: Kitfs, packed: str, tmp_path: 
 
 
 def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The tag is deleted and the kit stays. As with kit, stdout is empty."""
+    """Without --force only the tag is deleted, not the kit. As with kit, stdout is empty."""
     kit = kits.build([])
     for tag in ("v1", "v2", "v3"):
         fake.put_kit("a/b", kit, tag)
@@ -416,7 +417,7 @@ def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A kit is deleted with its last tag, but not while it has another tag."""
+    """If a registry cannot delete a tag, a kit with a single tag is deleted. A kit with another tag is not."""
     kit = kits.build([])
     fake.put_kit("a/b", kit, "v1")
     fake.put_kit("a/b", kit, "v2")

@@ -1,4 +1,4 @@
-"""login and logout: which credentials are tried, what is stored and where, and what stays (KITOPS §4.2)."""
+"""login and logout check, store and erase credentials, in the same file as kit (KITOPS §4.2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the log of a credential helper ``docker-credential-test``, which fails if its input contains "bad"."""
+    """Install a credential helper ``docker-credential-test`` and return its log.
+
+    It fails if its input contains "bad".
+    """
     program, log = tmp_path / "bin/docker-credential-test", tmp_path / "helped.jsonl"
     program.parent.mkdir()
     program.write_text(
@@ -60,7 +63,7 @@ def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path
 
 
 def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """The file is byte for byte that of kit 1.7, with mode 0600, and the next verb uses it."""
+    """The file equals that of kit 1.7 and has mode 0600. The next verb uses the credentials in it."""
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw", "--plain-http")
     assert (done.code, done.out, done.err) == (0, WARNING + "Log in successful\n", "")
     auth = base64.b64encode(b"ada:pw").decode()
@@ -79,7 +82,7 @@ def test_credentials_that_are_not_taken_are_not_kept(kitfs: Kitfs, fake: FakeReg
 
 
 def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """GET /v2/ is sent with a token. A password without a name is an identity token."""
+    """Credentials are checked by a request for a token. A password without a user name is an identity token."""
     fake.require_token({"ada": "pw"}, identity_tokens=frozenset({"refresh"}))
     assert kitfs("login", fake.host, "-u", "ada", "-p", "pw").out == WARNING + "Log in successful\n"
     assert kitfs("login", fake.host, "-p", "refresh").out == "Log in successful\n"
@@ -90,7 +93,7 @@ def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -
 
 
 def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around the password is removed, and there is no warning."""
+    """White space around the password is removed. No warning is printed."""
     monkeypatch.setattr("sys.stdin", io.StringIO("pw\n"))
     assert kitfs("login", fake.host, "-u", "ada", "--password-stdin").out == "Log in successful\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
@@ -105,7 +108,7 @@ def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monk
 def test_passwords_from_a_terminal(
     kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Name and password are requested, and the password is read without an echo."""
+    """The user name and the password are requested. The password is read without an echo."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -119,7 +122,7 @@ def test_passwords_from_a_terminal(
 
 
 def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """Other entries in the file stay unchanged, and a link to the file stays a link."""
+    """Other entries in the file are not changed. If the file is a symbolic link, it remains one."""
     kept.parent.mkdir()
     real = kept.parent / "real.json"
     others = {
@@ -138,7 +141,7 @@ def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> Non
 
 
 def test_logout(kitfs: Kitfs, kept: Path) -> None:
-    """logout finds an entry in any spelling, and succeeds if there is none."""
+    """logout erases an entry in any spelling of the registry, and succeeds if no entry exists."""
     kept.parent.mkdir()
     kept.write_text(json.dumps({"auths": {"https://a.io/v1/": {"auth": "eDp5"}, DOCKER: {"auth": "eDp5"}, "b.io": {}}}))
     assert kitfs("logout", "a.io", "--json").json == {"registry": "a.io", "erased": True, "left_in_docker": False}
@@ -148,7 +151,7 @@ def test_logout(kitfs: Kitfs, kept: Path) -> None:
 
 
 def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
-    """logout does not remove docker's credentials, and reports that they are still used."""
+    """logout does not erase credentials in docker's file, and warns that they are still used."""
     (tmp_path / "docker").mkdir()
     config = tmp_path / "docker/config.json"
     config.write_text('{"auths": {"a.io": {"auth": "eDp5"}}}')
@@ -162,7 +165,7 @@ def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
     "config", [{"credsStore": "test"}, {"credHelpers": {"HOST": "test"}}], ids=["credsStore", "credHelpers"]
 )
 def test_helpers(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path, config: dict[str, Any]) -> None:
-    """A credential helper stores and erases the secret, which is not written to the file."""
+    """A credential helper stores and erases the secret. The file is not changed."""
     kept.parent.mkdir()
     kept.write_text(json.dumps(config).replace("HOST", fake.host))
     before = kept.read_text()
@@ -188,7 +191,7 @@ def test_a_helper_that_fails(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helpe
 
 
 def test_an_identity_token_for_a_helper(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path) -> None:
-    """The user name is <token>, as in docker's protocol."""
+    """The helper gets the user name <token>, as in docker's protocol."""
     fake.require_token(identity_tokens=frozenset({"refresh"}))
     kept.parent.mkdir()
     kept.write_text('{"credsStore": "test"}')
@@ -212,7 +215,7 @@ def test_what_is_no_registry(kitfs: Kitfs, text: str) -> None:
 
 
 def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
-    """Credentials for docker.io are stored under one key, whichever of its names was given."""
+    """Every name of Docker Hub uses the same entry, which docker also reads."""
     from kitfs.registry.credentials import erase, store
 
     for host in ("docker.io", "registry-1.docker.io", "a.io:5000"):

@@ -1,4 +1,4 @@
-"""``mount`` passes its reference on to its daemon."""
+"""``mount`` passes its reference to its daemon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFERENCES = st.builds(lambda where, which: Reference(*where, *which), WHERE, WH
 
 @given(REFERENCES)
 def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
-    """The daemon parses the same reference as the verb, with ``latest`` as the default tag."""
+    """The daemon parses the reference that the verb has parsed, with ``latest`` as the default tag."""
     assert parse_any(reference.display) == reference
     assert named(reference.display) == reference.or_latest()
 
@@ -46,11 +46,11 @@ def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
     ],
 )
 def test_names_without_a_registry(text: str, handed: str) -> None:
-    """Local kits and bare digests are passed on in kit's spelling."""
+    """Names of local kits, and bare digests, are passed on in kit's spelling."""
     assert display(named(text)) == handed
 
 
 def test_layouts_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths of layouts are absolute, because the daemon has another current directory."""
+    """The path of a layout is made absolute, because the daemon has another current directory."""
     monkeypatch.chdir(tmp_path)
     assert display(named("oci:kit:v1")) == f"oci:{os.path.join(tmp_path, 'kit')}:v1"

@@ -1,4 +1,4 @@
-"""push, pull and export with --with-referrers: what refers to a kit comes along, and goes with it."""
+"""push, pull and export copy the referrers of a kit with --with-referrers, and remove also removes the referrers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SBOM = "application/vnd.test.sbom"
 
 @pytest.fixture(params=["referrers API", "fallback tag"])
 def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
-    """A registry with the referrers API, and one without it."""
+    """Return a registry with the referrers API, and then a registry without the API."""
     fake.referrers_api = request.param == "referrers API"
     return fake
 
 
 def attach(fake: FakeRegistry, subject: str, content: bytes, *, repository: str = "team/kit") -> str:
-    """Attach a document to a manifest, as other programs do; return the digest of its manifest."""
+    """Attach a document to a manifest as other programs do, and return the digest of the document's manifest."""
     blob, config = fake.put_blob(repository, content), fake.put_blob(repository, b"{}")
     manifest = json.dumps(
         {
@@ -58,7 +58,7 @@ def attach(fake: FakeRegistry, subject: str, content: bytes, *, repository: str 
 
 
 def signed_copy(kitfs: Kitfs, fake: FakeRegistry) -> str:
-    """Put the kit that cosign signed into a registry, both signatures too; return its reference."""
+    """Put the kit that cosign signed into a registry with both its signatures, and return its reference."""
     with tarfile.open(GOLDEN / "cosign/basic-signed.tar") as archive:
         for member in archive.getmembers():
             found = archive.extractfile(member)
@@ -78,8 +78,8 @@ def signed_copy(kitfs: Kitfs, fake: FakeRegistry) -> str:
 
 
 def test_signatures_go_from_one_registry_to_another(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """Pulled and pushed with its signatures, a kit verifies at the other registry, in both formats of cosign."""
-    registry.referrers_api = False  # as in the golden layout
+    """A kit that is pulled and pushed with its signatures verifies at the other registry, in both formats of cosign."""
+    registry.referrers_api = False  # like the golden layout
     kit = signed_copy(kitfs, registry)
     assert kitfs("pull", kit, "--with-referrers").code == 0
     with FakeRegistry() as other:
@@ -101,7 +101,7 @@ def test_a_push_without_the_option_sends_the_kit_alone(kitfs: Kitfs, registry: F
 
 
 def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """A document about a document about the kit is pulled and pushed, and listed at the other registry."""
+    """If a document refers to a document about the kit, both are pulled and pushed."""
     kit = registry.put_kit("team/kit", KIT, "v1")
     first = attach(registry, Digest.of(KIT.manifest), b"about the kit")
     attach(registry, first, b"about the document")
@@ -115,7 +115,7 @@ def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistr
 
 @pytest.mark.parametrize("target", ["oci:layout", "oci-archive:layout.tar"])
 def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, target: str) -> None:
-    """From the registry, from the store and from a layout: the layout verifies, and only with the option."""
+    """A kit that is exported with --with-referrers from a registry, the store or a layout can be verified."""
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
     sources = [kit, SIGNED_LAYOUT]
@@ -132,7 +132,7 @@ def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry,
 
 
 def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """They are not listed as kits, they survive clearing the cache, and they go when the kit is removed."""
+    """A pulled referrer is not listed as a kit and is not removed by `cache clear`. Removing the kit removes it."""
     kit = registry.put_kit("team/kit", KIT, "v1")
     attach(registry, Digest.of(KIT.manifest), b"a document")
     kitfs("pull", kit, "--with-referrers")
@@ -148,7 +148,7 @@ def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeR
 
 
 def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, monkeypatch: Any) -> None:
-    """A push adds to the signatures that stand under cosign's tag at the target, and does not replace them."""
+    """If the target has signatures under cosign's tag, a push adds to them."""
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "")
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
@@ -166,7 +166,7 @@ def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_pat
 
 
 def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """More referrers than the limit are left out, with a warning, so that a pull has an end."""
+    """A kit may have endless referrers, so a pull stops at a limit and prints a warning."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     for number in range(MAX_REFERRERS + 5):
         attach(fake, Digest.of(KIT.manifest), b"%d" % number)
@@ -175,7 +175,7 @@ def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) ->
 
 
 def test_a_referrer_that_cannot_be_read_is_left_out(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A list that names a manifest which does not exist, or which is rubbish, does not keep the others away."""
+    """If a listed manifest does not exist or is not valid, a pull ignores it and still succeeds."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     fake.referrers_api = False
     attach(fake, Digest.of(KIT.manifest), b"a document")

@@ -18,7 +18,7 @@ from tests.unit.cli.conftest import Kitfs
 
 @pytest.fixture
 def fetched(kitfs: Kitfs) -> Iterator[str]:
-    """Read a kit with a tar and a gzip layer through the cache, and return its reference."""
+    """Read a kit with an uncompressed and a gzip layer through the cache, and return its reference."""
     with FakeRegistry() as fake:
         parts = [
             kits.part("model", "w", kits.kit_tar({"w": os.urandom(300_000)})),
@@ -31,7 +31,7 @@ def fetched(kitfs: Kitfs) -> Iterator[str]:
 
 
 def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache info prints kit's words. cache clear removes the cache and keeps kits."""
+    """cache info prints kit's words. cache clear empties the cache, but does not remove packed or pulled kits."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: d}]\n")
     (tmp_path / "t/d").write_text("kept\n")
@@ -49,7 +49,7 @@ def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, t
 
 
 def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """A leased blob is kept, and cache clear reports that."""
+    """cache clear does not remove a leased blob, and reports the number of blobs that are in use."""
     import fcntl
 
     biggest = max((tmp_path / "store/blobs/sha256").glob("*/*"), key=lambda d: (d / "rest").stat().st_size)
@@ -62,9 +62,9 @@ def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path)
 
 
 def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache verify names each changed blob in one line, removes it and exits with 6.
+    """cache verify prints a line for each changed blob, removes the blob and exits with 6.
 
-    The blob is fetched again when it is read.
+    When the blob is next read, it is fetched again.
     """
     assert kitfs("unpack", fetched, "-d", tmp_path / "first").code == 0
     done = kitfs("cache", "verify")
@@ -89,14 +89,14 @@ def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_pa
 
 
 def test_version(kitfs: Kitfs) -> None:
-    """The output has the form of kit's."""
+    """The output has the same lines as that of kit, and one for Python."""
     lines = [line.partition(": ")[0] for line in kitfs("version").out.splitlines()]
     assert lines == ["Version", "Commit", "Built", "Python version"]
     assert list(kitfs("version", "--json").json) == ["version", "commit", "built", "python_version"]
 
 
 def test_help(kitfs: Kitfs) -> None:
-    """Help is shown for all verbs, for one verb, and for a verb of a group."""
+    """Help is shown for all verbs, for one verb, and for a verb in a group."""
     assert kitfs("help").out.startswith(kitfs("--help").out)
     assert kitfs("help", "remove").out == kitfs("remove", "--help").out
     assert kitfs("help", "cache", "info").out.startswith("Usage: kitfs cache info")
@@ -107,7 +107,7 @@ def test_help(kitfs: Kitfs) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(kitfs: Kitfs, shell: str) -> None:
-    """The script calls kitfs and is valid for the shell."""
+    """The script calls kitfs and is valid in the shell."""
     script = kitfs("completion", shell).out
     assert "_KITFS_COMPLETE" in script
     program = shutil.which(shell)
@@ -118,7 +118,6 @@ def test_completion(kitfs: Kitfs, shell: str) -> None:
 
 
 def test_what_is_completed(kitfs: Kitfs, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    """Verbs and options are completed."""
     from kitfs.cli.main import cli, run
 
     wanted = {"kitfs ins": "plain,inspect", "kitfs list --fo": "plain,--format", "kitfs cache c": "plain,clear"}
@@ -132,7 +131,7 @@ def test_what_is_completed(kitfs: Kitfs, monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_nothing_is_coloured(kitfs: Kitfs) -> None:
-    """There are no colours, so that NO_COLOR has no effect."""
+    """No output is coloured, with or without NO_COLOR."""
     for args in (["help"], ["list"], ["version"], ["nope"], ["remove"]):
         done = kitfs(*args)
         assert "\x1b" not in done.out + done.err

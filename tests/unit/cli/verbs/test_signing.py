@@ -1,4 +1,4 @@
-"""The verbs sign, verify and generate-key-pair: what they store, accept and refuse."""
+"""The verbs sign, verify and generate-key-pair store, accept and refuse signatures by keys."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fakes.faults import Status
 from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Kitfs
 
-ENCRYPTED = GOLDEN / "cosign/test-only.key"  # a key file of cosign, which takes a second to read on a busy machine
+ENCRYPTED = GOLDEN / "cosign/test-only.key"  # written by cosign; decrypting it takes a second on a busy machine
 PUB = GOLDEN / "cosign/test-only.pub"
 NAME = "key SHA256:pdfPSO6irabwxS5g8S1K7SN1UWVP0o1EHnPEaTpUlQg="
 SIGNED_LAYOUT = f"oci-archive:{GOLDEN / 'cosign/basic-signed.tar'}:v1"
@@ -62,7 +62,7 @@ def key(tmp_path: Path, signer: PrivateKey) -> Path:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Return the file of another private key. The file of its public key ends in .pub."""
+    """Return the file of another private key. Its public key is in a file with the suffix .pub."""
     made = ec.generate_private_key(ec.SECP256R1())
     path = write_key(tmp_path / "other.key", PrivateKey(made, PublicKey(made.public_key(), b"")))
     pem = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -72,7 +72,7 @@ def other(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["referrers API", "fallback tag"])
 def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
-    """Return a registry with the referrers API, and then a registry without it."""
+    """Return a registry with the referrers API, and then a registry without the API."""
     fake.referrers_api = request.param == "referrers API"
     return fake
 
@@ -83,7 +83,7 @@ def kit(registry: FakeRegistry) -> str:
 
 
 def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
-    """Store a bundle as a referrer, as everyone with permission to push can."""
+    """Store a bundle as a referrer, as every user with permission to push can."""
     empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": fake.put_blob("team/kit", b"{}"), "size": 2}
     layer = {"mediaType": MEDIA_TYPE, "digest": fake.put_blob("team/kit", bundle), "size": len(bundle)}
     manifest = json.dumps(
@@ -106,14 +106,14 @@ def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
 
 
 def statement_bundle(key: PrivateKey, digest: Digest, predicate_type: str = SIGN) -> bytes:
-    """Return a bundle that a key has signed."""
+    """Return a bundle with a statement about a digest, signed by a key."""
     payload = statement_about(digest, predicate_type, {})
     return bundle_of(payload, key.sign(signed_bytes(PAYLOAD_TYPE, payload)), key.public.hint)
 
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path) -> None:
-    """verify accepts what sign stores, in either format, with the public key. JSON reports the same."""
+    """verify accepts the signature that sign has stored, in both formats."""
     signed = kitfs("sign", kit, "--key", key, "--signature-format", shape)
     assert (signed.code, signed.out) == (0, f"{Digest.of(ONE.manifest)} signed by {NAME} ({shape})\n"), signed.err
     verified = kitfs("verify", kit, "--key", PUB)
@@ -147,7 +147,7 @@ def test_a_kit_without_a_signature_is_refused(kitfs: Kitfs, kit: str) -> None:
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str, key: Path) -> None:
-    """The message names the signers that were found. A signature under the tag does not name its key."""
+    """The error names the signers that were found. A signature in cosign's tag format does not name its key."""
     kitfs("sign", kit, "--key", key, "--signature-format", shape)
     done = kitfs("verify", kit, "--key", other.with_suffix(".pub"))
     assert done.code == 11
@@ -159,7 +159,7 @@ def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str,
 def test_a_signature_of_another_kit_is_refused(
     kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, signer: PrivateKey, other: Path
 ) -> None:
-    """A genuine signature does not count for another kit to which it was copied."""
+    """A valid signature that was copied to another kit is refused."""
     kitfs("sign", kit, "--key", key, "--signature-format", shape)
     other = registry.put_kit("team/kit", TWO, "v2")
     if shape == "bundle":
@@ -171,7 +171,7 @@ def test_a_signature_of_another_kit_is_refused(
 
 
 def test_an_attestation_is_not_a_signature(kitfs: Kitfs, registry: FakeRegistry, kit: str, signer: PrivateKey) -> None:
-    """A signed statement with another predicate does not count as a signature."""
+    """A signed statement with another predicate type is not accepted as a signature."""
     put_bundle(
         registry,
         Digest.of(ONE.manifest),
@@ -192,7 +192,7 @@ def test_a_changed_statement_is_refused(kitfs: Kitfs, registry: FakeRegistry, ki
 def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
     kitfs: Kitfs, fake: FakeRegistry, data: bytes, key: Path
 ) -> None:
-    """Invalid referrers, which everyone with permission to push can add, do not make a signature unusable."""
+    """Every user with permission to push can add an invalid referrer. A valid signature is accepted all the same."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     put_bundle(fake, Digest.of(ONE.manifest), data)
     assert kitfs("verify", kit, "--key", PUB).code == 11
@@ -201,7 +201,7 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
 
 
 def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The hint in a bundle is foreign text, so it is escaped and shortened."""
+    """The key hint in a bundle is untrusted text, so control characters are escaped and the text is shortened."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
     put_bundle(fake, Digest.of(ONE.manifest), bundle)
@@ -215,7 +215,7 @@ def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeR
 def test_an_error_of_the_registry_is_not_a_missing_signature(
     kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
 ) -> None:
-    """If the registry fails for one format, verify fails too, unless the other format has the signature."""
+    """verify fails if the registry fails for one format, unless a signature in the other format is found."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     fake.fail(shape, Status(500))
     assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
@@ -238,14 +238,14 @@ def test_a_mirror_without_signatures_does_not_hide_those_of_the_registry(
 
 
 def test_the_layout_that_cosign_signed_is_verified(kitfs: Kitfs, other: Path, key: Path) -> None:
-    """Both signatures of cosign 3 in the golden layout verify, and no other key is accepted."""
+    """Both signatures by cosign 3 in the golden layout are accepted with cosign's key and with no other key."""
     found = kitfs("verify", SIGNED_LAYOUT, "--key", PUB, "--json").json["signatures"]
     assert sorted(one["format"] for one in found) == ["bundle", "tag"]
     assert kitfs("verify", SIGNED_LAYOUT, "--key", other.with_suffix(".pub")).code == 11
 
 
 def test_one_kit_of_an_index_is_signed_by_its_label(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """--label selects the kit that is signed and the kit that is verified."""
+    """--label selects the kit that is signed or verified."""
     for name, kit in (("a", ONE), ("b", TWO)):
         fake.put_kit("team/kit", kit, name)
         assert kitfs("pull", f"{fake.host}/team/kit:{name}").code == 0
@@ -284,7 +284,7 @@ def test_a_wrong_command_line_is_exit_code_2(kitfs: Kitfs, fake: FakeRegistry, w
 def test_a_missing_password_is_exit_code_2(
     kitfs: Kitfs, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch, key: Path
 ) -> None:
-    """Without a variable or a terminal, there is no password. A wrong password is an error too."""
+    """A key file needs a password from a variable or a terminal. A wrong password is an error too."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "wrong")
     assert "the password is wrong" in kitfs("sign", kit, "--key", ENCRYPTED).err
@@ -308,7 +308,7 @@ def test_a_new_key_pair_is_private_and_overwrites_nothing(kitfs: Kitfs, tmp_path
 def test_a_key_of_the_settings_file_is_the_client_key(
     kitfs: Kitfs, tmp_path: Path, fake: FakeRegistry, key: Path
 ) -> None:
-    """For sign too, the setting ``key`` belongs to ``cert``. ``sign: key`` is the key of the signature."""
+    """The setting ``key`` is the key of the client certificate, also for sign. ``sign: key`` is the signing key."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"key: {key}\nsign: {{key: {key}}}\nverify-key: {PUB}\n")
@@ -322,7 +322,7 @@ def test_a_key_of_the_settings_file_is_the_client_key(
 
 @pytest.mark.parametrize("verb", [["pull"], ["unpack", "-d", "out"]])
 def test_a_kit_is_used_only_if_it_is_signed(kitfs: Kitfs, kit: str, key: Path, other: Path, verb: list[str]) -> None:
-    """With --verify-key, a kit without the key's signature is refused before a layer is fetched. Nothing is stored."""
+    """With --verify-key, a kit that the key has not signed is refused, and nothing is stored."""
     refused = kitfs(*verb, kit, "--verify-key", PUB)
     assert (refused.code, refused.err.count("\n")) == (11, 1)
     assert "no signature was found" in refused.err
@@ -340,7 +340,10 @@ def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRe
 
 
 def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """A stored kit is checked at its registry too. If the registry is unavailable, the verdict of the pull counts."""
+    """The signature of a stored kit is checked at its registry.
+
+    If the registry fails, the check during the pull counts.
+    """
     kit = fake.put_kit("team/kit", ONE, "v1")
     assert kitfs("pull", kit).code == 0
     assert kitfs("unpack", kit, "-d", "a", "--verify-key", PUB).code == 11
@@ -354,7 +357,6 @@ def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry
 
 
 def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """A kit with a parent is used only if both are signed."""
     weights = kits.Part(kind="model", path="model", content=kits.kit_tar({"model/w.bin": b"weights"}))
     parent = fake.put_kit("team/parent", kits.build([weights]), "v1")
     docs = kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.txt": b"child"}))
@@ -368,7 +370,7 @@ def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry
 
 
 def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
-    """A refusal names the rule and the file. If both options are given, both must be satisfied."""
+    """The error names the rule and the policy file. If --verify-key is given too, both must be satisfied."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     policy = tmp_path / "policy.json"
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}

@@ -1,4 +1,4 @@
-"""sign --oms and verify --oms: which files are compared, what is fetched for it, and what is refused."""
+"""sign --oms and verify --oms sign and compare the files of a kit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_pair(path: Path, made: Any) -> Path:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """The file of a private key; that of its public key ends in .pub."""
+    """Return the file of a private key. Its public key is in a file with the suffix .pub."""
     return write_pair(tmp_path / "k.key", ec.generate_private_key(ec.SECP256R1()))
 
 
@@ -45,7 +45,7 @@ def kit(fake: FakeRegistry) -> str:
 
 
 def signed(path: Path, key: Path, statement: bytes) -> Path:
-    """Write a bundle in which the key signs any statement."""
+    """Write a bundle with a statement that is signed by the key."""
     private = private_key(key.read_bytes(), "k", lambda: b"")
     path.write_bytes(bundle_of(statement, private.sign(signed_bytes(PAYLOAD_TYPE, statement)), ""))
     return path
@@ -56,7 +56,7 @@ def statement_in(bundle: Path) -> Any:
 
 
 def test_the_files_of_a_kit_are_signed_and_verified(kitfs: Kitfs, kit: str, key: Path, tmp_path: Path) -> None:
-    """The signature lists every file with its digest, the Kitfile too, and is attached to the kit."""
+    """The signature lists every file with its digest, including the Kitfile, and is attached to the kit."""
     done = kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "model.sig")
     assert done.code == 0, done.err
     assert done.out.endswith("(oms, 4 files)\n")
@@ -71,7 +71,6 @@ def test_the_files_of_a_kit_are_signed_and_verified(kitfs: Kitfs, kit: str, key:
 
 
 def test_a_kit_of_raw_layers_is_verified_without_fetching_a_layer(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """The digest of a raw layer is that of its file: neither signing nor verifying reads the layer."""
     built = kits.build([RAW])
     kit = fake.put_kit("team/raw", built, "v1")
     assert kitfs("sign", kit, "--oms", "--key", key).code == 0
@@ -80,7 +79,7 @@ def test_a_kit_of_raw_layers_is_verified_without_fetching_a_layer(kitfs: Kitfs, 
 
 
 def test_a_signature_of_files_is_not_one_of_the_kit(kitfs: Kitfs, kit: str, key: Path) -> None:
-    """verify without --oms does not count it, and verify --oms does not count the other kind."""
+    """A signature by sign --oms does not satisfy verify without --oms."""
     kitfs("sign", kit, "--oms", "--key", key)
     assert kitfs("verify", kit, "--key", key.with_suffix(".pub")).code == 11
     kitfs("sign", kit, "--key", key)
@@ -98,7 +97,7 @@ def test_another_key_is_refused(kitfs: Kitfs, kit: str, key: Path, tmp_path: Pat
 def test_a_kit_with_other_files_is_refused(
     kitfs: Kitfs, fake: FakeRegistry, kit: str, key: Path, tmp_path: Path
 ) -> None:
-    """A file that is missing, one more, and one that is changed are counted and named."""
+    """The error counts and names files that are missing, added or changed."""
     kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "model.sig")
     docs = kits.part("docs", "docs", kits.kit_tar({"docs/a.txt": b"changed", "docs/c.txt": b"more"}))
     other = fake.put_kit("team/kit", kits.build([RAW, docs]), "v2")
@@ -127,7 +126,7 @@ def test_a_kit_with_other_files_is_refused(
 def test_a_statement_that_contradicts_itself_is_refused(
     kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path, change: Any, text: str
 ) -> None:
-    """Also a statement that the key has signed must be one of OMS v1.0, and its root digest must be right."""
+    """Even a statement with a valid signature is refused if it does not follow OMS v1.0 or its root digest is wrong."""
     kit = fake.put_kit("team/raw", kits.build([RAW]), "v1")
     statement = json.loads(statement_of("raw", {"model/w.bin": Digest.of(b"weights" * 1000).hex}))
     change(statement)
@@ -137,7 +136,7 @@ def test_a_statement_that_contradicts_itself_is_refused(
 
 
 def test_paths_that_the_signature_ignores_may_exist(kitfs: Kitfs, kit: str, key: Path, tmp_path: Path) -> None:
-    """The signer may leave out paths; what it does not leave out must be signed."""
+    """Files that are not signed are accepted only below a path that the signature ignores."""
     files = {"model/w.bin": Digest.of(b"weights" * 1000).hex, "Kitfile": ""}
     kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "all.sig")
     files = {one["name"]: one["digest"] for one in statement_in(tmp_path / "all.sig")["predicate"]["resources"]}
@@ -150,7 +149,7 @@ def test_paths_that_the_signature_ignores_may_exist(kitfs: Kitfs, kit: str, key:
 
 
 def test_what_cannot_be_signed_is_a_usage_error(kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path) -> None:
-    """OMS signs with ECDSA, and files only."""
+    """OMS requires an ECDSA key, and the options for OMS require --oms."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     edwards = write_pair(tmp_path / "ed.key", ed25519.Ed25519PrivateKey.generate())
     assert "needs an ECDSA key" in kitfs("sign", kit, "--oms", "--key", edwards).err

@@ -26,9 +26,9 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return a function that runs a verb whose stdout is a terminal of 80 columns.
+    """Return a function that runs a verb with a terminal of 80 columns as stdout, and returns the output.
 
-    The kits t/k:v1 and t/k:v2 and the index t/k:all exist.
+    The store contains the kits t/k:v1 and t/k:v2 and the index t/k:all.
     """
     tree = tmp_path / "tree"
     (tree / "data").mkdir(parents=True)
@@ -66,10 +66,9 @@ def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_digests_are_short_on_a_terminal_and_full_where_asked(
     on_terminal: Callable[..., str], args: tuple[str, ...]
 ) -> None:
-    """Digests are short, and complete with --no-trunc.
+    """On a terminal digests are shortened, except with --no-trunc.
 
-    A verb that removes something prints nothing when it is repeated, so that --no-trunc is tested for the other verbs
-    only.
+    For --no-trunc each verb is run twice, so it is tested only with verbs that can be repeated.
     """
     printed = on_terminal(*args)
     assert SHORT.search(printed)

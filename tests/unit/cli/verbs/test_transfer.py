@@ -1,4 +1,4 @@
-"""``kitfs pack`` and ``kitfs push`` print line for line what kit 1.7.0 printed on stdout for the same trees."""
+"""``kitfs pack`` and ``kitfs push`` print the same lines on stdout as kit 1.7.0 for the same trees."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lines(
     config: str = "Saved configuration",
     manifest: str = "Saved manifest to storage",
 ) -> list[str]:
-    """Return what kit prints for a golden tree. The arguments are the parts of a line that differ."""
+    """Return the lines that kit prints for a golden tree. The arguments are the words that differ between runs."""
     kit = GOLDEN_KITS[name]
     found = [f"{layers} {kind} layer: {digest}" for kind, digest in zip(KINDS[name], kit["diff_ids"], strict=True)]
     found += [
@@ -43,9 +43,9 @@ MANIFEST_KNOWN = "Manifest already exists in storage"
 
 
 def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """pack reports for the whole store whether a layer or config was saved before.
+    """pack reports a layer or a config as already saved if the store contains it.
 
-    For a manifest, it reports this for the manifest's repository.
+    A manifest is reported as existing only if it is in the same repository.
     """
 
     def said(name: str, *options: str) -> list[str]:
@@ -62,7 +62,7 @@ def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
 
 
 def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_trees: Path, tmp_path: Path) -> None:
-    """``-f -`` and ``-f FILE`` give the same kit as the Kitfile in the directory."""
+    """A Kitfile on stdin (``-f -``) or elsewhere (``-f FILE``) gives the same kit as a Kitfile in the directory."""
     text = (golden_trees / "basic/Kitfile").read_bytes()
     (tmp_path / "other.yaml").write_bytes(text)
     with (tmp_path / "other.yaml").open("rb") as file:
@@ -73,7 +73,10 @@ def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_tr
 
 
 def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """push names the destination and the digest, also the second time. Then it reports a kit that does not exist."""
+    """push prints the destination and the digest, also if the kit is pushed again.
+
+    A kit that does not exist is an error.
+    """
     digest = GOLDEN_KITS["parts"]["manifest"]
     with FakeRegistry() as registry:
         ref, other, absent = (f"{registry.host}/t/{name}" for name in ("parts:v1", "renamed:v9", "absent:v1"))
@@ -154,7 +157,6 @@ def test_a_pack_that_cannot_be_is_one_line(
 
 
 def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path) -> None:
-    """Control characters in names are escaped in warnings and in errors."""
     (tmp_path / "Kitfile").write_text("manifestVersion: 1.0.0\ncode: [{path: m}]\n")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/\x1b[31m\nx").symlink_to("/etc")
@@ -169,7 +171,7 @@ def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path
 
 
 def test_a_kit_has_more_layers_than_files_may_be_open_at_first(box: Host, tmp_path: Path) -> None:
-    """For 150 layers the soft limit of 100 descriptors is raised to the hard limit."""
+    """To pack 150 layers, the soft limit of 100 descriptors is raised to the hard limit."""
     names = [f"f{number}" for number in range(150)]
     for name in names:
         (tmp_path / name).write_text(name)

@@ -11,7 +11,7 @@ from tests.unit.cli.conftest import Kitfs
 
 
 def test_cat_writes_one_tensor_of_a_file(kitfs: Kitfs, tmp_path: Path) -> None:
-    """For an unknown name the error proposes a similar name. A file without tensors is refused."""
+    """The error for an unknown tensor suggests a similar name. A file without tensors is an error."""
     tree = tmp_path / "tree"
     tree.mkdir()
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: t}\nmodel: {name: m, path: m.safetensors}\n")
