@@ -27,7 +27,7 @@ REMOTE_PREFIX: Final = "remote://"
 
 
 class DiffSide(NamedTuple):
-    """One of the two kits. ``remote``: whether it was read from its registry or layout instead of the store."""
+    """One of the two kits. ``remote``: whether the kit was read from its registry or layout instead of the store."""
 
     reference: Reference | LayoutReference
     remote: bool

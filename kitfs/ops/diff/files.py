@@ -52,9 +52,9 @@ class FileChange(NamedTuple):
 
 
 class FileChanges(NamedTuple):
-    """The differences between the files of two kits, each list sorted by path.
+    """The differences between the files of two kits. Each list is sorted by path.
 
-    ``maybe``: files whose bytes would have to be compared to find whether they differ.
+    ``maybe``: files that may differ; their bytes were not compared.
     """
 
     added: list[tuple[str, ComparedFile]]
@@ -107,7 +107,7 @@ def compare_files(
 ) -> FileChanges:
     """Compare the files of two kits by path.
 
-    ``content``: read files that may differ side by side, up to the first difference.
+    ``content``: compare the bytes of files that may differ, up to the first difference.
     """
     changed: list[FileChange] = []
     maybe: list[FileChange] = []

@@ -1,4 +1,4 @@
-"""Compare the layers of two kits by their manifests, as kit's ``diff`` does (KITOPS §8).
+"""Compare the layers of two kits by their manifests, as KitOps' pkg/cmd/diff does.
 
 Only ``without_equal_layers`` reads layers, and only their first entry.
 """
@@ -66,8 +66,8 @@ L = TypeVar("L", bound=DeclaredLayer)
 def without_equal_layers(first: Sequence[L], second: Sequence[L]) -> tuple[list[L], list[L]]:
     """Return the layers of two kits without the layers that are the same in both.
 
-    Both kits have those layers in the same order, and their paths do not overlap the path of any other layer. They are
-    omitted because an index is expensive: a compressed layer must be read completely to make its index.
+    A layer is omitted if both kits have it in the same order and its path does not overlap the path of any other layer.
+    To make the index of a compressed layer, the whole layer must be read, and this function saves that.
     """
     pairs, left, right = pair(first, second, lambda layer: (layer.digest, layer.path))
     if [id(a) for a, _ in pairs] != [id(a) for a in first if not any(a is other for other in left)]:

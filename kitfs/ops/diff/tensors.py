@@ -52,8 +52,8 @@ class TensorChanges(NamedTuple):
 def compare_tensors(first: Mapping[str, ComparedFile], second: Mapping[str, ComparedFile]) -> TensorChanges:
     """Compare the tensors of two kits by file and name.
 
-    If an unpaired name then remains exactly once in each kit, the tensor has moved to another file. Only the headers of
-    files are read, and files that are the same bytes of the same layer in both kits are not read.
+    A tensor has moved to another file if its name is unpaired and occurs exactly once in each kit. Only the headers of
+    files are read. Files that are the same bytes of the same layer in both kits are not read.
     """
     unreadable: list[UnreadableFile] = []
     left = _tensors(first, second, 1, unreadable)

@@ -48,11 +48,11 @@ def checkout(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> Iterator[Checkout]:
-    """Check out ``ref`` of the repository at ``url`` into a temporary directory of ``store`` for the time of a block.
+    """Check out ``ref`` of the repository at ``url`` into a temporary directory for the duration of a block.
 
-    ``ref``: a branch, tag or commit; "" is the repository's HEAD. The directory of a killed process is removed by the
-    next process. Raises UsageError if git is not installed, NotFound if git cannot fetch ``ref``, ContextError,
-    StoreError.
+    The directory is in ``store``. After a kill, the next import removes it. ``ref``: a branch, tag or commit; "" is the
+    repository's HEAD. Raises ContextError or StoreError, UsageError if git is not installed, and NotFound if git cannot
+    fetch ``ref``.
     """
     if shutil.which("git") is None:
         raise UsageError("git is not installed (install git to import git repositories; git-lfs is optional)")
@@ -167,7 +167,7 @@ class _Git:
         return done.stdout
 
     def ask(self, *args: str) -> str:
-        """Run git, and return its stdout, or "" if git fails."""
+        """Run git, and return its stdout, or "" on failure."""
         try:
             return self.run(*args).strip()
         except (ContextError, NotFound):

@@ -1,10 +1,10 @@
 """Access a Hugging Face hub: list the files of a repository at a revision, and read their bytes from any offset on.
 
-Follows the hub's HTTP API as described in KITOPS §9.2: ``/api/models/NAME/revision/REF`` resolves a commit,
-``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), and ``/NAME/resolve/SHA/PATH`` is a file, which
-usually redirects to a CDN whose URLs are signed and expire. Requests use the client for registries, which retries,
-follows redirects, and sends the token only to the hub. After a 429, a hub may require a longer wait than a registry.
-Threading: any thread may call every method.
+Follows the HTTP API of huggingface.co, as KitOps' pkg/lib/hf uses it: ``/api/models/NAME/revision/REF`` resolves a
+commit, ``/api/models/NAME/tree/SHA`` lists it in pages (RFC 8288 links), and ``/NAME/resolve/SHA/PATH`` is a file,
+which usually redirects to a CDN whose URLs are signed and expire. Requests use the client for registries, which
+retries, follows redirects, and sends the token only to the hub. After a 429, a hub may require a longer wait than a
+registry. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 class HubFile:
     """A file of a revision. ``size``: its bytes.
 
-    ``git``: the SHA-1 of its git blob. ``digest``: the digest of an LFS object, whose git blob is the LFS pointer.
+    ``digest``: the digest of an LFS object. ``git``: the SHA-1 of the file's git blob, which for an LFS object is the
+    blob of its pointer.
     """
 
     path: str
@@ -124,9 +125,10 @@ class Hub:
         self._waited = 0.0
 
     def snapshot(self, kind: str, name: str, ref: str) -> Snapshot:
-        """Return the repository ``name`` of ``kind`` (models, datasets, spaces) at the commit that ``ref`` names now.
+        """Return a repository at the commit that ``ref`` names now.
 
-        Raises NotFound, Unauthorized, RateLimited, Unavailable, RegistryError.
+        ``kind``: "models", "datasets" or "spaces". Raises NotFound, Unauthorized, RateLimited, Unavailable,
+        RegistryError.
         """
         if kind not in KINDS or not NAME.fullmatch(name):
             raise UsageError(f"{name[:200]!r} is not the name of a repository of a hub (expected owner/name)")
@@ -163,10 +165,10 @@ class Hub:
             raise RegistryError(f"{what}: the answer of {self.host} is not a valid listing", status=200, url=shown(url))
 
     def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
-        """Send a GET request, and return the response, whose body the caller must read and close.
+        """Send a GET request, and return the response. The caller must read and close its body.
 
-        After a 429, the request is retried after the requested wait, until the waits of all threads together exceed
-        ``patience``.
+        After a 429, the request is repeated after the requested wait. The waits of all threads together are at most
+        ``patience`` seconds.
         """
         while True:
             response = self._client.http.send(self._endpoint, "GET", url, headers, what)
@@ -255,8 +257,8 @@ class Hub:
     def blob(self, url: str, file: HubFile, what: str) -> RemoteBlob:
         """Return a file as a Source. No request is sent until it is read.
 
-        The target of the hub's redirect is used until it expires, so that many ranges of a file need only one request
-        to the hub.
+        The target of the hub's redirect is used until it expires, so many ranges of a file need only one request to the
+        hub.
         """
 
         def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:
@@ -295,7 +297,7 @@ class Snapshot:
     def files(self) -> list[HubFile]:
         """List the files, sorted by path, without .gitignore and .gitattributes.
 
-        Raises UnsafePath for a path that leads out of the repository, RegistryError.
+        Raises RegistryError, and UnsafePath for a path that leads out of the repository.
         """
         found: dict[str, HubFile] = {}
         for number, entry in enumerate(self._hub.listing(self.kind, self.name, self.sha)):

@@ -69,7 +69,8 @@ def pointer_at(path: str) -> Pointer | None:
 def server_of(url: str, configured: str) -> str:
     """Return the URL of a repository's LFS server, or "" if it has no server with an HTTP URL.
 
-    It is ``configured`` (lfs.url) if that is not "", otherwise a URL below the repository's own URL.
+    ``configured``: the value of lfs.url, which takes precedence. If it is "", the URL is derived from the URL of the
+    repository.
     """
     found = configured
     if not found:
@@ -94,8 +95,8 @@ def resolve(
     """Replace every pointer by its object.
 
     ``near``: a directory of objects on this machine, or "". ``named_by``: the URL of the repository if a file in the
-    repository names the server, or "" if the server was derived from that URL. Raises ContextError if an object is
-    missing and no server is known, IntegrityError, Unauthorized, RegistryError, Unavailable.
+    repository names the server, or "" if the server was derived from that URL. Raises IntegrityError, Unauthorized,
+    RegistryError or Unavailable, and ContextError if an object is missing and no server is known.
     """
     by_digest: dict[Digest, list[Pointer]] = {}
     for pointer in pointers:

@@ -1,6 +1,6 @@
 """Import a kit from a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
 
-Names are interpreted as in kit's import (KITOPS §9.2): a URL of a hub and owner/name are Hugging Face repositories,
+Names are interpreted as in KitOps' pkg/cmd/kitimport: a URL of a hub and owner/name are Hugging Face repositories,
 other URLs and local directories are git repositories, and oci: and oci-archive: name layouts. Threading: ``import_kit``
 starts threads, and returns when they have ended.
 """
@@ -86,9 +86,9 @@ def import_kit(
     """Make a kit from ``repository`` in the store, or with the option ``push`` at the registry of ``tag``.
 
     ``tag``: repository:tag, with further tags after commas; None means that the tag is derived from the repository's
-    name. ``edit`` is called with a generated Kitfile, and returns the Kitfile to pack. Raises UsageError if no tag can
-    be derived or an option does not apply, NotFound, Unauthorized, RateLimited, RegistryError, IntegrityError,
-    ContextError, KitfileError, StoreError.
+    name. ``edit`` is called with a generated Kitfile, and returns the Kitfile to pack. Raises NotFound, Unauthorized,
+    RateLimited, RegistryError, IntegrityError, ContextError, KitfileError or StoreError, and UsageError if no tag can
+    be derived or an option does not apply.
     """
     layout = parse_any(repository) if repository.startswith(LAYOUTS) else None
     name = tag or (_layout_tag(layout) if isinstance(layout, LayoutReference) else _default_tag(repository))
@@ -197,7 +197,7 @@ class _ImportJob:
         return kitfile if self.edit is None else self.edit(kitfile)
 
     def _created(self, committed: int) -> int:
-        """Return the creation time. The default is the time of the commit, so that each import makes the same kit."""
+        """Return the creation time. It is the time of the commit by default, so each import makes the same kit."""
         return committed if self.options.created is None else self.options.created
 
 
@@ -237,7 +237,10 @@ def _git_url(repository: str, hub_url: str) -> str:
 
 
 def _layout_tag(layout: LayoutReference) -> str:
-    """Return the tag for a kit in a layout: the name of the layout's directory or file, and the kit's tag in it."""
+    """Return the default tag for a kit that is imported from a layout, as ``name:tag``.
+
+    The name is that of the layout's directory or file, and the tag is that of the kit in the layout, or latest.
+    """
     name = os.path.basename(os.path.abspath(layout.path)).partition(".")[0]
     return f"{name.lower()}:{layout.tag or 'latest'}"
 

@@ -85,9 +85,9 @@ def import_snapshot(
 ) -> PackedKit:
     """Make the kit of an arrangement in the store, or with ``target`` in that repository, and tag it.
 
-    Raises IntegrityError for a file that differs from the listing, ContextError for a manifest that is too large,
-    StoreFull, StoreError, and the errors of the hub or the registry. After an error, nothing is tagged. Complete files,
-    and the fetched ranges of large files, stay in the store for the next attempt.
+    Raises StoreFull, StoreError, the errors of the hub or the registry, IntegrityError for a file that differs from the
+    listing, and ContextError for a manifest that is too large. After an error, nothing is tagged. Complete files, and
+    the fetched ranges of large files, stay in the store for the next attempt.
     """
     with contextlib.ExitStack() as pins:
         digests = {f.digest for layer in arrangement.layers for f in layer.files if f.digest is not None}
@@ -115,7 +115,7 @@ def _store_manifest(
     references: Sequence[Reference],
     report: Report,
 ) -> None:
-    """Store config and manifest, and tag the kit. Raises StoreError if a layer was evicted meanwhile."""
+    """Store config and manifest, and tag the kit. Raises StoreError if a layer has been evicted since it was stored."""
     config, manifest = kit.config.digest, kit.descriptor.digest
     pins.enter_context(store.pin((config, manifest)))
     for what, digest, content in (("config", config, kit.config_bytes), ("manifest", manifest, kit.manifest_bytes)):

@@ -1,8 +1,8 @@
-"""Manage indexes of kits in the store and at registries: kit's ``index`` verbs (KITOPS §8; KitOps 1.17 pkg/cmd/index).
+"""Manage indexes of kits in the store and at registries, as KitOps 1.17 does (pkg/cmd/index).
 
 Tags of indexes are separate from tags of kits (``Store.indexes``), so an index and a kit may have the same name. As in
-kit, an index lists only kits of its own repository. An index does not pin the kits that it lists; their own tags pin
-them. Threading: each call uses one thread, except that ``push`` starts threads.
+kit, an index lists only kits of its own repository. An index does not pin the kits that it lists. A listed kit is
+pinned only by a tag of its own. Threading: each call uses one thread, except that ``push`` starts threads.
 """
 
 from __future__ import annotations
@@ -58,14 +58,20 @@ class Deleted(NamedTuple):
 
 
 def create(store: Store, reference: Reference) -> Digest:
-    """Create an empty index, and return its digest. Raises UsageError if an index already has the tag, StoreError."""
+    """Create an empty index, and return its digest.
+
+    Raises StoreError, and UsageError if an index already has the tag.
+    """
     if _tagged(store, reference) is not None:
         raise UsageError(f"index {reference.display} already exists")
     return _write(store, reference, KitIndex())
 
 
 def stored(store: Store, reference: Reference) -> IndexDocument:
-    """Read an index of the store by tag or digest. Raises NotFound, ManifestError, StoreError if its bytes are lost."""
+    """Read an index of the store by tag or digest.
+
+    Raises NotFound or ManifestError, and StoreError if its bytes are lost.
+    """
     digest = reference.digest or _tagged(store, reference)
     if digest is None or not any(row.name == reference.name and row.digest == digest for row in listed(store)):
         raise NotFound(f"could not find index {reference.display} in local storage")
@@ -76,7 +82,10 @@ def stored(store: Store, reference: Reference) -> IndexDocument:
 
 
 def fetched(origin: Manifests, reference: Reference) -> IndexDocument:
-    """Read an index of a registry. Raises NotFound, RegistryError, ManifestError if it is not an index of kits."""
+    """Read an index of a registry.
+
+    Raises NotFound or RegistryError, and ManifestError if it is not an index of kits.
+    """
     descriptor, data = origin.manifest(reference.identifier or "latest")
     return IndexDocument(descriptor.digest, KitIndex.parse(data), data)
 
@@ -111,7 +120,7 @@ def add(
     """Add a kit to an index, or change its labels and annotations, and return the new digest of the index.
 
     The kit is looked up in the store, or with ``remote`` at its registry. Raises NotFound, UsageError for a kit of
-    another repository, ManifestError if the manifest is not a kit's.
+    another repository, and ManifestError if ``kit`` names something else than a kit.
     """
     if kit.name != reference.name:
         raise UsageError(
@@ -130,7 +139,10 @@ def add(
 
 
 def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descriptor, Manifest]:
-    """Return a kit's descriptor for an index, and its manifest, from the store or, if it is not None, ``origin``."""
+    """Return a kit's descriptor for an index, and its manifest.
+
+    They are read from ``origin``, or from the store if it is None.
+    """
     if origin is not None:
         found, data = origin.manifest(kit.identifier)
         digest = found.digest
@@ -172,7 +184,7 @@ def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, 
 def delete(store: Store, reference: Reference, *, force: bool = False) -> Deleted:
     """Delete a tag of an index. With ``force`` or a digest, or for the last tag, the index itself is deleted.
 
-    Its kits stay. Raises NotFound, UsageError if the reference names a kit.
+    Its kits stay. Raises NotFound, and UsageError if the reference names a kit.
     """
     digest = reference.digest or _tagged(store, reference)
     row = next((row for row in listed(store) if row.name == reference.name and row.digest == digest), None)
@@ -250,7 +262,7 @@ def _has(target: Manifests, digest: Digest) -> bool:
     try:
         target.manifest(digest)
     except (NotFound, Unauthorized):
-        return False  # some registries return 401 or 403 for a missing manifest; the push will show if it is allowed
+        return False  # some registries return 401 or 403 for a missing manifest; the push fails if it is not allowed
     return True
 
 
@@ -266,7 +278,8 @@ def _whole(store: Store, manifest: bytes) -> bool:
 def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int | None:
     """Return the bytes of the layers of a listed kit, from the index or from the kit's manifest.
 
-    ``manifest`` returns the manifest with a digest, or None. Returns None if the size is unknown.
+    ``manifest`` returns the manifest that has a digest, or None if it is not available. Returns None if the size is
+    unknown.
     """
     if variant.size is not None:
         return variant.size
@@ -296,7 +309,7 @@ def _tagged(store: Store, reference: Reference) -> Digest | None:
 
 
 def _required(store: Store, reference: Reference) -> IndexDocument:
-    """Read an index that is to be changed. Raises NotFound with advice to create it."""
+    """Read an index that a verb will change. The NotFound that it raises advises to create the index."""
     try:
         return stored(store, reference)
     except NotFound as e:

@@ -1,5 +1,4 @@
-"""Read the manifest and the Kitfile of a kit, without its layers and its parents (kit's ``inspect`` and ``info``,
-KITOPS §8).
+"""Read the manifest and the Kitfile of a kit, as kit's ``inspect`` and ``info`` do. Layers and parents are not read.
 
 The values can be written with ``gocompat.json`` and ``gocompat.yaml_writer``. Threading: each call uses one thread.
 """
@@ -38,7 +37,7 @@ class KitDocuments(NamedTuple):
 def stored(store: Store, reference: Reference) -> KitDocuments:
     """Read the documents of a kit of the store.
 
-    Raises NotFound, ManifestError, KitfileError, StoreError if the store has lost one of them.
+    Raises NotFound, ManifestError or KitfileError, and StoreError if the store has lost one of the documents.
     """
     return stored_digest(store, required(store, reference).digest)
 
@@ -56,7 +55,7 @@ def fetched(origin: Origin, identifier: str) -> KitDocuments:
     """
     descriptor, data = origin.manifest(identifier)
     manifest = Manifest.parse(data)
-    manifest.require_kit()  # checked before the config is fetched, which may be large in other artifacts
+    manifest.require_kit()  # checked before the config is fetched, because other artifacts may have a large config
     return KitDocuments(
         descriptor.digest, manifest, kitfile_of(manifest, origin.blob_bytes(manifest.config, MAX_CONFIG))
     )
@@ -75,8 +74,8 @@ def inspection(documents: KitDocuments) -> dict[str, Any]:
 def node(kitfile: Kitfile, path: str) -> Any:
     """Return the part of a Kitfile at a path such as model.path, model.parameters.lr or code.0.path.
 
-    Field names are compared without case (kit ignores only the case of the first letter). Raises UsageError for an
-    invalid path, NotFound.
+    Field names are compared without case (kit ignores only the case of the first letter). Raises NotFound, and
+    UsageError for an invalid path.
     """
     if "[" in path:
         raise UsageError("invalid filter: array access using '[]' is not currently supported")

@@ -1,4 +1,4 @@
-"""List the kits of the store or of a repository (kit's ``list``, KITOPS §8).
+"""List the kits of the store or of a repository (kit's ``list``, KitOps' pkg/cmd/list).
 
 Threading: ``of_repository`` starts threads that look up several tags at once, and returns when they have ended.
 """
@@ -62,10 +62,10 @@ def of_repository(
 ) -> list[Row]:
     """List the kits of a repository, one row per tag, or only the kit that the reference names.
 
-    Manifests that are not those of kits are omitted.
+    Tags of other artifacts are omitted.
 
-    Raises NotFound if the repository or the reference does not exist, ManifestError if the reference is not a kit,
-    RegistryError.
+    Raises NotFound if the repository or the reference does not exist, ManifestError if the reference does not name a
+    kit, and RegistryError.
     """
     if reference.identifier:
         documents = inspecting.fetched(repository, reference.identifier)

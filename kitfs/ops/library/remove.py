@@ -1,4 +1,4 @@
-"""Remove kits from the store or from their registry (kit's ``remove``, KITOPS §8).
+"""Remove kits from the store or from their registry (kit's ``remove``, KitOps' pkg/cmd/remove).
 
 When a kit is removed from the store, its blobs are deleted at once, except blobs that another kit contains or that a
 process is reading. Threading: each call uses one thread.
@@ -95,7 +95,7 @@ def _remove(store: Store, kit: LocalKit) -> Removed:
 
 
 def _attached(store: Store, kit: LocalKit) -> set[str]:
-    """Return the digests of what refers to a kit, with its blobs and its list (``ops.transfer.referrers``)."""
+    """Return the digests of the referrers of a kit, of their blobs, and of the index that lists them."""
     listed = store.refs.get(kit.name, tag_of(kit.digest))
     if listed is None:
         return set()
@@ -110,7 +110,10 @@ def _free(store: Store, digest: Digest) -> None:
 
 
 def free(store: Store, blobs: set[str]) -> None:
-    """Delete the unpinned ones among ``blobs``. A blob that a process has open stays until the store needs space."""
+    """Delete those of ``blobs`` that are not pinned.
+
+    A blob that a process has open stays until the store needs space.
+    """
     blobs = blobs - store.pinned()
     for entry in store.entries():
         if entry.digest in blobs:
@@ -120,8 +123,8 @@ def free(store: Store, blobs: set[str]) -> None:
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:
     """Remove a tag from its registry. With ``force`` or a digest, remove the kit itself with all its tags.
 
-    If the registry does not support untagging, the kit is deleted if it has no other tags. Raises NotFound, and
-    RegistryError if the registry cannot delete manifests, or cannot delete a tag of a kit that has other tags.
+    If the registry does not support untagging, the kit is deleted if it has no other tags. Raises NotFound. Raises
+    RegistryError if the registry cannot delete manifests, or cannot delete only one of several tags.
     """
     tag = reference.identifier
     try:

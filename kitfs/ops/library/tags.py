@@ -1,7 +1,7 @@
 """Manage the tags of the kits in the store.
 
 A tag is a ref with the same name (``store.refs``). A kit without a tag has a ref whose name is its digest, so the kit
-stays pinned until it is removed, and is listed as in kit. Threading and processes: each tag is a separate file, and the
+stays pinned until it is removed. As in kit, it is listed. Threading and processes: each tag is a separate file, and the
 last writer of a tag wins.
 """
 
@@ -78,8 +78,8 @@ def assign(store: Store, reference: Reference, descriptor: Descriptor) -> None:
 def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
     """Raise StoreError unless the store has complete and verified copies of all blobs.
 
-    A verb checks this before and after it tags a kit, so that it notices an eviction in between. ``what``: the name of
-    the kit in the message.
+    A verb checks this before and after it tags a kit, to notice an eviction in between. ``what``: the name of the kit
+    in the message.
     """
     lost = next((digest for digest in digests if not store.has_sealed(digest)), None)
     if lost is not None:
@@ -89,7 +89,7 @@ def check_whole(store: Store, digests: Iterable[Digest], what: str) -> None:
 
 
 def is_untagged(tag: str) -> bool:
-    """Return whether the name of a ref is a digest, so that the kit has no tag."""
+    """Return whether a ref is named by a digest. The kit of such a ref has no tag."""
     try:
         Digest.parse(tag)
     except InvalidReference:
@@ -98,7 +98,7 @@ def is_untagged(tag: str) -> bool:
 
 
 def _names(store: Store, name: str, digest: Digest) -> list[str]:
-    """Return the names of the refs of a repository that point to a digest."""
+    """Return the names of those refs of a repository that point to a digest."""
     return [tag for other, tag, value in store.refs.items() if other == name and value["digest"] == digest]
 
 

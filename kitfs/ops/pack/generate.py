@@ -1,8 +1,8 @@
 """Generate a Kitfile for a directory that has none, by guessing the kinds of its files from their names and sizes.
 
-Follows KitOps' pkg/lib/kitfile/generate (KITOPS §9.1). Directories are treated as in kit 1.7; prompts, MCP bundles,
-PyTorch's ``.bin`` and files of operating systems are treated as in later versions. Some formats that kit would pack as
-code are also recognised: ``OTHER_MODELS``, ``OTHER_DATASETS``, notebooks, and directories of partitioned Parquet, Arrow
+Follows KitOps' pkg/lib/kitfile/generate. Directories are treated as in kit 1.7; prompts, MCP bundles, PyTorch's
+``.bin`` and files of operating systems are treated as in later versions. Some formats that kit would pack as code are
+also recognised: ``OTHER_MODELS``, ``OTHER_DATASETS``, notebooks, and directories of partitioned Parquet, Arrow
 (``save_to_disk``) and Zarr. Only licences and SKILL.md are read. A ``Directory`` is made from a file system or from a
 list of files. Threading: each call uses one thread.
 """
@@ -161,10 +161,10 @@ def kind_of(name: str) -> str:
 
 
 def is_dataset(directory: Directory) -> bool:
-    """Return whether a directory with subdirectories is one dataset: a Zarr store, or only tables.
+    """Return whether a directory with subdirectories is one dataset: a Zarr store, or a directory of tables.
 
-    The tables are in partitions (``column=value``), in splits that ``save_to_disk`` writes, or in directories that
-    themselves are datasets. The directory may also contain metadata files.
+    The tables are in partitions (``column=value``), in the splits that ``save_to_disk`` writes, or in subdirectories
+    that are themselves datasets. The directory may also contain metadata files, but no other files.
     """
     if directory.name.endswith(".zarr") or any(file.name in ZARR for file in directory.files):
         return True
@@ -188,7 +188,7 @@ def _has_data(directory: Directory) -> bool:
 
 
 def generate(root: Directory, package: Package, read: ReadStart, report: Report = quiet) -> Kitfile:
-    """Generate a Kitfile for the files below ``root``. A file that cannot be read is reported as a warning."""
+    """Generate a Kitfile for the files below ``root``. An unreadable file is reported as a warning."""
     guess = _Guess(read, report)
     metadata: list[File] = []
     catch_all = False
@@ -382,7 +382,10 @@ def _model(files: list[File]) -> Model:
 
 
 def _with_license(kitfile: Kitfile, found: str) -> Kitfile:
-    """Set the licence on the model, or without a model on the only dataset or code entry, or on the package."""
+    """Set the licence on the model.
+
+    Without a model, set it on the only dataset or code entry, otherwise on the package.
+    """
     if not found:
         return kitfile
     if kitfile.model is not None:

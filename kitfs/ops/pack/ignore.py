@@ -1,9 +1,9 @@
 """Decide which files a layer omits: files that .kitignore excludes, and files that belong to another layer.
 
-.kitignore has the syntax of .dockerignore (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``; KITOPS §3).
-Patterns are relative to the context directory, ``*`` matches within a name, ``**`` matches across directories, and
-``!`` makes an exception. The last pattern that matches a path, or a directory above it, decides. These functions do no
-I/O. Threading: rules cache their matches, so only one thread at a time may use them.
+.kitignore has the syntax of .dockerignore (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``), as KitOps'
+pkg/lib/filesystem/ignore reads it. Patterns are relative to the context directory, ``*`` matches within a name, ``**``
+matches across directories, and ``!`` makes an exception. The last pattern that matches a path, or a directory above it,
+decides. These functions do no I/O. Threading: rules cache their matches, so only one thread at a time may use them.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class IgnoreRules:
 def left_out(path: str, layer: str, others: Collection[str]) -> bool:
     """Return whether ``path`` belongs to another layer that is inside or beside this layer.
 
-    Layers that contain this layer do not count. ``others``: the paths of all layers, which may include this layer's
-    path. All paths are clean, and "." is the context.
+    A layer that contains this layer is ignored. ``layer``: the path of this layer. ``others``: the paths of all layers;
+    this layer's path may be among them. All paths are clean, and "." is the context.
     """
     return any(is_within(path, other) and not is_within(layer, other) for other in others)
 

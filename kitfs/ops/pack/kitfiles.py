@@ -1,7 +1,7 @@
 """Find and read the Kitfile of a directory, and find the layer paths of its parent kits.
 
-Follows KitOps' pkg/lib/filesystem (which names a Kitfile may have) and KITOPS §1.3 (parents). Threading: each call uses
-one thread.
+Follows KitOps' pkg/lib/filesystem, which defines the names that a Kitfile may have. Threading: each call uses one
+thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_kitfile(path: str) -> Kitfile:
 def parse_kitfile(data: bytes) -> Kitfile:
     """Parse the YAML of a Kitfile and check it as kit does before packing.
 
-    Raises ContextError if it has more than ``MAX_KITFILE`` bytes, KitfileError if it is not a valid Kitfile.
+    Raises ContextError for more than ``MAX_KITFILE`` bytes, and KitfileError for an invalid Kitfile.
     """
     if len(data) > MAX_KITFILE:
         raise ContextError(f"the Kitfile is too large (limit {MAX_KITFILE} bytes)")

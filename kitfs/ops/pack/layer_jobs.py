@@ -81,9 +81,9 @@ def plan_jobs(
 
 
 def _private_warning(entries: Sequence[ScannedFile]) -> str:
-    """Return a warning that only the owner can read these files, because the kit records their modes.
+    """Return a warning about files that only their owner can read. The kit records these modes.
 
-    For example, safetensors writes files that only the owner can read.
+    For example, safetensors writes such files.
     """
     first = f"{entries[0].path} (mode {entries[0].mode:04o})"
     files = f"{first}," if len(entries) == 1 else f"{len(entries)} files, such as {first},"
@@ -138,7 +138,8 @@ def run_jobs(
     """Run ``do`` for every job, several at once, and report the layers in the Kitfile's order once all are done.
 
     The first error stops the other jobs, and is raised when they have ended. ``patient``: also wait for the jobs after
-    KeyboardInterrupt. Otherwise it is raised at once, because a request to a registry may block for a long time.
+    KeyboardInterrupt. If False, KeyboardInterrupt is raised at once, because a request to a registry may block for a
+    long time.
     """
     stop = threading.Event()
     failures: list[BaseException] = []  # in chronological order, because later failures may be caused by the first
@@ -172,7 +173,10 @@ def write_layer(
     report: Report,
     stop: threading.Event,
 ) -> None:
-    """Write one layer into the store. ``stack`` gets its lease, so that it is not evicted before it is tagged."""
+    """Write one layer into the store.
+
+    ``stack`` receives a lease, which keeps the layer from eviction until it is tagged.
+    """
     ingest = store.ingest()
     stack.callback(ingest.close)
     plain = hashlib.sha256()
@@ -196,7 +200,7 @@ def upload_layer(
 ) -> None:
     """Upload one layer unless the repository has it. The layer is read once for its digest, and again to be sent.
 
-    When an upload of a compressed layer resumes, the layer is compressed again from its beginning.
+    To resume the upload of a compressed layer, the layer is compressed again from its beginning.
     """
     layer = job.layer = _measured(job, kit_format, stop)
     method = kit_format.compression_of(job.entry.kind)

@@ -1,8 +1,8 @@
-"""Pack a directory into a ModelKit, whose layers, config and manifest are byte for byte those that kit writes.
+"""Pack a directory into a ModelKit. Its layers, config and manifest are byte for byte those that kit writes.
 
-Follows KitOps' pkg/lib/kitfile and KITOPS §1.2 to §1.5. A kit is packed into the store (``pack_to_store``) or directly
-into a repository of a registry (``pack_to_registry``); ``pack`` calls one of them. A kit is tagged only after all its
-blobs are durable. Threading: each function starts threads, and returns when they have ended.
+Follows KitOps' pkg/lib/kitfile. A kit is packed into the store (``pack_to_store``) or directly into a repository of a
+registry (``pack_to_registry``); ``pack`` calls one of them. A kit is tagged only after all its blobs are durable.
+Threading: each function starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kitfs.store.store import Store
 def references_of(tag: str | None) -> list[Reference]:
     """Return the references in the value of ``--tag``, one for each tag. Return [] for None.
 
-    Raises UsageError for a digest, InvalidReference.
+    Raises InvalidReference, and UsageError for a digest.
     """
     if tag is None:
         return [Reference(LOCAL, UNNAMED)]
@@ -97,8 +97,8 @@ def pack_to_store(
     """Pack the files below ``context`` into the store, and tag the kit with ``references``.
 
     A kit without a tag is stored under its digest. ``parent_paths``: the layer paths of parent kits, whose files are
-    omitted. Raises ContextError if a file cannot be read or changes meanwhile, KitfileError, StoreError, StoreFull. A
-    pack that fails leaves only complete, unpinned layers in the store.
+    omitted. Raises KitfileError, StoreError or StoreFull, and ContextError if a file cannot be read or changes
+    meanwhile. A pack that fails leaves only complete, unpinned layers in the store.
     """
     jobs = plan_jobs(context, kitfile, parent_paths, kit_format, report)
     with contextlib.ExitStack() as leases:

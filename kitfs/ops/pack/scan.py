@@ -1,8 +1,8 @@
 """Plan which files of a context directory go into which layer, in the order in which kit's pack visits them.
 
-Follows KitOps' pkg/lib/kitfile/layer.go (KITOPS §1.5). Entries of a directory are visited in the order of their names'
-bytes, the parents of the layer path come first, and symbolic links and devices are omitted. Paths are compared by whole
-segments. The scan lists directories and calls stat on files, but opens no files. Threading: each call uses one thread.
+Follows KitOps' pkg/lib/kitfile/layer.go. Entries of a directory are visited in the order of their names' bytes, the
+parents of the layer path come first, and symbolic links and devices are omitted. Paths are compared by whole segments.
+The scan lists directories and calls stat on files, but opens no files. Threading: each call uses one thread.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def identity(found: os.stat_result) -> tuple[int, int, int, int, int]:
 
 
 def plan_layer(context: str, path: str, rules: IgnoreRules, others: Collection[str]) -> LayerPlan:
-    """Plan one layer. ``others``: the clean paths of all layers, including those of parent kits.
+    """Plan one layer. ``others``: the clean paths of all layers, including this layer and those of parent kits.
 
     Raises ContextError if the path does not exist, leads out of the context, or cannot be read.
     """

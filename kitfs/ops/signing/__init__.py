@@ -1,1 +1,1 @@
-"""The verbs of signatures: sign, verify, generate-key-pair."""
+"""Sign kits, verify signatures, and generate key pairs."""

@@ -1,4 +1,4 @@
-"""Read and write the files of key pairs and signatures. Threading: no state."""
+"""Read and write the files of key pairs and signatures. Threading: the functions have no state."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def read_public_key(path: str) -> PublicKey:
 
 
 def read_private_key(path: str, password: Callable[[], bytes]) -> PrivateKey:
-    """Read a private key; ``password`` is called if it is encrypted. Raises UsageError."""
+    """Read a private key. ``password`` is called if the key is encrypted. Raises UsageError."""
     return private_key(_read(path), path, password)
 
 
 def write_key_pair(prefix: str, password: bytes) -> tuple[str, str, PublicKey]:
-    """Make a key pair, and write PREFIX.key, encrypted and readable by its owner only, and PREFIX.pub.
+    """Make a key pair, and write it to PREFIX.key and PREFIX.pub. Return both paths and the public key.
 
-    Returns both paths and the public key. Raises UsageError if one of the files exists, ContextError if they cannot be
-    written.
+    PREFIX.key is encrypted, and only its owner can read it. Raises UsageError if one of the files exists, and
+    ContextError if they cannot be written.
     """
     secret, public = f"{prefix}.key", f"{prefix}.pub"
     for path in (secret, public):
@@ -53,7 +53,7 @@ def read_bundle(path: str) -> bytes:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Write a file, which replaces one of its name. Raises ContextError."""
+    """Write a file. An existing file is replaced. Raises ContextError."""
     try:
         with open(path, "wb") as f:
             f.write(data)

@@ -1,7 +1,7 @@
 """Sign and verify the files of a kit, as OpenSSF Model Signing v1.0 defines it.
 
-The digest of a raw layer is that of its file, so that such a layer is not fetched. Other layers are fetched whole, and
-verified, before their files are hashed. Threading: ``digests_of`` runs threads of its own, which end with it.
+A raw layer has the digest of its file, so it need not be fetched. Other layers are fetched and verified as a whole
+before their files are hashed. Threading: ``digests_of`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def sign_model(
 ) -> SignedModel:
     """Sign the files of a kit at its registry, and attach the signature to the kit.
 
-    Raises UsageError for a kit with symbolic links and for a key that is not ECDSA, IntegrityError, StoreFull, and what
-    ``Resolver.open`` and the registry raise.
+    Raises IntegrityError or StoreFull, UsageError for a kit with symbolic links or a key that is not ECDSA, and the
+    errors of ``Resolver.open`` and of the registry.
     """
     if not key.is_ecdsa:
         raise UsageError("OpenSSF Model Signing needs an ECDSA key (kitfs generate-key-pair makes one)")
@@ -81,10 +81,10 @@ def verify_model(
     ignored: Iterable[str],
     report: Report,
 ) -> SignedModel:
-    """Verify that the files of a kit are those that a key has signed.
+    """Verify that the files of a kit are the files that a key has signed.
 
-    ``bundle`` is the signature; None means those that are attached to the kit. ``ignored`` are paths that are not
-    compared. Raises SignatureError if no signature of the key is right, and what ``Resolver.open`` raises.
+    ``bundle``: the signature; None means the signatures that are attached to the kit. ``ignored``: paths that are not
+    compared. Raises SignatureError if the key has not signed these files, and the errors of ``Resolver.open``.
     """
     with closing(workspace.resolver.open(reference, labels=labels)) as kit:
         signed = _signed_by(key, _bundles(workspace, reference, kit.digest) if bundle is None else [bundle])
@@ -128,12 +128,15 @@ def _digest(tree: Tree, node: Node) -> str:
 
 
 def _names_its_file(whole_file: bool, digest: str) -> bool:
-    """Return whether the digest of a layer is the SHA-256 of its only file."""
+    """Return whether the digest of a layer is also the SHA-256 of its only file."""
     return whole_file and digest.startswith(f"{HASH}:")
 
 
 def _bundles(workspace: Workspace, reference: Reference | LayoutReference, digest: Digest) -> list[bytes]:
-    """Return the bundles that are attached to a kit. Raises the error of the last place if none is found."""
+    """Return the bundles that are attached to a kit.
+
+    If none is found, raises the error of the last place that was searched.
+    """
     found: list[bytes] = []
     failure: KitfsError | None = None
     for place in workspace.asked_apart(reference):
@@ -148,7 +151,7 @@ def _bundles(workspace: Workspace, reference: Reference | LayoutReference, diges
 
 
 def _signed_by(key: PublicKey, bundles: Iterable[bytes]) -> list[tuple[bytes, SignedFiles]]:
-    """Return the lists of files that the key has signed, each with its bundle; what cannot be read is passed over."""
+    """Return the lists of files that the key has signed, each with its bundle. Unreadable bundles are skipped."""
     found = []
     for data in bundles:
         try:
@@ -164,7 +167,7 @@ def _signed_by(key: PublicKey, bundles: Iterable[bytes]) -> list[tuple[bytes, Si
 
 
 def _without(files: Mapping[str, str], ignored: tuple[str, ...]) -> dict[str, str]:
-    """Return files without those that are ignored, or are below a directory that is."""
+    """Return ``files`` without the ignored files and the files below ignored directories."""
     return {
         path: digest
         for path, digest in files.items()

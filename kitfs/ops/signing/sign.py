@@ -17,13 +17,15 @@ from kitfs.trust.signatures import Shape, signatures_of
 from kitfs.trust.simple_signing import payload_of
 from kitfs.trust.statement import PAYLOAD_TYPE, SIGN, signed_bytes, statement_about
 
-DOCKER_HUB: Final = {"docker.io": "index.docker.io"}  # how cosign spells it in a payload
+DOCKER_HUB: Final = {"docker.io": "index.docker.io"}  # how cosign writes docker.io in a payload
 
 
 @dataclass(frozen=True, slots=True)
 class Signed:
-    """The result of ``sign``. ``digest`` is the kit's; ``signature`` is the digest of the manifest that was pushed, or
-    None if the kit had a signature of this key in this shape before.
+    """The result of ``sign``. ``digest``: the digest of the kit.
+
+    ``signature``: the digest of the manifest that was pushed, or None if this key had already signed the kit in this
+    shape.
     """
 
     digest: Digest
@@ -41,10 +43,10 @@ def sign(
     shape: Shape,
     now: datetime,
 ) -> Signed:
-    """Sign the manifest that a reference names at its registry; if it names an index, ``labels`` choose the kit.
+    """Sign the manifest that a reference names at its registry. If it names an index, ``labels`` select the kit.
 
-    Nothing is pushed if the kit has a signature of this key in this shape already. Raises NotFound, RegistryError,
-    ManifestError, UsageError.
+    Nothing is pushed if this key has already signed the kit in this shape. Raises NotFound, RegistryError,
+    ManifestError or UsageError.
     """
     repository = workspace.push_to(reference)
     subject = subject_of(repository, reference, labels).descriptor

@@ -1,4 +1,7 @@
-"""Find what a reference names, for verbs that sign or verify it. Threading: no state."""
+"""Find the manifest that a reference names, for verbs that sign or verify it.
+
+Threading: the functions have no state.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ from kitfs.oci.names import LayoutReference, Reference
 
 
 class Subject(NamedTuple):
-    """The kit that a reference names: the descriptor of its manifest, and its bytes."""
+    """The kit that a reference names: the descriptor and the bytes of its manifest."""
 
     descriptor: Descriptor
     manifest: bytes
 
 
 def subject_of(source: Manifests, reference: Reference | LayoutReference, labels: Mapping[str, str]) -> Subject:
-    """Return the kit that a reference names at ``source``; ``labels`` choose one of an index.
+    """Return the kit that a reference names at ``source``. If it names an index, ``labels`` select one of its kits.
 
-    Raises NotFound, ManifestError if it is not a kit, UsageError for labels that do not choose exactly one kit, and
-    what the source raises.
+    Raises NotFound, ManifestError for something else than a kit, UsageError unless the labels select exactly one kit,
+    and the errors of ``source``.
     """
     found, data = source.manifest(reference.digest or reference.tag or ("" if _in_layout(reference) else "latest"))
     if is_kit_index(data):

@@ -20,7 +20,7 @@ from kitfs.trust.signatures import Found, Shape, signatures_of
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A signature that was verified. ``digest`` is that of the bundle or the payload that holds it."""
+    """A signature that was verified. ``digest``: the digest of the bundle or payload that contains it."""
 
     signer: str
     shape: Shape
@@ -34,10 +34,10 @@ def verify(
     *,
     labels: Mapping[str, str],
 ) -> tuple[Digest, list[Verified]]:
-    """Return the digest that a reference names, and the signatures of ``signer`` over it: at least one.
+    """Return the digest that a reference names, and the signatures of that digest by ``key``. There is at least one.
 
-    The registry is asked, or the layout; if the reference names an index, ``labels`` choose the kit. Raises
-    SignatureError if no signature is the signer's, NotFound, RegistryError, ManifestError, UsageError.
+    They are read from the registry or the layout. If the reference names an index, ``labels`` select the kit. Raises
+    NotFound, RegistryError, ManifestError or UsageError, and SignatureError if no signature is by ``key``.
     """
     places = workspace.asked_apart(reference)
     digest = subject_of(workspace.asked(reference), reference, labels).descriptor.digest

@@ -1,6 +1,6 @@
-"""Decode the compressed layers of a kit that is in the store, so that a mount of it can be sealed at once.
+"""Decode the compressed layers of a kit that is in the store, so that a mount of the kit can be sealed at once.
 
-``decode`` runs threads and returns when they have ended.
+Threading: ``decode`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ MARGIN: Final = 16 << 20  # bytes of free space that are left for other writers
 def decode(store: Store, kit: Kit, *, concurrency: int, log: logging.Logger) -> None:
     """Decode every compressed layer of an opened kit, and verify the decoded bytes.
 
-    The store has the compressed layers already, so a failure is only logged: a mount decodes the layer again, or says
-    what is wrong with it. A layer that does not fit beside the other blobs of the store is not decoded, so that no blob
-    is evicted for it. Errors other than KitfsError are passed on.
+    A KitfsError is only logged, because the store has the compressed layer, and a mount can decode it later. Other
+    errors are raised. A layer is skipped if other blobs would have to be evicted for its decoded bytes.
     """
     stop = threading.Event()
     compressed = {layer.digest: layer for layer in kit.layers if layer.compressed}

@@ -132,7 +132,7 @@ def _manifest(identifier: str, origin: Origin, store: Store) -> tuple[Descriptor
 
 
 class _Content:
-    """The bytes of what a layout gets: manifests, which are in memory, and blobs of the store or of their origin."""
+    """The bytes for a layout: manifests, which are in memory, and blobs of the store or of an origin."""
 
     def __init__(self, origin: Origin, store: Store, report: Report) -> None:
         self.manifests: list[Descriptor] = []
@@ -142,7 +142,7 @@ class _Content:
         self._report = report
 
     def add(self, entry: Descriptor, data: bytes, others: Sequence[Attached]) -> list[Descriptor]:
-        """Take the manifest of the kit and of what refers to it; return the entries of index.json."""
+        """Add the manifest of a kit and its referrers. Return their entries of index.json."""
         lists = [
             (Descriptor(IMAGE_INDEX, Digest.of(index), len(index), {REF_NAME: tag}), index)
             for tag, index in indexes_of(others).items()
@@ -155,7 +155,10 @@ class _Content:
         return [*(descriptor for descriptor, _ in lists), *tagged, entry]
 
     def read(self, descriptor: Descriptor) -> Iterator[bytes]:
-        """Yield the bytes of a blob or a manifest. Raises IntegrityError at the end if those of a blob are wrong."""
+        """Yield the bytes of a blob or a manifest.
+
+        Raises IntegrityError at the end if a blob does not match its digest.
+        """
         if descriptor.digest in self._data:
             yield self._data[descriptor.digest]
             return
@@ -242,9 +245,10 @@ def _known_index(path: str) -> dict[str, Any]:
 
 
 def _index(before: dict[str, Any], entries: Sequence[Descriptor]) -> bytes:
-    """Return index.json with more manifests.
+    """Return index.json with the additional ``entries``.
 
-    Each replaces the manifest that has its tag; without a tag, it replaces an entry without a tag that has its digest.
+    An entry replaces the manifest that has its tag. An entry without a tag replaces the entry without a tag that has
+    the same digest.
     """
 
     def is_kept(other: dict[str, Any], entry: Descriptor) -> bool:
@@ -278,7 +282,7 @@ def _fill(path: str, blobs: Sequence[Descriptor], read: Read) -> None:
 
 
 def _has_blob(name: str, blob: Descriptor) -> bool:
-    """Return whether a regular file has the size and the digest of a blob."""
+    """Return whether a regular file at ``name`` has the size and the digest of a blob."""
     try:
         with open(open_below(*os.path.split(name)), "rb") as f:
             if os.fstat(f.fileno()).st_size != blob.size:
@@ -337,7 +341,10 @@ def _temporary(path: str, *, directory: bool = False) -> tuple[str, int]:
 
 
 def _remove_unlocked(path: str) -> None:
-    """Remove a temporary file or directory, unless its writer still holds its lock or permissions forbid it."""
+    """Remove a temporary file or directory.
+
+    It stays if its writer still holds the lock, or if permissions deny its removal.
+    """
     with contextlib.suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

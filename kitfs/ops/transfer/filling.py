@@ -1,4 +1,7 @@
-"""Bring blobs into the store, several at once. Threading: ``fill_all`` runs threads that end with it."""
+"""Fetch several blobs into the store at once.
+
+Threading: ``fill_all`` starts threads, and returns when they have ended.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from kitfs.store.store import Store
 
 
 def fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, concurrency: int, report: Report) -> None:
-    """Fill and verify every blob. Raises what the origin raises, IntegrityError, StoreFull."""
+    """Fetch and verify every blob. Raises IntegrityError, StoreFull, or the errors of the origin."""
     stop = threading.Event()
 
     def fetch(descriptor: Descriptor) -> None:

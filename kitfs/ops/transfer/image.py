@@ -72,9 +72,9 @@ def convert(
 ) -> Converted:
     """Push the image of a kit to all tags of ``image``.
 
-    With several ``platforms``, an index of images is pushed, which share all layers and differ only in their configs.
-    Raises UsageError if ``image`` is a digest, UnsupportedLayer for a layer that cannot be in an image, and
-    the errors of reading or pushing a layer. After an error, nothing is tagged.
+    With several ``platforms``, an index of images is pushed. The images share all layers and differ only in their
+    configs. Raises UsageError if ``image`` is a digest, UnsupportedLayer for a layer that is not possible in an image,
+    and the errors of reading or pushing a layer. After an error, nothing is tagged.
     """
     if image.digest is not None:
         raise UsageError(f"{image.display}: name the image by a tag, not a digest")
@@ -199,7 +199,7 @@ def _created(kit: Kit) -> str:
 
 
 def _neighbours(layer: Layer, image: Reference) -> Sequence[str]:
-    """Return the repository from which the registry can mount the layer, in a list, or []."""
+    """Return the repository from which the registry can mount the layer, in a list. Return [] if it is not known."""
     kit = layer.kit
     return (kit.repository,) if isinstance(kit, Reference) and kit.registry == image.registry else ()
 

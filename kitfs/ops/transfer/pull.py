@@ -36,15 +36,16 @@ def pull(
     with_referrers: bool = False,
     report: Report,
 ) -> Digest:
-    """Pull a kit, and the kits that its ``model.path`` leads to; return the digest of its manifest.
+    """Pull a kit and its parent kits, and return the digest of its manifest.
 
-    Compressed layers are also decoded, as far as the store has room, so that a mount of the kit can be sealed at once.
-    The blobs are verified and pinned. ``with_referrers`` brings the signatures and other manifests that refer to the
-    kit. ``labels`` choose a kit of an index; in the store it gets the tag of the index,
-    as in kit. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes. Raises NotFound,
-    IntegrityError, ManifestError if the reference does not name a kit, UsageError for labels that do not choose exactly
-    one kit, SignatureError if the kit or a parent may not be used, StoreFull, and what the registry raises; nothing is
-    tagged then.
+    The blobs are verified and pinned. Compressed layers are also decoded if the store has room, so that a mount of the
+    kit can be sealed at once. ``labels``: select a kit if the reference names an index. In the store, that kit gets the
+    tag of the index, as in kit. ``with_referrers``: also pull the manifests that refer to the kit, such as signatures.
+    Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes.
+
+    Raises NotFound, IntegrityError, StoreFull, ManifestError if the reference does not name a kit, UsageError unless
+    the labels select exactly one kit, SignatureError if the kit or a parent may not be used, and the errors of the
+    registry. After an error, nothing is tagged.
     """
     digest = pull_from(
         workspace.pull_from,
@@ -75,10 +76,10 @@ def pull_from(
     report: Report,
     admit: Callable[[Reference, Digest], None] = lambda *_: None,
 ) -> Digest:
-    """Do as ``pull`` from the origins that ``origin_of`` returns for the kit and for its parents.
+    """Do what ``pull`` does, but read from the origins that ``origin_of`` returns for the kit and for its parents.
 
-    ``admit`` is called with each of them before its blobs are fetched, and raises SignatureError for one that may not
-    be used.
+    ``admit`` is called for the kit and for each parent before their blobs are fetched. It raises SignatureError for a
+    kit that may not be used.
     """
     return _pull(reference, store, origin_of, admit, labels or {}, concurrency, report, ())
 
@@ -126,7 +127,10 @@ def _pull(
 def _choose(
     reference: Reference, origin: Origin, labels: Mapping[str, str], report: Report
 ) -> tuple[Descriptor, bytes]:
-    """Return the manifest that a reference names, or the one that the labels select if the reference names an index."""
+    """Return the manifest that a reference names.
+
+    If the reference names an index, return the manifest that the labels select.
+    """
     found, data = origin.manifest(reference.digest or reference.tag or "latest")
     if not is_kit_index(data):
         if labels:

@@ -1,8 +1,8 @@
-"""Push kits of the store to registries (KITOPS §7).
+"""Push kits of the store to registries, as KitOps' pkg/cmd/push does.
 
 A blob that the registry has is not sent. If another repository of the registry may have the blob, the registry is asked
 to mount it from that repository. Several blobs are sent at once, and the manifest last, so a kit never appears before
-its blobs. Uploads are recorded in the store's catalog, so that an interrupted push resumes. Threading: ``push`` starts
+its blobs. Uploads are recorded in the store's catalog, so an interrupted push resumes. Threading: ``push`` starts
 threads, and returns when they have ended.
 """
 
@@ -38,7 +38,7 @@ def push(
 ) -> Digest:
     """Push the kit ``source`` of the store to all tags of ``destination``, and return the digest of its manifest.
 
-    Raises NotFound if the kit is not in the store, StoreError if the store has lost a part of it, RegistryError.
+    Raises RegistryError, NotFound if the kit is not in the store, and StoreError if the store has lost a part of it.
     """
     target = workspace.push_to(destination)
     return push_to(target, workspace.store, source, destination, concurrency=concurrency, report=report)
@@ -78,7 +78,10 @@ def push_to(
 
 
 def put_manifest(target: Destination, destination: Reference, media_type: str, data: bytes) -> None:
-    """Push a manifest under every tag of a reference, or under its digest, or under ``latest`` if it has neither."""
+    """Push a manifest under every tag of a reference.
+
+    Without a tag, push it under the digest, otherwise under ``latest``.
+    """
     tags = (destination.tag or "latest", *destination.extra_tags)
     for identifier in tags if destination.digest is None else (str(destination.digest),):
         target.put_manifest(identifier, media_type, data)
@@ -147,8 +150,8 @@ def label(descriptor: Descriptor) -> str:
 def _neighbours(destination: Reference, store: Store, wanted: set[Digest]) -> dict[Digest, list[str]]:
     """Map each blob to other repositories of the same registry that may have it.
 
-    These are repositories of kits in the store that contain the blob. They are only hints, so damaged entries are
-    skipped.
+    These are repositories of kits in the store that contain the blob. The repositories are only hints, so damaged
+    entries are skipped.
     """
     found: dict[Digest, list[str]] = {}
     with contextlib.suppress(StoreError):

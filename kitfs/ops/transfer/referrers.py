@@ -1,10 +1,10 @@
-"""Take along what refers to a kit: signatures, attestations, and every other manifest whose subject it is.
+"""Transfer the referrers of a kit: signatures, attestations, and every other manifest whose subject is the kit.
 
-They come from the referrers API, or from the tag that replaces it, and from the tags of cosign before version 3
-(``sha256-HEX.sig``, ``.att``, ``.sbom``). What refers to one of them comes too. In the store they are listed in an
-image index, under the tag ``sha256-HEX`` of the kit's repository: the tag by which distribution-spec replaces the
-referrers API. The index has all of them, and says in an annotation which ones stand under a tag. Threading: ``keep``
-and ``push`` run threads that end with them.
+Referrers are found by the referrers API, by the tag that replaces that API, and by the tags of cosign before version 3
+(``sha256-HEX.sig``, ``.att``, ``.sbom``). Referrers of referrers are included. The store lists the referrers of a kit
+in an image index. The index has the tag ``sha256-HEX`` in the kit's repository, which is the referrers tag of
+distribution-spec. An annotation of the index contains the tags of those referrers that have a tag. Threading: ``keep``
+and ``push`` start threads, and return when they have ended.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from kitfs.store.store import Store
 from kitfs.trust.publish import Repository, add_layers
 from kitfs.trust.signatures import SignatureSource
 
-MAX_REFERRERS: Final = 200  # of one kit: a bound on what somebody who may push can make others fetch
+MAX_REFERRERS: Final = (
+    200  # referrers of one kit, so that a client that may push cannot make other clients fetch without limit
+)
 REPLACED: Final = ".sbom"  # of the tag of one document; under the others, documents stand beside each other
-SUFFIXES: Final = (".sig", ".att", REPLACED)  # of the tags of cosign before version 3
+SUFFIXES: Final = (".sig", ".att", REPLACED)  # suffixes of the tags of cosign before version 3
 
 
 class Attached(NamedTuple):
-    """A manifest that refers to a kit. ``tag`` is the tag under which it stands, "" for one that has a subject."""
+    """A manifest that refers to a kit. ``tag``: its tag, or "" if it names the kit as its subject."""
 
     descriptor: Descriptor
     data: bytes
@@ -52,9 +54,9 @@ class Source(SignatureSource, Origin, Protocol):
 
 
 def attached_to(source: SignatureSource, digest: Digest, report: Report) -> list[Attached]:
-    """Return what refers to a manifest, directly or not. Raises what the source raises.
+    """Return the direct and indirect referrers of a manifest. Raises the errors of ``source``.
 
-    What is not a manifest is left out, and what is more than MAX_REFERRERS, with a warning.
+    Unreadable manifests, and referrers beyond MAX_REFERRERS, are omitted with a warning.
     """
     found: dict[tuple[Digest, str], Attached] = {}
     pending = [digest]
@@ -76,9 +78,9 @@ def attached_to(source: SignatureSource, digest: Digest, report: Report) -> list
 
 
 def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: int, report: Report) -> int:
-    """Bring what refers to a kit of the repository ``name`` into the store; return the number of manifests.
+    """Fetch the referrers of a kit of the repository ``name`` into the store, and return how many manifests there are.
 
-    It stays as long as the kit does. Raises what the source raises, IntegrityError, StoreFull.
+    They stay in the store as long as the kit. Raises IntegrityError, StoreFull, or the errors of ``source``.
     """
     found = attached_to(source, digest, report)
     index = EMPTY
@@ -111,7 +113,7 @@ def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
 def push_kit(
     workspace: Workspace, source: Reference, destination: Reference, *, concurrency: int = CONCURRENCY, report: Report
 ) -> Digest:
-    """Push a kit of the store as ``push.push`` does, and then what refers to it, as far as the store has that."""
+    """Push a kit of the store as ``push.push`` does, and then those of its referrers that are in the store."""
     digest = pushing.push(workspace, source, destination, concurrency=concurrency, report=report)
     found = kept(workspace.store, source.name, digest)
     if not found:
@@ -121,7 +123,7 @@ def push_kit(
 
 
 def push(target: Repository, store: Store, found: Sequence[Attached], concurrency: int, report: Report) -> None:
-    """Push manifests and their blobs, those first to which others refer. Raises StoreError, RegistryError."""
+    """Push manifests and their blobs. A manifest is pushed before its referrers. Raises StoreError or RegistryError."""
     for one in found:
         with contextlib.ExitStack() as stack:
             files = {}
@@ -140,7 +142,7 @@ def push(target: Repository, store: Store, found: Sequence[Attached], concurrenc
 
 
 def indexes_of(found: Sequence[Attached]) -> dict[str, bytes]:
-    """Return the index under each tag that replaces the referrers API, for a layout on disk."""
+    """Return the indexes for the referrers tags of a layout on disk, keyed by tag."""
     indexes: dict[str, bytes] = {}
     for one in found:
         subject = None if one.tag or is_index(one.data) else Manifest.parse(one.data).subject
@@ -152,7 +154,7 @@ def indexes_of(found: Sequence[Attached]) -> dict[str, bytes]:
 
 
 def _named(source: SignatureSource, digest: Digest) -> list[tuple[Descriptor, str]]:
-    """Return the descriptors of what refers to a manifest, each with its tag."""
+    """Return the descriptors of the direct referrers of a manifest, each with its tag."""
     found = [(entry, "") for entry in source.referrers(digest)]
     for suffix in SUFFIXES:
         tag = f"{tag_of(digest)}{suffix}"
@@ -162,7 +164,7 @@ def _named(source: SignatureSource, digest: Digest) -> list[tuple[Descriptor, st
 
 
 def _push_tagged(target: Repository, one: Attached, media_type: str) -> None:
-    """Push a manifest under its tag. What stands under it at the target already stays there."""
+    """Push a manifest under its tag. A manifest that the target already has under this tag is kept."""
     try:
         target.manifest(one.tag)
     except NotFound:

@@ -21,8 +21,8 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
     """Fetch and verify the layers of an opened kit, so that a mount of the same layers fetches nothing.
 
     The kit is neither tagged nor pinned, so its layers may be evicted like layers that a mount has fetched. An
-    interrupted call can resume. Raises IntegrityError, StoreFull when the layers do not all fit into the store,
-    RegistryError.
+    interrupted call can resume. Raises IntegrityError or RegistryError, and StoreFull if the layers do not all fit into
+    the store.
     """
     stop = threading.Event()
     layers = list({layer.digest: layer for layer in kit.layers}.values())

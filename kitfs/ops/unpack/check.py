@@ -20,7 +20,7 @@ class Checked:
     """A plan that can be written.
 
     ``missing``: directories that must be made. ``kept``: existing files that are not replaced. ``done``: files that an
-    earlier run of the same command has written. ``has_kitfile``: the right Kitfile already exists.
+    earlier run of the same command has written. ``has_kitfile``: whether the right Kitfile already exists.
     """
 
     planned: Planned
@@ -62,7 +62,7 @@ def check(
 def _fail(
     checked: Checked, directory: SafeDirectory, problems: dict[int, str], kitfile_problem: str, report: Report
 ) -> None:
-    """Report the steps before the first problem, and raise it."""
+    """Report the steps before the first problem, and raise an error for the problem."""
     number = 0
     for step, layer in checked.planned.steps:
         if step.kitfile and kitfile_problem:
@@ -78,7 +78,7 @@ def _fail(
 
 
 def text_of(step: Step, directory: SafeDirectory, *, has_kitfile: bool) -> str:
-    """Return kit's line for a step. If the Kitfile already exists, its line is a different one."""
+    """Return kit's line for a step. If the Kitfile already exists, the step of the Kitfile has another line."""
     found = step.kitfile and has_kitfile
     return f"Found existing Kitfile at {os.path.join(directory.name, KITFILE)}" if found else step.text
 
@@ -129,7 +129,7 @@ class _Checker:
             about = None if parent in self._missing else self._directory.lstat(path)
             if about is None:
                 self._missing.add(path)
-            elif not stat.S_ISDIR(about.st_mode):  # nothing below it can be looked at
+            elif not stat.S_ISDIR(about.st_mode):  # nothing below a file can be checked
                 return {item.source: f"path '{path}' already exists and is not a directory"}
             elif path in self._journal.directories and about.st_mode & 0o700 != 0o700:
                 self._directory.unlock(path)

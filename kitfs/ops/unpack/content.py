@@ -1,10 +1,10 @@
 """Read the bytes for an unpack from the layers of a kit.
 
-A layer that the store has verified before is read back first, since its bytes may have changed on the disk, and is
-copied out of the store. A large layer that the store does not have is written while it is fetched (``direct``), if it
-is not compressed. Any other layer is fetched into the store, and decoded there, before the first of its files is
-written. A compressed layer that the store cannot keep is decoded twice: once for its index, once for its files.
-Threading: a ContentSource belongs to one thread at a time; setting ``stop`` from another thread ends its work.
+A layer that is verified in the store is read back and hashed first, because its bytes may have changed on the disk.
+Then its files are copied out of the store. A large uncompressed layer that the store does not have is written while it
+is fetched (``direct``). Any other layer is fetched into the store and decoded there before the first of its files is
+written. If the store cannot keep a compressed layer, the layer is decoded twice: once for its index, once for its
+files. Threading: a ContentSource belongs to one thread at a time. Setting ``stop`` from another thread ends its work.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ CountBytes = Callable[[int], None]
 class Content(Protocol):
     """The content of a layer, to which the extents of its index refer.
 
-    ``verified`` is True if the digest is known to be right; otherwise it is right if ``finish`` returns True. If
-    ``finish`` returns False, the files must be written again from another content. With ``resumable``, ``take`` can use
-    the bytes of files that an earlier run has begun.
+    ``verified``: whether the digest was already verified. If it is False, ``finish`` verifies the digest. If ``finish``
+    returns False, the files must be written again from another content. ``resumable``: whether ``take`` can use the
+    bytes of files that an earlier run has begun.
     """
 
     @property
@@ -64,8 +64,8 @@ class ContentSource(Protocol):
     """A layer to unpack, or a file that is stored elsewhere.
 
     ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room``
-    is how many bytes there are for decoded content. ``open`` returns the content itself; ``kept`` is how many of its
-    files an earlier run has written or begun.
+    is the most bytes that the decoded content may take. ``open`` returns the content; ``kept`` is how many of its files
+    an earlier run has written or begun.
     """
 
     @property
@@ -196,8 +196,8 @@ class LayerContent:
     def _is_right(content: Blob, stop: threading.Event) -> bool:
         """Read a blob that the store has verified before back from the disk, and compare its digest.
 
-        Returns False if its bytes have changed and can be fetched again. Raises IntegrityError if they cannot be
-        fetched again, Stopped.
+        Returns False if its bytes have changed and can be fetched again. Raises Stopped, and IntegrityError if they
+        cannot be fetched again.
         """
         try:
             return content.check(stop.is_set)
@@ -219,14 +219,11 @@ class LayerContent:
                 if stop.is_set():
                     raise Stopped
         except (LayerError, StoreFull) as e:
-            content.drop()  # otherwise unusable bytes would take space in the store
+            content.drop()  # otherwise the unusable bytes would take space in the store
             raise e.prefixed(f"layer {self.digest}")
 
     def open(self, count: CountBytes, stop: threading.Event, *, kept: int = 0) -> Content:
-        """Open the content.
-
-        Raises IntegrityError, Stopped, and what the registry raises.
-        """
+        """Open the content. Raises IntegrityError, Stopped, or the errors of the registry."""
         if self._verified is None and (source := self._passing_source()) is not None:
             self._direct = self._open_direct(source, count, stop, kept)
             if self._direct is not None:
@@ -244,7 +241,7 @@ class LayerContent:
         return Verified(self._verified, file, count, stop)
 
     def _passing_source(self) -> Source | None:
-        """Return the source from which the layer is written without the store; None if it goes through the store."""
+        """Return the source from which the layer is written directly, or None if the layer goes through the store."""
         layer = self.layer
         if layer.compressed or layer.size < DIRECT or (self._direct is not None and self._direct.misindexed):
             return None
@@ -252,8 +249,10 @@ class LayerContent:
         return self._source
 
     def _open_direct(self, source: Source, count: CountBytes, stop: threading.Event, kept: int) -> Direct | None:
-        """Return the content out of ``source``; None if the store has most of the layer, or if the layer has so many
-        small files that their headers would take much memory.
+        """Return the content of ``source``, or None if the layer must go through the store.
+
+        That is so if the store has most of the layer, or if the layer has so many small files that their headers would
+        take much memory.
         """
         layer, headers, index = self.layer, None, self._index
         if index is None or not self.fetches():
@@ -316,11 +315,11 @@ class Verified:
             self._count(done)
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0: the bytes are copied."""
+        """Return 0, because the bytes are copied."""
         return 0
 
     def finish(self) -> bool:
-        """Return True: the content was verified before."""
+        """Return True, because the content was verified before."""
         return True
 
     def close(self) -> None:

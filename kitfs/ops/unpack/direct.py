@@ -1,11 +1,11 @@
-"""The content of a layer that is not compressed, written to its files while it is fetched, without a copy in the store.
+"""The content of an uncompressed layer that is written to files while it is fetched, without a copy in the store.
 
-The bytes are hashed in the order in which they arrive, and the files get their names when the digest is right. The
-index was read before, by requests of its own. So the bytes outside the files (the headers of the archive) are kept in
-memory, and the index is made from them again at the end: a registry that sent other headers before is found out.
+The bytes are hashed in the order in which they arrive, and the files get their names when the digest has been verified.
+The index was read earlier, by separate requests. To detect a registry that sent other headers then, the bytes outside
+the files (the headers of the archive) are kept in memory, and the index is made from them again at the end.
 
-When an unpack is interrupted, the files that it has begun stay under their temporary names. The next run hashes what
-they hold instead of fetching it, and requests the rest of the layer. Threading: one thread.
+When an unpack is interrupted, the files that it has begun stay under their temporary names. The next run hashes their
+bytes instead of fetching them, and requests the rest of the layer. Threading: only one thread may use a content.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from kitfs.ops.unpack.safe_directory import write_all
 from kitfs.system import begin_writeback
 
 WRITEBACK: Final = 8 << 20  # bytes of a file that the kernel is asked to write to the disk at once
-LITTLE: Final = 4 << 20  # bytes between two files of an earlier run that are worth a request of their own
+LITTLE: Final = 4 << 20  # bytes between two files of an earlier run that are worth a separate request
 
 
 class Headers:
-    """The bytes of an archive outside the files of ``index``; a reader for ``index_tar``, to which the bytes of the
-    files are zeros.
+    """The bytes of an archive outside the files of ``index``.
 
-    The headers of an archive are never inside its files. So an index that is made from these bytes is equal to
-    ``index`` only if ``index`` is the index of the archive. ``size`` is that of the archive in bytes, ``outside`` is
-    how many bytes will be kept.
+    ``index_tar`` reads them from here; the bytes of the files read as zeros. Headers of an archive are never inside its
+    files. So an index that is made from these bytes is equal to ``index`` only if ``index`` is the index of the
+    archive. ``size``: the size of the archive in bytes. ``outside``: how many bytes will be kept.
     """
 
     def __init__(self, index: LayerIndex, size: int) -> None:
         self.size: Final = size
-        self._starts: list[int] = []  # of the runs of bytes that belong to files, ascending
+        self._starts: list[int] = []  # starts of the runs of bytes that belong to files, ascending
         self._stops: list[int] = []
         spans = {(e.blob_offset, e.blob_offset + e.length) for r in index.members.rows() for e in index.extents(r)}
         for start, stop in sorted(spans):
@@ -56,7 +55,7 @@ class Headers:
         self._kept: list[bytes] = []
 
     def add(self, at: int, view: memoryview) -> None:
-        """Take the bytes of the archive from ``at`` on, and keep those outside the files."""
+        """Add the bytes of the archive from ``at`` on. Only bytes outside the files are kept."""
         base, stop = at, at + len(view)
         span = bisect_right(self._stops, at)
         while at < stop:
@@ -70,7 +69,7 @@ class Headers:
             span += 1
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Return bytes at an offset; fewer at the end."""
+        """Return ``size`` bytes at an offset, or fewer at the end."""
         data = bytearray(max(0, min(size, self.size - offset)))
         kept = max(0, bisect_right(self._kept_at, offset) - 1)
         while kept < len(self._kept_at) and self._kept_at[kept] < offset + len(data):
@@ -82,11 +81,10 @@ class Headers:
 
 
 class Direct:
-    """The content of ``layer``, read once, from its beginning to its end, out of ``source``.
+    """The content of ``layer``, read once from ``source``, from its beginning to its end.
 
-    ``headers`` is None if the layer is one file. ``index`` is the index that the files were planned with. ``kept`` is
-    how many files an earlier run has written or begun. ``wrong`` is called with the error when the source has sent
-    wrong bytes.
+    ``headers``: None if the layer is one file. ``index``: the index with which the files were planned. ``kept``: how
+    many files an earlier run has written or begun. ``wrong``: called with the error if the source has sent wrong bytes.
     """
 
     verified: Final = False
@@ -114,8 +112,10 @@ class Direct:
         self._stream: Generator[memoryview, None, None] | None = None
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Take the bytes of the content from ``at`` on out of a file, where an earlier run has written them at
-        ``offset``. Returns how many bytes were taken: at most ``size``, and 0 when the file holds none of them.
+        """Read bytes of the content from a file of an earlier run instead of the source.
+
+        The file ``fd`` has the bytes from ``at`` on at ``offset``. Returns how many bytes were read: at most ``size``,
+        and 0 if the file has none of them.
         """
         there = min(size, os.fstat(fd).st_size - offset)
         if there <= 0 or self._kept <= 0:
@@ -133,7 +133,7 @@ class Direct:
         return done
 
     def _reach(self, at: int) -> bool:
-        """Take the bytes before ``at`` from the store, which fetches them if necessary, if they are few."""
+        """Read the bytes before ``at`` from the store, which fetches them if necessary, if they are few."""
         if not 0 <= at - self._at <= LITTLE:
             return False
         if at > self._at:
@@ -143,7 +143,7 @@ class Direct:
         return self._at == at
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at``, which must not lie before the end of the last copy."""
+        """Copy ``size`` bytes of the content from ``at``, which must not be before the end of the last copy."""
         if self._kept > 0 and self._stream is None and size <= LITTLE and self._reach(at):
             self._reach(at + size)
         begun = offset
@@ -185,8 +185,9 @@ class Direct:
         self._count(len(piece))
 
     def finish(self) -> bool:
-        """Read the rest, and compare the digest and the index. Returns False when they are wrong, but another attempt
-        can get the right bytes. Raises IntegrityError.
+        """Read the rest, and compare the digest and the index.
+
+        Returns False if they are wrong but another attempt may succeed. Raises IntegrityError if it cannot.
         """
         while self._at < self._layer.size:
             self._next()

@@ -37,11 +37,11 @@ VERSION: Final = 1
 
 
 class Journal:
-    """A journal of the files that runs of the same command, including this run, have written.
+    """A journal of the files that this run, and earlier runs of the same command, have written.
 
-    ``nonce`` is part of the temporary names of all its runs; ``stale`` is the nonce of another command that was
-    interrupted here and that this one replaces ("" if there was none). ``directories`` are those that the command made.
-    ``begun`` maps the path of each file that was begun to its temporary name and inode.
+    ``nonce``: a part of the temporary names of all these runs. ``stale``: the nonce of another command that was
+    interrupted here and is replaced by this command, or "". ``directories``: the directories that the command made.
+    ``begun``: maps the path of each file that was begun to its temporary name and inode.
     """
 
     def __init__(self, file: OpenFile, command: list[str]) -> None:

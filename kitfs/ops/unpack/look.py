@@ -57,7 +57,7 @@ class Planned:
 def look(kit: Kit, steps: Sequence[Step], workers: Workers, *, room: int, report: Report) -> Planned:
     """Read every index, and merge the layers. A layer may decompress to at most ``room`` bytes.
 
-    Raises UnsafePath for a path or link that leads out of the directory, LayerError, IntegrityError.
+    Raises LayerError or IntegrityError, and UnsafePath for a path or link that leads out of the directory.
     """
     sources = [(step, step.source) for step in steps if step.source is not None]
     progress = [Progress(f"{number} {step.path}", step.path, report) for number, (step, _) in enumerate(sources)]

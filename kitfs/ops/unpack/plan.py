@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """Return where the first bytes of a file are in its layer; -1 if it has none."""
+        """Return where the first bytes of a file are in its layer, or -1 if it has no bytes."""
         return self.layer_index.offset(self.row)
 
     @property
@@ -122,13 +122,13 @@ def plan_unpack(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = (
 
 
 def _first(sources: Sequence[PlacedLayer], found: Winner) -> int:
-    """Return the row of the first name of a file; a row that is not in the index of its layer is its own first name."""
+    """Return the row of the first name of a file. A row outside the index of its layer is its own first name."""
     index = sources[found.number].index
     return index.first(found.row) if found.row < index.counts.rows else found.row
 
 
 def _check_link(links: Links, path: str, target: str) -> None:
-    """Raise UnsafePath if a symbolic link leads out of the tree. It is followed as far as its names exist."""
+    """Raise UnsafePath if a symbolic link leads out of the tree. The link is followed as far as its names exist."""
     try:
         links.end(path)
     except BadLink:

@@ -95,7 +95,10 @@ class ObjectContent:
         return 0
 
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
-        """Return an index of one file. Raises RegistryError if S3 returns an error, IntegrityError for another ETag."""
+        """Return an index of one file.
+
+        Raises RegistryError if S3 returns an error, and IntegrityError for another ETag.
+        """
         with self.s3_errors():
             head = self._client.head_object(**self._where)
             self._check(str(head["ETag"]))
@@ -141,7 +144,7 @@ class _ObjectStream:
         self._stop = stop
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0: the object is read from its beginning."""
+        """Return 0, because the object is read from its beginning."""
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:

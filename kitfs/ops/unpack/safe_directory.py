@@ -1,10 +1,10 @@
-"""A directory that is written to without following symbolic links: every name is opened component by component.
+"""A directory that is written to without following symbolic links. Every path is opened component by component.
 
 A file first gets a temporary name in its directory, then its bytes and its mode (the umask does not apply), and last
-its own name, by rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary
-names begin with ``.kitfs-<nonce>-``; ``sweep`` finds them by that. A file that was begun by an earlier run can be
-opened again by its temporary name. Threading: a SafeDirectory belongs to one thread;
-``clone`` returns another one for another thread. Needs openat(2): Linux and other POSIX systems.
+its final name, by a rename. So a file that a killed process leaves behind is whole, or has a temporary name. Temporary
+names begin with ``.kitfs-<nonce>-``, by which ``sweep`` finds them. A file that was begun by an earlier run can be
+opened again by its temporary name. Threading: a SafeDirectory belongs to one thread; ``clone`` returns a SafeDirectory
+for another thread. Needs openat(2): Linux and other POSIX systems.
 """
 
 from __future__ import annotations
@@ -144,12 +144,11 @@ class SafeDirectory:
         begun: tuple[str, int] = ("", 0),
         beginning: Callable[[str, str, int], None] | None = None,
     ) -> PendingFile:
-        """Write a file of ``size`` bytes under a temporary name. ``fill`` writes to the descriptor; ranges that it
-        leaves out become holes.
+        """Write a file of ``size`` bytes under a temporary name.
 
-        With ``beginning``, the file can be resumed: ``beginning`` is called with its path, temporary name and inode,
-        and after a failure it stays as it is. ``begun`` is the temporary name and the inode of a file that is resumed
-        (if it still exists).
+        ``fill`` writes to the descriptor; ranges that it omits become holes. ``beginning``: called with the path,
+        temporary name and inode of the file, which then stays after a failure and can be resumed. ``begun``: the
+        temporary name and inode of a file to resume, if it still exists.
         """
         with _named(path):
             parent, _ = self._at(path)
@@ -178,7 +177,7 @@ class SafeDirectory:
 
     @staticmethod
     def _reopened(parent: int, temporary: str, inode: int) -> int:
-        """Open a file that was begun; -1 if it does not exist any more, or is another file."""
+        """Open a file that was begun. Return -1 if it no longer exists or was replaced."""
         if not temporary.startswith(".kitfs-") or "/" in temporary:
             return -1
         try:
@@ -249,19 +248,20 @@ class SafeDirectory:
                 os.unlink(file.temporary, dir_fd=parent)
 
     def discard(self, path: str, temporary: str) -> None:
-        """Remove the file that was to get the name ``path``, by its temporary name."""
+        """Remove the temporary file that was to get the name ``path``."""
         with suppress(OSError, ContextError):
             os.unlink(temporary, dir_fd=self._at(path)[0])
 
     def name_temporaries(self, nonce: str, used: Iterable[str]) -> None:
-        """Choose the ``nonce`` in the names of temporary files; the names in ``used`` are taken already."""
+        """Choose the ``nonce`` for names of temporary files. The names in ``used`` are already taken."""
         numbers = (name.rpartition("-")[2] for name in used)
         self.nonce = nonce
         self._numbers = itertools.count(max((int(number) + 1 for number in numbers if number.isdecimal()), default=0))
 
     def sweep(self, directories: Iterable[str], nonce: str, *, keep: Collection[str] = ()) -> None:
-        """Remove the temporary files that a killed process has left in ``directories``, except those that ``keep``
-        names. Directories that do not exist are skipped.
+        """Remove the temporary files that a killed process has left in ``directories``, except the names in ``keep``.
+
+        Directories that do not exist are skipped.
         """
         for directory in directories:
             with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Layers that the store cannot keep, read once: for their index, and for their files.
+"""The content of layers that the store cannot keep. It is read twice: for the index, and for the files.
 
-Threading: one thread.
+Threading: only one thread may use a content.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ def check_room(size: int, room: int) -> None:
 
 
 class ForwardReader:
-    """A forward reader of content that does not fit into the store. It keeps only the last ``KEPT`` bytes."""
+    """A forward reader of content that does not fit into the store.
+
+    It keeps only the last ``KEPT`` bytes that were read.
+    """
 
     KEPT: Final = 4096
     size: Final = None
@@ -43,7 +46,7 @@ class ForwardReader:
         self._pieces = pieces
         self._room = room
         self._stop = stop
-        self._start = 0  # offset of the bytes that are held
+        self._start = 0  # offset of the bytes that are kept
         self._held = bytearray()
 
     def pread(self, offset: int, size: int) -> bytes:
@@ -65,9 +68,9 @@ class ForwardReader:
 
 
 class Streamed:
-    """Content that the store cannot keep: read once, from its beginning to its end, and hashed on the way.
+    """Content that the store cannot keep. It is read once, from its beginning to its end, and hashed meanwhile.
 
-    ``index`` is given if the layer is one file, whose size is checked at the end.
+    ``index``: given if the layer is one file, whose size is then checked at the end.
     """
 
     verified: Final = False
@@ -95,11 +98,11 @@ class Streamed:
             yield piece
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0: the digest is that of the compressed bytes."""
+        """Return 0, because the digest is that of the compressed bytes."""
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at``, which must not lie before the end of the last copy."""
+        """Copy ``size`` bytes of the content from ``at``, which must not be before the end of the last copy."""
         while size:
             while self._at + len(self._piece) <= at:
                 self._next()
@@ -119,8 +122,9 @@ class Streamed:
         self._piece = memoryview(piece)
 
     def finish(self) -> bool:
-        """Read the rest without decoding it, and return True. Raises IntegrityError if the digest, or the size of the
-        only file, is wrong.
+        """Read the rest without decoding it, and return True.
+
+        Raises IntegrityError if the digest is wrong, or the size of the only file.
         """
         more = 0
         if self._index is not None:
@@ -137,4 +141,4 @@ class Streamed:
         return True
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Do nothing, because no file is open."""

@@ -1,9 +1,10 @@
 """Write the files of a kit to a directory, as a mount of the kit would show them.
 
-KITOPS §5 has kit's rules for existing files. An unpack has three phases: ``look`` reads all indexes and refuses unsafe
-kits, ``check`` finds existing files that prevent the unpack, and ``write`` copies layers, several at once. Nothing is
-written before the third phase. A journal in the directory lets the same command resume after it was killed. Threading:
-an unpack starts threads, and any of them may call ``report``. Two unpacks into the same directory exclude each other.
+Existing files are treated as by KitOps' pkg/cmd/unpack. An unpack has three phases: ``look`` reads all indexes and
+refuses unsafe kits, ``check`` finds existing files that prevent the unpack, and ``write`` copies layers, several at
+once. Nothing is written before the third phase. A journal in the directory lets the same command resume after it was
+killed. Threading: an unpack starts threads, and any of them may call ``report``. Two unpacks into the same directory
+exclude each other.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class UnpackedLayer(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """The result of an unpack: the digest of the kit's manifest, the directory, and the layers in kit's order."""
+    """The result of an unpack. ``layers`` are in kit's order."""
 
     digest: str
     directory: str
@@ -124,12 +125,12 @@ def unpack_kit(
     even if the store has them. ``concurrency``: the number of layers that are written at once. ``room``: the number of
     bytes to which a layer may decompress; None means the free space on the disk of the directory.
 
-    The journal is removed when ``last`` is closed, or at the end if ``last`` is None. After the journal is removed, a
+    ``last``: removes the journal when it is closed; if it is None, the journal is removed at the end. Afterwards, a
     second run of the same command finds the files of the first run and refuses to replace them.
 
-    Raises UnsafePath for paths and links that lead out of the directory, ContextError for existing files and files that
-    cannot be written, IntegrityError for a layer that does not match its digest (its files are then removed),
-    LayerError, RegistryError.
+    Raises LayerError or RegistryError, UnsafePath for paths and links that lead out of the directory, ContextError for
+    existing files and files that cannot be written, and IntegrityError for a layer that does not match its digest (its
+    files are then removed).
     """
     _check_directory(directory)
     workers = Workers(concurrency)

@@ -23,7 +23,7 @@ from kitfs.ops.unpack.progress import Stopped, Workers
 from kitfs.ops.unpack.safe_directory import PendingFile, SafeDirectory, write_all
 from kitfs.ops.unpack.steps import KITFILE
 
-RESUMABLE: Final = 1 << 20  # bytes from which a file is resumed rather than fetched again
+RESUMABLE: Final = 1 << 20  # fewest bytes for which a file is resumed instead of fetched again
 
 
 class HardLink(NamedTuple):
@@ -36,8 +36,8 @@ class HardLink(NamedTuple):
 def write(checked: Checked, directory: SafeDirectory, journal: Journal, workers: Workers, *, report: Report) -> None:
     """Write the plan, and check at the end that all names exist. If it is interrupted, the same command can resume.
 
-    Raises ContextError for files that cannot be written, IntegrityError for a layer that does not match its digest (its
-    files are then removed), LayerError, RegistryError.
+    Raises LayerError or RegistryError, ContextError for files that cannot be written, and IntegrityError for a layer
+    that does not match its digest (its files are then removed).
     """
     _Writer(checked, directory, journal, workers, report).run()
 
@@ -67,7 +67,7 @@ class _Writer:
             self._announce(layer)
         try:
             self._workers.each(self._checked.planned.steps, self._write_step, begin=self._begin)
-        except ContextError:  # such as a full disk, which should get its room back
+        except ContextError:  # for example a full disk, whose space should be freed
             self._sweep(self._tree.directories, ())
             raise
         for link in self._links:
@@ -105,8 +105,9 @@ class _Writer:
         self._report(Noted(text))
 
     def _files_to_write(self, layer: PlannedLayer, *, done: bool = False) -> list[Item]:
-        """Return the regular files of a layer that are due, in the order of their bytes in the layer; with ``done``,
-        also those that an earlier run has written.
+        """Return the regular files of a layer to write, in the order of their bytes in the layer.
+
+        ``done``: include the files that an earlier run has written.
         """
         items = [
             item
@@ -127,7 +128,7 @@ class _Writer:
             self._write_layer(planned.layer)
 
     def _write_layer(self, layer: PlannedLayer) -> None:
-        """Write the files of a layer; again, if they turn out to be wrong and can be had right."""
+        """Write the files of a layer. Write them again if they are wrong and the right bytes can be fetched."""
         items = self._files_to_write(layer, done=True)
         with closing(self._directory.clone()) as directory:
             kept = sum(item.path in self._checked.done or self._is_begun(item, directory) for item in items)
@@ -138,7 +139,7 @@ class _Writer:
                 kept = 0
 
     def _write_files(self, content: Content, items: Sequence[Item], directory: SafeDirectory) -> bool:
-        """Write the files of a layer; returns False if they were wrong, and can be written again.
+        """Write the files of a layer. Return False if they were wrong and can be written again.
 
         After a failure, files that are not verified are removed, except those that a later run can resume.
         """
@@ -189,7 +190,7 @@ class _Writer:
         )
 
     def _is_begun(self, item: Item, directory: SafeDirectory) -> bool:
-        """Return whether an earlier run has begun a file, which is still there."""
+        """Return whether an earlier run has begun a file that still exists."""
         begun = self._journal.begun.get(item.path)
         if begun is None:
             return False
@@ -197,7 +198,7 @@ class _Writer:
         return directory.lstat(f"{parent}{slash}{begun[0]}") is not None
 
     def _take_file(self, content: Content, item: Item, directory: SafeDirectory) -> None:
-        """Let the content take the bytes of a file that an earlier run has written, so that it need not fetch them."""
+        """Let the content read the bytes that an earlier run has written to a file, so they are not fetched again."""
         fd = directory.open_file(item.path) if content.resumable else None
         if fd is not None:
             try:
@@ -252,10 +253,11 @@ class _Writer:
 def _hard_links(checked: Checked) -> tuple[list[HardLink], set[str]]:
     """Return the hard links to write, and the names that are written as files instead of hard links.
 
-    If an existing file is kept under the first name, it is not the kit's file, so the next name becomes the first.
+    If an existing file is kept under the first name of a file, its other names cannot be links to it. The second name
+    is then written as a file.
     """
     links: list[HardLink] = []
-    instead: dict[str, str] = {}  # first name → the name that is written as a file in its place
+    instead: dict[str, str] = {}  # first name → the name that is written as a file instead
     for path, item in checked.planned.tree.links.items():
         first = checked.planned.tree.targets[path]
         if checked.stays(item):
