@@ -1,4 +1,4 @@
-"""Bad input ends in one line on stderr, a non-zero exit code and no traceback, and leaves nothing behind."""
+"""A command with bad input fails with one line on stderr and no traceback, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_closed_port(host: Host) -> None:
 
 
 def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """Mount names the registry and its 401, without credentials and with a wrong password."""
+    """Without credentials or with a wrong password, the error of mount names the registry and its 401."""
     with RegistryProcess(
         tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n"
     ) as locked:
@@ -99,7 +99,7 @@ def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_
 
 
 def test_403(host: Host) -> None:
-    """Mount names the registry and its 403."""
+    """The error of mount names the registry and its 403."""
     with answering(403, b'{"errors":[{"code":"DENIED","message":"not for you"}]}') as name:
         refuses_to_mount(host, f"{name}/team/kit:v1", words=(name, "403"))
 
@@ -245,7 +245,7 @@ def test_a_bad_command_line(host: Host, name: str) -> None:
     [("KITFS_TRANSPORT", "warp"), ("KITFS_CACHE_SIZE", "lots"), ("KITFS_TLS_CERT", "/nowhere/ca.pem")],
 )
 def test_a_bad_environment(host: Host, name: str, value: str) -> None:
-    """An invalid setting in the environment is refused like an invalid flag, and the message contains it."""
+    """An invalid value in an environment variable is refused like an invalid flag, and the error contains the value."""
     refuses_to_mount(host, ARCHIVE, env={name: value}, words=(value,))
 
 
@@ -253,7 +253,7 @@ def test_a_bad_environment(host: Host, name: str, value: str) -> None:
     "text", ["transport: warp\n", "no-such-setting: 1\n", "- a list\n", "a: [unclosed\n", "cache-size: {a: b}\n"]
 )
 def test_a_bad_settings_file(host: Host, text: str) -> None:
-    """A settings file with an invalid value, with an unknown name or without a mapping is refused."""
+    """A settings file is refused if it has an invalid value or an unknown name, or is not a mapping."""
     file = host.root / "settings.yaml"
     file.write_text(text)
     refuses_to_mount(host, ARCHIVE, "--settings", str(file))
@@ -271,20 +271,20 @@ def test_a_mount_point_that_is_a_file(host: Host) -> None:
 
 
 def test_a_mount_point_below_a_missing_directory(host: Host) -> None:
-    """Mount creates only the mount point itself, and not its parents."""
+    """Mount does not create the parent directory of a mount point."""
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "a/b", check=False), str(host.mnt / "a"))
     assert not (host.mnt / "a").exists()
 
 
 def test_a_mount_point_that_is_not_empty(host: Host) -> None:
-    """Mount refuses a directory that is not empty, because the mount would hide its content."""
+    """Mount refuses a directory that is not empty. Otherwise the mount would hide the files of the directory."""
     (host.mnt / "full").mkdir()
     (host.mnt / "full/mine").write_text("mine")
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "full", check=False), str(host.mnt / "full"), "not empty")
 
 
 def test_a_mount_point_that_is_busy(host: Host) -> None:
-    """Mount refuses a directory on which another kit is mounted, and the other mount stays."""
+    """Mount refuses a directory on which another kit is mounted, and that kit stays mounted."""
     mount = host.mount(ARCHIVE)
     other = ARCHIVE.replace("basic.tar", "modes.tar")
     refused(host.kitfs("mount", other, mount.path, check=False), str(mount.path), "already")

@@ -77,9 +77,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_is_loaded_through_cold_and_warm_mounts(
     own_registry: RegistryProcess, host: Host, models: Path, program: str, name: str
 ) -> None:
-    """The output of the program is the same as for a local file.
+    """A program prints the same for a model in a mount as for a local file.
 
-    A cold load transfers the model once and no other file of the kit, and a warm load transfers nothing of it.
+    A cold load transfers the model once and no other file of the kit. A warm load transfers no byte of the model.
     """
     if program == LLAMA:
         pytest.importorskip("xllamacpp", reason="xllamacpp is missing: install the extra dev")

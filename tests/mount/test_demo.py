@@ -22,7 +22,7 @@ TREE = [
 
 
 def workshop(host: Host) -> dict[str, str]:
-    """Give the demo a TMPDIR of its own, and return it, so that the test finds what the demo leaves behind."""
+    """Return an empty TMPDIR that only the demo uses. A test can find there what the demo leaves behind."""
     directory = host.root / "tmp"
     if not directory.exists():
         directory.mkdir()
@@ -59,7 +59,7 @@ def test_demo_with_json_prints_its_findings_only(host: Host) -> None:
 
 
 def test_demo_where_nothing_can_be_mounted(host: Host) -> None:
-    """Without FUSE the demo says so, shows the tree with other verbs, and succeeds."""
+    """Without FUSE the demo says that it cannot mount, shows the tree with other verbs, and succeeds."""
     done = without_dev_fuse(host, "demo")
     assert (done.returncode, done.stderr) == (0, "")
     told = [line for line in done.stdout.splitlines() if line.startswith("cannot mount on this machine")]

@@ -1,8 +1,7 @@
-"""Faults while a kit is mounted: what read(2) returns and when, what is reported, and what the next read returns.
+"""Faults that begin and end while a kit is mounted: what read(2) returns, what is reported, and how reads recover.
 
-``test_hostile`` lists the faults that a reader notices or does not notice. Here each fault begins while a kit is
-mounted, and ends again. A lower bound on time means that nothing is given up too early. An upper bound only means that
-nothing hangs: it is several times longer than the measured time.
+``test_hostile`` tests which faults a reader notices. A lower bound on a time in this module shows that nothing is given
+up too early. An upper bound only shows that nothing hangs: it is several times the measured time.
 """
 
 from __future__ import annotations
@@ -64,7 +63,10 @@ def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HAN
 
 
 def is_reported(host: Host, mount: Mounted, *words: str) -> None:
-    """Assert that the status counts an error, and that its last error and a line of the log contain ``words``."""
+    """Assert that the status counts an error, and that a line of the log contains ``words``.
+
+    The last error in the status contains ``words`` too.
+    """
     status = host.status(mount)
     assert status["errors"] > 0
     assert [word for word in words if word not in status["last_error"]] == []
@@ -109,7 +111,8 @@ def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
 ) -> None:
     """A read fails with EIO when the registry has sent nothing for ``--read-timeout`` seconds.
 
-    It succeeds when the registry sends again. The status line, the body or the rest of the body may be missing.
+    The registry stops before the status line, before the body or within the body. When the registry sends again, the
+    next read succeeds.
     """
     mount = host.mount(ref, "--transport", transport, "--read-timeout", "2")
     stall = Stall(at)
@@ -124,7 +127,7 @@ def test_a_stall_is_eio_no_sooner_than_the_read_timeout(
 
 
 def test_a_slow_body_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A read succeeds if a chunk takes longer than ``--read-timeout`` but bytes arrive all the time."""
+    """A read succeeds if bytes arrive steadily, even if a chunk takes longer than ``--read-timeout``."""
     mount = host.mount(ref, "--read-timeout", "1")
     fake.fail("/blobs/", Drip(2 * KiB, 0.15))
     found, seconds = pread(mount, 3 * MiB)
@@ -160,9 +163,9 @@ def test_a_refused_connection_is_eio_long_before_the_read_timeout(
 
 
 def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A page fault cannot return EIO, so the process gets SIGBUS.
+    """A process that maps a file gets SIGBUS if a page cannot be fetched.
 
-    When the registry is back, the same page has the right bytes.
+    When the registry is back, the page has the right bytes.
     """
     mount = host.mount(ref)
     fake.stop()
@@ -175,10 +178,7 @@ def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRe
 
 
 def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After many consecutive failures the circuit breaker opens.
-
-    Soon after the registry is back, reads succeed again.
-    """
+    """Reads succeed soon after the registry is back, even if many failures have opened the circuit breaker."""
     mount = host.mount(ref)
     fake.stop()
     for n in range(12):
@@ -192,7 +192,8 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
 def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
     """If the registry does not answer, mount uses the last known digest of the tag and warns.
 
-    It does so long before ``--read-timeout`` is over. Mounting the same reference again on this mount succeeds too.
+    The mount is ready long before ``--read-timeout`` is over. A second mount of the reference on the same directory
+    also succeeds.
     """
     host.umount(host.mount(ref))
     silence = Stall()
@@ -246,9 +247,9 @@ def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeReg
 
 
 def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """A read of 128 KiB whose bodies break off returns the right bytes, and no byte of it is transferred twice.
+    """If responses to a read of 128 KiB break off, the read returns the right bytes and transfers none of them twice.
 
-    The later read of the whole file transfers those 128 KiB again within one long request.
+    A later read of the whole file is one long request, which transfers those 128 KiB again.
     """
     mount = host.mount(ref)
     fake.forget()
@@ -262,7 +263,7 @@ def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, kit: Kit, transport: str) -> None:
-    """If a registry answers a range with 200, a read at the end returns its bytes.
+    """If a registry answers a range with 200, a read at the end of the file returns the right bytes.
 
     The whole file is transferred once, in one response.
     """
@@ -278,7 +279,7 @@ def test_200_to_a_range_is_one_stream(host: Host, fake: FakeRegistry, ref: str, 
 def test_a_retry_after_beyond_the_read_timeout_is_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
     """If ``Retry-After`` exceeds ``--read-timeout``, the read fails with the registry's error.
 
-    Only the next read sends a request again.
+    No request is sent until the next read.
     """
     mount = host.mount(ref, "--read-timeout", "3")
     fake.fail("/blobs/", Status(429, {"Retry-After": "25"}, "TOOMANYREQUESTS", "slow down"))
@@ -310,7 +311,7 @@ def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> Non
 def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
     """A layer whose bytes do not match its digest is dropped, counted and named in the log.
 
-    A mount that is made after the registry sends the right bytes reads them.
+    Once the registry sends the right bytes, a new mount reads them.
     """
     mount = host.mount(ref)
     rule = fake.fail("/blobs/", Lie(5 * MiB))
@@ -352,7 +353,7 @@ def test_locations_that_serve_once(host: Host, fake: FakeRegistry, ref: str) -> 
 def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: str) -> None:
     """While the target of a redirect refuses connections, reads fail with EIO and the error names the target.
 
-    When the target is back, they succeed.
+    When the target is back, reads succeed.
     """
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
@@ -366,9 +367,9 @@ def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A target that stalls costs one reader ``--read-timeout``.
+    """If the target of a redirect stalls, only one request waits for the whole ``--read-timeout``.
 
-    The next read asks the registry again, which redirects it to a better target.
+    The next read asks the registry again, and is redirected to a better target.
     """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
@@ -387,7 +388,7 @@ def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeReg
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
     """If a mirror stops, the registry serves the rest of the file.
 
-    If both are unavailable, one line names both. Reads succeed again when one of them is back.
+    If the registry is also unavailable, one line names both servers. When one of the servers is back, reads succeed.
     """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
@@ -407,7 +408,7 @@ def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: 
 def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
     host: Host, fake: FakeRegistry, ref: str, kit: Kit
 ) -> None:
-    """If a mirror stalls, a reader gets its bytes from the registry after ``--read-timeout``."""
+    """If a mirror stalls, a read waits for ``--read-timeout`` and then gets its bytes from the registry."""
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
         mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", "1")
@@ -424,7 +425,7 @@ def test_a_mirror_that_stalls_is_passed_after_the_read_timeout(
 def test_a_token_server_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> None:
     """If a token expires and the token server stalls, a read fails with EIO after ``--read-timeout``.
 
-    The error names the token server. When it answers again, reads succeed.
+    The error names the token server. When the token server answers again, reads succeed.
     """
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -455,7 +456,7 @@ def test_tokens_that_keep_expiring_do_not_fail_a_read(host: Host, fake: FakeRegi
 def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
     """After the password was changed, a read fails with EIO, and the error says to log in.
 
-    After the login the same mount can be read.
+    After a login, reads from the same mount succeed.
     """
     fake.require_token({"u": "p"})
     docker_config(host, {"auths": {fake.host: {"auth": "dTpw"}}})
@@ -469,9 +470,9 @@ def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, r
 
 
 def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegistry, ref: str, tmp_path: Path) -> None:
-    """A credential helper on PATH is run during the mount, and again when the token has expired.
+    """A credential helper on PATH is run when a kit is mounted, and again when the token has expired.
 
-    The identity token that it prints is sent to the token server by POST.
+    The identity token that the helper prints is sent to the token server by POST.
     """
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     program = tmp_path / "docker-credential-vault"
@@ -491,7 +492,7 @@ def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegis
 def test_a_registry_behind_a_certificate_of_its_own(host: Host, kit: Kit) -> None:
     """A registry with a private certificate is refused in one line that says what to do.
 
-    With ``--tls-cert`` or ``--tls-verify=false`` its files are read.
+    With ``--tls-cert`` or ``--tls-verify=false`` the kit is mounted and read.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")

@@ -26,7 +26,7 @@ def parts() -> list[Part]:
 
 
 def test_a_mount_of_warm_layers_fetches_nothing(own_registry: RegistryProcess, host: Host) -> None:
-    """Compressed layers are decoded, the layers are verified, and the files have the right bytes."""
+    """After ``kitfs warm`` all layers are verified and decoded, and reads need no registry."""
     ref = own_registry.push(build(parts()), "warm/kit")
     assert host.kitfs("warm", ref).stdout.startswith(f"Warming {ref}\nWarmed sha256:")
     mount = host.mount(ref)
@@ -41,7 +41,7 @@ def test_a_mount_of_warm_layers_fetches_nothing(own_registry: RegistryProcess, h
 def test_warm_fails_if_the_store_cannot_keep_the_layers(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """The limit of the store applies to warmed layers, because they are not pinned."""
+    """Warmed layers are not pinned, so the size limit of the store applies to them."""
     sparse_file_tar(tmp_path / "big.tar", {"model/w.bin": 256 * MiB})
     ref = own_registry.push(build([part("model", "model", tmp_path / "big.tar")]), "warm/big")
     done = host.kitfs("warm", ref, "--cache-size", "4MiB", check=False)
@@ -66,7 +66,7 @@ def states(host: Host, mount: Mounted) -> list[str]:
 def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """By default a mount fetches the rest of a layer after much of it was read, and no other layers."""
+    """By default a mount fetches the rest of a layer once half of the layer was read, and no other layer."""
     ref = big(own_registry, tmp_path, 256 * MiB, 100 * MiB)
     since = own_registry.mark()
     mount = host.mount(ref)
@@ -87,7 +87,7 @@ def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
 def test_all_completes_every_layer_unread_and_none_completes_nothing(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Compressed layers are decoded, so that the kit can be sealed."""
+    """``--fill all`` fetches and verifies all layers although nothing is read. ``--fill none`` fetches nothing."""
     ref = own_registry.push(build(parts()), "fill/all")
     mount = host.mount(ref, "--fill", "none")
     time.sleep(2)
@@ -101,7 +101,7 @@ def test_all_completes_every_layer_unread_and_none_completes_nothing(
 
 
 def test_a_layer_is_completed_by_few_requests(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """The rest of a layer comes in one long response rather than in one for each step."""
+    """A few long responses transfer the rest of a layer."""
     ref = big(own_registry, tmp_path, 128 * MiB)
     mount = host.mount(ref, "--fill", "all")
     wait_until(lambda: states(host, mount) == ["verified"], f"unexpected status: {host.status(mount)}", seconds=60)
@@ -122,7 +122,7 @@ def test_a_mount_that_is_being_filled_ends_without_the_rest(
 
 
 def test_filling_evicts_nothing(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A layer that would require evictions is not filled, and the mount logs that."""
+    """A layer is not filled if other blobs would be evicted for it, and the mount logs the reason."""
     ref = big(own_registry, tmp_path, 8 * MiB, 100 * MiB)
     mount = host.mount(ref, "--fill", "all", "--cache-size", "100MiB")
     wait_until(lambda: "unless other blobs are evicted" in mount.log_text(), mount.log_text(), seconds=60)

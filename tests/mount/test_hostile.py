@@ -1,4 +1,4 @@
-"""Badly behaved registries, through a real mount: what read(2) returns, and when."""
+"""Registries that behave badly, through a real mount: what read(2) returns, and when."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
-    """With this fault in every blob response, or in the next few, the whole file is read with the right bytes."""
+    """Although every blob response, or the next few, have the fault, a read of the whole file gets the right bytes."""
     fault, more = SURVIVED[name]
     mount = host.mount(ref, "--transport", transport)
     if cut := more.get("cut"):
@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
-    """With this fault a read fails with EIO, and the status names the cause.
+    """While the registry has the fault, a read fails with EIO, and the status names the cause.
 
     When the registry is healed, the same mount reads the right bytes.
     """
@@ -148,7 +148,6 @@ def test_a_stall_is_eio_after_the_read_timeout(host: Host, fake: FakeRegistry, r
 
 
 def test_sixty_four_readers_of_a_stalled_registry_all_get_eio(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Readers at 64 places do not wait for the timeouts of each other."""
     mount = host.mount(ref, "--read-timeout", "1")
     fake.fail("/blobs/", Stall(0))
     found: list[str] = []
@@ -195,7 +194,7 @@ def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: s
 def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: FakeRegistry, ref: str) -> None:
     """Mount tries a dead mirror, a mirror without the kit, and then a mirror with the kit.
 
-    If no mirror has the kit, one line names the cause for each.
+    If no mirror has the kit, one line names the cause for each mirror.
     """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
@@ -218,7 +217,7 @@ def test_a_tar_is_indexed_through_cut_answers(host: Host, fake: FakeRegistry) ->
 
 
 def test_a_gzip_stream_that_is_cut_resumes(host: Host, fake: FakeRegistry) -> None:
-    """A compressed layer whose body breaks off is decoded to its end, and is not transferred twice."""
+    """A compressed layer is decoded to its end although responses break off, and no byte is transferred twice."""
     data = kit_tar({"m/w.bin": WEIGHTS})
     kit = build([part("model", "m", data, compression="gzip")])
     mount = host.mount(fake.put_kit("team/gzip", kit, "v1"))
@@ -229,7 +228,7 @@ def test_a_gzip_stream_that_is_cut_resumes(host: Host, fake: FakeRegistry) -> No
 
 
 def test_a_manifest_without_an_end_is_refused(host: Host, fake: FakeRegistry) -> None:
-    """Mount refuses a manifest of 64 MiB without reading it to its end."""
+    """Mount refuses a manifest of 64 MiB before it has read the whole manifest."""
     fake.put_manifest("team/big", b'{"a":"' + b"x" * (64 * MiB), tag="v1")
     done = host.kitfs("mount", f"{fake.host}/team/big:v1", host.mnt / "big", check=False)
     assert done.returncode != 0

@@ -1,7 +1,8 @@
-"""Bytes that are known to be wrong are never served again, through a real mount.
+"""A mount never serves bytes again that are known to be wrong.
 
-A registry sends one wrong bit. When the layer is complete, its digest does not match. From then on its files cannot be
-opened, open files cannot be read, and mapped pages are dropped, until the store has the right bytes.
+A registry sends a layer with one wrong bit. When the layer is complete, its bytes do not match the digest. From then on
+the files of the layer cannot be opened, open files cannot be read, and mapped pages are dropped, until the store has
+the right bytes.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ for line in sys.stdin:
 def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
     """Return a function that starts a process with a file open and mapped.
 
-    The process has read the file's first page, and reads it again for each line that it gets.
+    The process reads the first page of the file when it starts, and again for each line on its stdin.
     """
     started: list[subprocess.Popen[str]] = []
 
@@ -72,7 +73,7 @@ def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
 
 @dataclass(frozen=True)
 class Replaced:
-    """A fault that sends other bytes instead of the blob, with the same size."""
+    """A fault that sends other bytes of the same size instead of the blob."""
 
     blob: bytes
 
@@ -98,7 +99,7 @@ def read(path: Path) -> bytes | int:
 
 
 def fail(host: Host, mount: Mounted, *paths: Path) -> None:
-    """Read all files of a layer that has a wrong bit, and wait until that is known."""
+    """Read all files of a layer that has a wrong bit, and wait until the mount reports the layer as wrong."""
     for path in paths:
         read(path)
     wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was not found")
@@ -107,7 +108,7 @@ def fail(host: Host, mount: Mounted, *paths: Path) -> None:
 def test_wrong_bytes_are_not_served_again(
     host: Host, fake: FakeRegistry, holder: Callable[[Path], subprocess.Popen[str]]
 ) -> None:
-    """Opening fails, reads of open files fail, and a mapped page raises SIGBUS.
+    """No file of a wrong layer can be opened or read, and a mapped page raises SIGBUS.
 
     The status reports the layer as wrong.
     """
@@ -128,7 +129,7 @@ def test_wrong_bytes_are_not_served_again(
 def test_files_are_opened_again_when_the_blob_was_fetched_right(host: Host, fake: FakeRegistry, transport: str) -> None:
     """After another process pulled the right bytes, the mount serves them.
 
-    It serves no page that the kernel cached before.
+    The mount serves none of the wrong pages that the kernel had cached.
     """
     ref = fake.put_kit("team/kit", build([part("model", "w.bin", WEIGHTS, format="raw")]), "v1")
     mount = host.mount(ref, "--transport", transport)
@@ -145,7 +146,7 @@ TAR = tars.file(b"m/a.bin", WEIGHTS) + tars.file(b"m/b.bin", OTHER) + tars.END
 
 
 def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRegistry) -> None:
-    """With a wrong bit in a file, all files of the layer fail until the right bytes are stored.
+    """If a file of a tar has a wrong bit, all files of the layer fail until the right bytes are stored.
 
     Files of other layers never fail.
     """
@@ -164,7 +165,7 @@ def test_a_tar_heals_when_its_files_are_where_they_were(host: Host, fake: FakeRe
 
 
 def test_a_mount_heals_when_cache_verify_removes_its_blob(host: Host, fake: FakeRegistry) -> None:
-    """The disk has changed bytes of a verified layer. After ``cache verify``, the mount fetches them again."""
+    """If bytes of a verified layer changed on disk, the mount fetches them again after ``cache verify``."""
     kit = build([part("model", "m", TAR)])
     mount = host.mount(fake.put_kit("team/kit", kit, "v1"))
     assert [read(mount / name) for name in ("m/a.bin", "m/b.bin")] == [WEIGHTS, OTHER]
@@ -178,7 +179,7 @@ def test_a_mount_heals_when_cache_verify_removes_its_blob(host: Host, fake: Fake
 
 
 def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
-    """With a wrong bit in a gzip stream, the layer cannot be listed until the right bytes are stored."""
+    """If a gzip stream has a wrong bit, the layer cannot be listed until the right bytes are stored."""
     ref = fake.put_kit("team/kit", build([part("model", "m", TAR, compression="gzip")]), "v1")
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(8 * MiB))
@@ -191,9 +192,9 @@ def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
 
 
 def test_a_tar_whose_files_were_elsewhere_stays_refused(host: Host, fake: FakeRegistry) -> None:
-    """With wrong bytes in tar headers, the mount shows names that the kit does not have.
+    """If tar headers have wrong bytes, the mount shows names that the kit does not have.
 
-    The error says that the kit must be mounted again. Afterwards the tree is right.
+    The error says that the kit must be mounted again. A new mount shows the right tree.
     """
     kit = build([part("model", "m", tars.file(b"m/a.bin", OTHER) + tars.END)])
     ref = fake.put_kit("team/kit", kit, "v1")

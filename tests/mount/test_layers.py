@@ -1,7 +1,4 @@
-"""Layers of every format and vintage, written by other programs, through a real mount.
-
-The mount must show what GNU tar extracts from the same bytes.
-"""
+"""A mount shows layers of every format and compression as GNU tar extracts them."""
 
 from __future__ import annotations
 
@@ -59,7 +56,7 @@ def shown(host: Host, mount: Mounted) -> trees.Tree:
 def source(tmp_path: Path) -> Path:
     """Return a directory with everything that a tar can store.
 
-    It has symlinks, hard links, long names, names in other scripts, holes, modes and an empty directory.
+    The directory has symlinks, hard links, long names, names in other scripts, holes, modes and an empty directory.
     """
     top = tmp_path / "source/m"
     (top / "empty").mkdir(parents=True)
@@ -215,7 +212,7 @@ def test_every_format_and_compression(
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """Manifests of every vintage, and ModelPacks with and without a Kitfile annotation, show the same files."""
+    """Manifests of every version of kit, and ModelPacks with and without a Kitfile annotation, show the same files."""
     tars = {
         name: kit_tar({f"{name}/f.bin": name.encode() * 1000}) for name in ("weights", "part", "source", "rows", "card")
     }
@@ -247,7 +244,7 @@ def test_raw_layers_of_a_modelpack(host: Host, tmp_path: Path, vintage: kits.Vin
 
 
 def test_gzip_of_many_members(host: Host, tmp_path: Path) -> None:
-    """A gzip layer of many members, as pigz and concatenation write it, is read to its end."""
+    """A gzip layer of several members, as pigz and concatenation produce, is read to its end."""
     data = kit_tar({f"m/{n}.bin": WEIGHTS for n in range(8)})
     mount = mounted(host, build([part("model", "m", data, compression="gzip", blob=kits.gzip_members(data, 100))]))
     assert shown(host, mount) == extracted(tmp_path, data)
@@ -261,10 +258,7 @@ def test_zstd_of_many_frames(host: Host, tmp_path: Path) -> None:
 
 
 def test_duplicate_digests_show_at_both_paths(host: Host) -> None:
-    """Two raw entries with the same content have one digest, which the manifest lists twice.
-
-    The mount shows two files with their own names.
-    """
+    """Two raw layers with the same digest are shown as two files with their own names."""
     layers = [part("model", "m/a.bin", WEIGHTS, format="raw"), part("modelpart", "m/b.bin", WEIGHTS, format="raw")]
     kit = build(layers)
     assert kit.layers[0] == kit.layers[1]
@@ -326,7 +320,7 @@ def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
 
 
 def test_parents_without_an_entry_are_made(host: Host) -> None:
-    """Directories without an entry in the tar, as modctl writes it, are shown with mode 0755."""
+    """A directory without an entry in the tar, as in the tars of modctl, is shown with mode 0755."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         info = tarfile.TarInfo("a/b/c.bin")
@@ -337,9 +331,9 @@ def test_parents_without_an_entry_are_made(host: Host) -> None:
 
 
 def test_entries_that_would_leave_the_root_are_left_out_and_named(host: Host) -> None:
-    """Entries that lead out of the root, devices and fifos are left out, counted and named in the log.
+    """Devices, fifos and entries outside of the root are left out, counted and named in the log.
 
-    Such entries are absolute names, ``..`` and hard links to paths outside. All other entries are shown.
+    Entries outside of the root are absolute names, ``..`` and hard links to paths outside. All other entries are shown.
     """
     buffer = io.BytesIO()
     bad = {
@@ -416,7 +410,7 @@ def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> Non
 
 
 def test_filters_that_select_nothing_get_a_warning(host: Host) -> None:
-    """A filter that selects nothing gives an empty mount and the warning that unpack gives.
+    """A filter that selects nothing gives an empty mount and a warning, as with unpack.
 
     A filter that selects something gives no warning.
     """

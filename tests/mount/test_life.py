@@ -1,4 +1,4 @@
-"""The life of a mount: mount answers in one line, daemons end as they should, and dead mounts are cleared."""
+"""Mount answers in one line, daemons end as they should, and dead mounts are cleared."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HOLD = "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read(
 def test_mount_in_a_command_substitution_returns(host: Host) -> None:
     """``out=$(kitfs mount …)`` returns, because the daemon keeps none of its caller's descriptors open.
 
-    Its working directory is /.
+    The working directory of the daemon is /.
     """
     command = shlex.join(host.command("mount", ARCHIVE, host.mnt / "a"))
     reader, writer = os.pipe()
@@ -87,7 +87,7 @@ def test_the_mount_table_names_the_reference(registry: RegistryProcess, host: Ho
 
 
 def test_without_a_tag_latest_is_used(registry: RegistryProcess, host: Host) -> None:
-    """For a reference without a tag, mount, ls and cat use latest, and say so on stderr."""
+    """For a reference without a tag, mount, ls and cat use latest, and print a notice on stderr."""
     registry.push(build([part("docs", "README.md", b"# latest\n", format="raw")]), "life/latest", "latest")
     ref = f"{registry.host}/life/latest"
     assert "latest" in host.mount(ref).warnings
@@ -99,7 +99,7 @@ def test_without_a_tag_latest_is_used(registry: RegistryProcess, host: Host) -> 
 def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -> None:
     """Mounting the same reference on the same directory again mounts nothing.
 
-    It prints the digest and the pid of the first mount.
+    Mount prints the digest and the pid of the first mount.
     """
     first = host.mount(ARCHIVE)
     second = host.mount(ARCHIVE)
@@ -108,7 +108,7 @@ def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -
 
 
 def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> None:
-    """When umount returns, the mount, the daemon's process and its record no longer exist."""
+    """When umount returns, the mount, its record and the process of the daemon no longer exist."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     host.umount(mount)
     assert host.mount_points() == []
@@ -139,7 +139,10 @@ def test_umount_takes_relative_and_symlinked_paths(host: Host) -> None:
 
 
 def test_umount_of_a_busy_mount_names_the_processes_that_use_it(host: Host, transport: str) -> None:
-    """Umount of a busy mount fails and names the pids that use it. When they have ended, umount succeeds."""
+    """Umount of a busy mount fails and names the pids of the processes that use the mount.
+
+    When these processes have ended, umount succeeds.
+    """
     mount = host.mount(ARCHIVE, "--transport", transport)
     command = [sys.executable, "-c", HOLD, mount / "run.sh"]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -177,9 +180,9 @@ def test_umount_all(host: Host) -> None:
 
 
 def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
-    """For a mount of another run-time directory, mount says that its daemon died or has another ``--run-dir``.
+    """For a mount of another run-time directory, the error says that the daemon died or has another ``--run-dir``.
 
-    It cannot know which of them is true.
+    Mount cannot distinguish these two causes.
     """
     mount = host.mount(ARCHIVE)
     done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)
@@ -312,7 +315,7 @@ def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) 
 def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
     """A mount of root is open to other users, because allow_other is root's default.
 
-    ``--no-allow-other`` keeps them out, and the modes of files are respected.
+    With ``--no-allow-other`` other users have no access. The modes of files are respected.
     """
     needs_root()
     host.mnt.chmod(0o755)

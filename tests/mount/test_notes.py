@@ -1,4 +1,4 @@
-"""Notes that ``mount`` prints about files that other users cannot read, and about layers that it cannot list."""
+"""Mount prints notes about files that other users cannot read, and about layers that it cannot list."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def private_kit(host: Host) -> str:
 
 
 def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
-    """If other users cannot read files in root's mount, mount prints a note with an option.
+    """If other users cannot read files in root's mount, mount prints a note that names an option.
 
-    With that option they can read the files. Root's mount is open to other users by default.
+    With that option other users can read the files.
     """
     needs_root()
     host.mnt.chmod(0o755)
@@ -74,7 +74,7 @@ def test_an_explicit_option_gets_no_note(host: Host, options: list[str], told: s
 def test_the_note_about_an_unlisted_layer_is_in_the_log(registry: RegistryProcess, host: Host) -> None:
     """Mount does not fetch the index of a layer only for a note.
 
-    The log has the note when the layer was listed, and the next mount prints it.
+    When the layer is listed, the note is logged. The next mount prints the note.
     """
     needs_root()
     ref = registry.push(build([part("model", "m", PRIVATE)]), "notes/cold")
@@ -87,7 +87,7 @@ def test_the_note_about_an_unlisted_layer_is_in_the_log(registry: RegistryProces
 
 
 def test_the_note_about_raw_layers_is_printed_at_once(registry: RegistryProcess, host: Host) -> None:
-    """Mount prints the note about raw layers at once, because the manifest has their modes."""
+    """Mount prints the note about raw layers at once, because the manifest contains the modes of raw files."""
     needs_root()
     kit = build([part("model", "w.safetensors", b"w", format="raw", mode=0o600)])
     assert "1 file (w.safetensors, mode 0600)" in host.mount(registry.push(kit, "notes/raw")).warnings
@@ -109,7 +109,7 @@ def test_fstab_takes_modes(host: Host) -> None:
 def test_a_listing_that_needs_the_registry_says_so(own_registry: RegistryProcess, host: Host) -> None:
     """If the registry is unavailable, mount warns of layers that were never listed.
 
-    Listing them fails with EIO and the error says why. All other layers are listed.
+    Listing these layers fails with EIO, and the error says why. All other layers are listed.
     """
     layers = [part("model", "m", kit_tar({"m/w": b"w"})), part("docs", "d", kit_tar({"d/r": b"r"}))]
     ref = own_registry.push(build(layers), "notes/away")

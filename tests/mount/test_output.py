@@ -1,4 +1,4 @@
-"""The verbs for mounts print JSON for programs, and more words on a terminal."""
+"""The verbs for mounts print JSON for programs, and text for people on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MiB = 1 << 20
 
 
 def test_umount_json_lists_what_was_unmounted(host: Host) -> None:
-    """``umount --json`` prints a list with the mount point. With ``--all`` it has every mount point of the store."""
+    """``umount --json`` prints a list of the mount points that were unmounted, also with ``--all``."""
     first = host.mount(ARCHIVE, at="first")
     assert json.loads(host.kitfs("umount", first.path, "--json").stdout) == [{"mountpoint": str(first.path)}]
     mounts = [host.mount(ARCHIVE, at=name) for name in ("a", "b")]
@@ -30,7 +30,7 @@ def test_umount_json_lists_what_was_unmounted(host: Host) -> None:
 
 
 def test_umount_json_of_a_busy_mount_is_an_error_in_json(host: Host) -> None:
-    """If a mount is in use, ``umount --all --json`` lists the others on stdout, and the error is JSON on stderr."""
+    """``umount --all --json`` lists the unmounted mounts on stdout. For a mount in use, it prints JSON on stderr."""
     busy, idle = host.mount(ARCHIVE, at="busy"), host.mount(ARCHIVE, at="idle")
     with (busy / "run.sh").open("rb"):
         done = host.kitfs("umount", "--all", "--json", check=False)
@@ -57,7 +57,7 @@ def test_logs_json_has_an_object_per_line(host: Host) -> None:
 
 
 def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host) -> None:
-    """On a terminal ``status DIR`` shows in words what is cached, fetched and waiting."""
+    """On a terminal ``status DIR`` prints text with units, in lines of at most 80 columns."""
     kit = build([part("model", "w.bin", bytes(2 * MiB), format="raw")])
     mount = host.mount(registry.push(kit, "output/status"))
     (mount / "w.bin").read_bytes()
@@ -78,7 +78,7 @@ def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host)
 
 
 def test_status_shows_the_cache_of_the_mount(host: Host, tmp_path: Path) -> None:
-    """``status DIR`` shows the store of the mount and its limit, whatever ``--cache-dir`` the verb itself has."""
+    """``status DIR`` shows the size and the limit of the store that the mount uses, and not of the default store."""
     store = host.root / "other"
     store.mkdir()
     mount = host.mount(ARCHIVE, "--cache-size", "1G", "--cache-dir", store)
@@ -91,7 +91,7 @@ def test_status_shows_the_cache_of_the_mount(host: Host, tmp_path: Path) -> None
 
 
 def test_mount_and_umount_on_a_terminal_print_short_lines(host: Host) -> None:
-    """On a terminal ``mount`` shortens the digest, and ``umount`` names what it unmounted."""
+    """On a terminal ``mount`` shortens the digest, and ``umount`` prints the mount point."""
     directory = host.mnt / "a"
     code, printed = host.on_terminal("mount", ARCHIVE, directory)
     assert code == 0
@@ -130,7 +130,10 @@ def test_status_of_all_mounts_on_a_terminal_ends_with_the_cache(host: Host) -> N
 
 
 def test_mounts_on_a_terminal_fits_80_columns(host: Host) -> None:
-    """On a terminal ``mounts`` shortens its output to 80 columns. With --no-trunc or without a terminal it does not."""
+    """On a terminal ``mounts`` shortens its output to 80 columns.
+
+    With ``--no-trunc`` or without a terminal, nothing is shortened.
+    """
     mount = host.mount(ARCHIVE)
     code, printed = host.on_terminal("mounts")
     assert code == 0

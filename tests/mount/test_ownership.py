@@ -1,4 +1,4 @@
-"""Stores, run-time directories and layouts that other users can change, on a real host."""
+"""Kitfs protects or refuses stores, run-time directories and layouts that other users can change, on a real host."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def loose(root: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o777])
 def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask: int) -> None:
-    """Files of the store and of mounts are 0600 and directories are 0700, under any umask.
+    """Under any umask, files of the store and of mounts are 0600, and directories are 0700.
 
-    This is true even in directories that everybody may read.
+    This is also true in directories that everybody may read.
     """
     if host.python.user is not None:
         pytest.skip("not here: another user would have to own the source")
@@ -150,7 +150,7 @@ def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -
 def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode: int) -> None:
     """In a directory that everybody may write, for example a pod's emptyDir, kitfs uses a subdirectory of mode 0700.
 
-    The next run of the same user finds it again.
+    The next run of the same user uses the same subdirectory.
     """
     for directory in (host.cache, host.run_dir):
         directory.chmod(mode)
@@ -171,7 +171,7 @@ def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode:
 
 @pytest.mark.parametrize("suffix", ["log", "lock"])
 def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix: str) -> None:
-    """A mount's file that belongs to another user is refused in one line, which names the file and says what to do."""
+    """If another user owns a file of a mount, one line names the file and says what to do."""
     needs_root()
     with FakeRegistry() as registry:
         ref = registry.put_kit("team/kit", KIT, "v1")

@@ -50,10 +50,7 @@ def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
 
 
 def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) -> None:
-    """A handle from before the verification fails without the daemon, and a handle from after it does not.
-
-    All bytes are right.
-    """
+    """After the daemon was killed, only handles that were opened after the verification still read the right bytes."""
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as old:
         assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]
@@ -75,7 +72,7 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
 
 
 def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
-    """If the store's entry is removed while the file is open, its handle still reads every byte."""
+    """If the store's entry is removed while a file is open, the open handle still reads every byte."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:

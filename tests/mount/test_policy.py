@@ -22,7 +22,7 @@ KIT = kits.build([kits.Part(kind="docs", path="a.txt", content=kits.kit_tar({"a.
 
 @pytest.fixture
 def signed(host: Host, fake: FakeRegistry) -> str:
-    """Return the reference of a kit that is signed by the key of PUB."""
+    """Return the reference of a kit that is signed with the private key of PUB."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     host.kitfs("sign", kit, "--key", KEY, env=PASSWORD)
     return kit
@@ -42,7 +42,7 @@ def test_a_signed_kit_is_mounted(host: Host, signed: str) -> None:
 
 
 def test_another_key_is_refused(host: Host, signed: str, tmp_path: Path) -> None:
-    """The directory stays as before, and no daemon runs."""
+    """If the kit is signed with another key, mount leaves the directory as before and starts no daemon."""
     host.kitfs("generate-key-pair", "--output-key-prefix", tmp_path / "other", env=PASSWORD)
     line = refused(host, "mount", signed, host.mnt / "a", "--verify-key", tmp_path / "other.pub")
     assert "--verify-key demands a signature by key SHA256:" in line
@@ -63,7 +63,7 @@ def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegis
 
 
 def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """The same request succeeds while the signature exists. Other requirements are another request."""
+    """Mounting again succeeds while the signature exists, and is refused without ``--verify-key``."""
     mounted = host.mount(signed, "--verify-key", PUB)
     host.mount(signed, "--verify-key", PUB)
     done = host.kitfs("mount", signed, mounted.path, check=False)
@@ -83,7 +83,7 @@ def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -
 
 
 def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """If the registry is unavailable, the verdict of the first mount counts, with a warning."""
+    """If the registry is unavailable, mount uses the verdict of an earlier mount, and logs a warning."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     fake.stop()
     mounted = host.mount(signed, "--verify-key", PUB)

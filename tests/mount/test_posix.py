@@ -28,7 +28,7 @@ def content(size: int) -> bytes:
 
 @pytest.fixture
 def mount(host: Host, transport: str) -> Mounted:
-    """Return a mount of a kit with files of many sizes, a directory and symlinks, of which some are loops."""
+    """Return a mount of a kit with files of many sizes, a directory, symlinks and loops of symlinks."""
     files = {f"m/size-{size}": content(size)[:size] for size in SIZES}
     tar = kit_tar({**files, "m/d/inner": b"inner", "m/run.sh": b"#!/bin/sh\necho ran\n"}, modes={"m/run.sh": 0o755})[
         :-1024
@@ -166,7 +166,7 @@ def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
 def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
     """statfs reports no free block and no free inode, and permits names of 255 bytes.
 
-    It counts the bytes of the files in blocks of 4 KiB, and every entry as a file.
+    The total of blocks is the size of the files in units of 4 KiB. Every entry counts as an inode.
     """
     about = os.statvfs(mount.path)
     total = sum(os.lstat(os.path.join(top, name)).st_size for top, _, files in os.walk(mount.path) for name in files
@@ -184,7 +184,10 @@ def test_programs_run_from_the_mount(mount: Mounted) -> None:
 
 
 def test_extended_attributes_tell_where_bytes_come_from(host: Host, mount: Mounted) -> None:
-    """Files and directories have user.kitfs.digest, media_type and state. The root has reference and manifest."""
+    """Files and directories have user.kitfs.digest, media_type and state.
+
+    The root has user.kitfs.reference and user.kitfs.manifest.
+    """
     layer = host.status(mount)["layers"][0]
     for path in (mount / "m/size-1", mount / "m/d"):
         assert set(os.listxattr(path)) >= {"user.kitfs.digest", "user.kitfs.media_type", "user.kitfs.state"}
@@ -196,7 +199,7 @@ def test_extended_attributes_tell_where_bytes_come_from(host: Host, mount: Mount
 
 
 def test_every_entry_has_the_time_of_the_manifest(mount: Mounted) -> None:
-    """Every entry has the created time of the manifest."""
+    """The mtime of every entry is the created time in the manifest."""
     times = {
         os.lstat(os.path.join(top, name)).st_mtime
         for top, folders, files in os.walk(mount.path)
@@ -219,7 +222,7 @@ def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
 def test_modes_are_options(host: Host, transport: str) -> None:
     """``--file-mode`` and ``--dir-mode`` open files that were packed for their owner only.
 
-    They apply to the Kitfile and the root too.
+    Both options apply to the Kitfile and the root too.
     """
     packed = kit_tar({"m/w": b"w"}, modes={"m": 0o700, "m/w": 0o600})
     layout = kits.write_layout(build([part("model", "m", packed)]), host.root / "layout", "v1")

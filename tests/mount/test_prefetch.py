@@ -25,7 +25,7 @@ TENSOR = 16 * MiB
 def header(count: int) -> bytes:
     """Return the header of a safetensors file with ``count`` tensors of 16 MiB.
 
-    The tensors are in the reverse order of their names, so that the readahead of sequential reads does not help.
+    The tensors are stored in the reverse order of their names, to defeat the readahead for sequential reads.
     """
     spans = {f"layers.{n:02}": [(count - n - 1) * TENSOR, (count - n) * TENSOR] for n in range(count)}
     text = json.dumps({k: {"dtype": "U8", "shape": [TENSOR], "data_offsets": v} for k, v in spans.items()}).encode()
@@ -34,7 +34,10 @@ def header(count: int) -> bytes:
 
 
 def model(registry: RegistryProcess, directory: Path, shards: int = 1, tensors: int = 12) -> str:
-    """Push a kit with a model of ``shards`` files, each in its own layer. Several files get an index of shards."""
+    """Push a kit with a model of ``shards`` files, each in its own layer.
+
+    A model of several files also has an index of shards.
+    """
     head, parts = header(tensors), []
     for number in range(shards):
         name, path = f"model/{number}.safetensors", directory / f"{number}.tar"
@@ -98,7 +101,7 @@ def test_page_faults_of_a_mapped_file_are_followed(own_registry: RegistryProcess
 
 
 def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """The next shard is fetched if the store has the index of shards."""
+    """The next shard of a model is fetched if the store contains the index of shards."""
     mount = host.mount(model(own_registry, tmp_path, shards=3, tensors=4))
     json.loads((mount / "model/model.safetensors.index.json").read_text())
     read_tensors(mount / "model/0.safetensors", 0, 1, 2, 3, tensors=4)
@@ -110,7 +113,10 @@ def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProces
 def test_the_next_mount_repeats_the_reads_of_the_last(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Only the bytes that were read last time are fetched in advance. The status says how many were used."""
+    """Only the bytes that the last mount read are fetched in advance.
+
+    The status counts how many of these bytes were then read.
+    """
     ref = model(own_registry, tmp_path)
     mount = host.mount(ref)
     read(mount / "model/0.safetensors", 100 * MiB, 108 * MiB)

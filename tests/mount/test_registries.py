@@ -19,8 +19,8 @@ SIZE = 33 * MiB  # a little more than one chunk
 def test_a_kit_goes_there_and_back(host: Host, tmp_path: Path, name: str) -> None:
     """A kit that was packed here does not change on its way through a registry product.
 
-    It is pushed, mounted, pulled, listed in an index and converted. Remove succeeds, or fails in one line if the
-    registry does not delete.
+    The kit is pushed, mounted, pulled, listed in an index and converted. Then it is removed. If the registry does not
+    delete, the removal fails in one line.
     """
     data = bytes(range(256)) * (SIZE >> 8)
     box = tmp_path / "box"

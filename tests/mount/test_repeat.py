@@ -1,4 +1,7 @@
-"""Mounting on a directory that has or had a mount of kitfs: when the request is the same, and what is mounted then."""
+"""Mounting again on a directory that has, or had, a mount of kitfs.
+
+The same request succeeds, and another request is refused. After an unmount any kit can be mounted.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def refused(host: Host, ref: str, path: Path, *options: str | Path) -> str:
 def test_a_mount_after_a_lazy_unmount_is_a_new_mount(host: Host, transport: str, how: str) -> None:
     """While a file of a detached mount is open, its directory can be mounted again.
 
-    A new daemon serves it, and the open file stays readable.
+    A new daemon serves the new mount, and the open file can still be read.
     """
     first = host.mount(ARCHIVE, "--transport", transport)
     with (first / "model/tiny.safetensors").open("rb", buffering=0) as file:
@@ -81,7 +84,7 @@ def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
 
 
 def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> None:
-    """Six processes find the same detached daemon. One of them mounts, and all print the pid of the new daemon."""
+    """If six processes mount again after a lazy unmount, one new daemon serves the mount, and all print its pid."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -97,9 +100,9 @@ def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> Non
 
 
 def test_umount_of_a_detached_mount_names_the_processes_that_use_it(host: Host) -> None:
-    """If a daemon is detached but still used, umount exits with 9 and names the process.
+    """If a detached mount is still in use, umount exits with 9 and names the process.
 
-    Later the daemon ends by itself.
+    When the process has ended, the daemon ends by itself.
     """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
@@ -114,7 +117,6 @@ def test_umount_of_a_detached_mount_names_the_processes_that_use_it(host: Host) 
 
 
 def test_sigterm_of_a_detached_daemon_leaves_the_next_mount_alone(host: Host) -> None:
-    """A daemon ends its own mount, and not the one that was made at the same mount point later."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -157,7 +159,7 @@ def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
 
 @pytest.mark.parametrize("options", [[], ["--lazy"]])
 def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options: list[str]) -> None:
-    """Umount of a stopped daemon lets the daemon continue, so that it ends."""
+    """Umount sends SIGCONT to a stopped daemon, and the daemon ends."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     with stopped(mount.pid):
         host.umount(mount, *options)
@@ -166,9 +168,9 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 
 
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
-    """Umount and mount name a file system that was mounted over the kit and do not touch it.
+    """If a file system is mounted over a kit, umount and mount name the file system and leave it mounted.
 
-    After it was unmounted, the kit's mount is as before.
+    When that file system is unmounted, the mount of the kit is as before.
     """
     needs_root()
     mount = host.mount(ARCHIVE)
@@ -186,9 +188,9 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """A mount of another run-time directory is never detached lazily. If it is in use, it stays.
+    """If a mount of another run-time directory is in use, it stays. Umount never detaches it lazily.
 
-    The reason is that kitfs cannot know whether its daemon lives.
+    The reason is that kitfs cannot find out whether the daemon of such a mount is alive.
     """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
@@ -200,9 +202,9 @@ def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
 
 
 def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
-    """Two run-time directories share no lock except the mount point itself.
+    """Of two mounts at the same time with different run-time directories, one succeeds and the other is refused.
 
-    One mount succeeds, the other is refused, and nothing is mounted twice.
+    The mount point is the only thing that both processes lock.
     """
     processes = [
         host.start("mount", ARCHIVE, host.mnt / "a", env={"KITFS_RUN_DIR": str(host.root / f"run{n}")})
@@ -252,7 +254,7 @@ def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
 def test_another_option_is_another_request(host: Host, option: list[str], told: str) -> None:
     """Mount with another option exits with 9 and prints one line without any password.
 
-    The line says what the mount has, what was requested and how to get it.
+    The line says what the mount has, what was requested, and what to do.
     """
     mount = host.mount(ARCHIVE)
     line = refused(
@@ -264,7 +266,7 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """allow_other is compared too, although its default depends on the user."""
+    """A different allow_other is a different request, although the default depends on the user."""
     needs_root()
     mount = host.mount(ARCHIVE)
     assert "--allow-other true (asked for: false)" in refused(host, ARCHIVE, mount.path, "--no-allow-other")
@@ -272,7 +274,7 @@ def test_allow_other_is_compared_too(host: Host) -> None:
 
 
 def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
-    """The order, the place and the spelling of options, and the path to the same directories, do not matter."""
+    """The order, place and spelling of options do not matter, nor do different paths to the same directories."""
     mirrors = ["--mirror", "a.io=http://a", "--mirror", "b.io=http://b"]
     first = host.mount(ARCHIVE, "--only", "model,code", "--only", "docs:README.md", "--umask", "022", *mirrors)
     os.symlink(host.mnt, host.root / "link")
@@ -304,9 +306,9 @@ def test_passwords_are_compared_and_not_kept(host: Host) -> None:
 
 
 def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: RegistryProcess, host: Host) -> None:
-    """A tag, another tag and the digest of the same kit are the same request.
+    """Two tags and the digest of one kit are the same request.
 
-    Another repository is another request, even with the same kit.
+    The same kit in another repository is another request.
     """
     kit = build([part("docs", "README.md", b"same\n", format="raw")])
     ref = registry.push(kit, "repeat/same")

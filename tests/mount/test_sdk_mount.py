@@ -22,7 +22,7 @@ pytestmark = pytest.mark.mount
 
 
 class Place(NamedTuple):
-    """A kit in a registry, a directory on which it is mounted, and options."""
+    """The reference of a kit, the directory on which the kit is mounted, and the options of the mount."""
 
     reference: str
     directory: Path
@@ -49,7 +49,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_mount_for_the_time_of_a_block(place: Place) -> None:
-    """The kit is mounted during the block, and unmounted after it."""
+    """The kit is mounted during the block, and not mounted after the block."""
     running = threading.Event()
     bystander = threading.Thread(target=running.wait)  # a program with threads must not fork
     bystander.start()
@@ -69,7 +69,10 @@ def test_mount_for_the_time_of_a_block(place: Place) -> None:
 
 
 def test_mount_without_a_block(place: Place) -> None:
-    """The kit is mounted when the call returns, until it is unmounted. The Mount can be used as a path."""
+    """The kit is mounted when ``kitfs.mount`` returns, and stays mounted until ``unmount``.
+
+    The returned Mount can be used as a path.
+    """
     mounted = kitfs.mount(place.reference, place.directory, **place.options)
     assert mounted.path == os.fspath(mounted) == str(place.directory)
     assert sorted(os.listdir(mounted)) == ["Kitfile", "w.bin"]
@@ -81,7 +84,7 @@ def test_mount_without_a_block(place: Place) -> None:
 
 
 def test_a_block_ends_only_the_mount_that_it_made(place: Place) -> None:
-    """A mount that existed before stays, and the inner of two blocks leaves the outer block's mount."""
+    """A block does not end a mount that existed before, for example the mount of an outer block."""
     before = kitfs.mount(place.reference, place.directory, **place.options)
     with kitfs.mount(place.reference, place.directory, **place.options):
         pass
@@ -98,7 +101,7 @@ HOLD = "import os, sys\nf = open(sys.argv[1])\nif os.fork(): os._exit(0)\nprint(
 
 
 class Other:
-    """A process that is not a child of this process and has a file open until it is released."""
+    """A process that keeps a file open until ``let_go``, and that is not a child of this process."""
 
     def __init__(self, path: str) -> None:
         reader, self._writer = os.pipe()
@@ -128,9 +131,9 @@ def mapped(models: str) -> Any:
 
 @pytest.mark.parametrize("use", [opened, mapped])
 def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.LogCaptureFixture, use: Any) -> None:
-    """If this process still maps a file, the mount is detached at the end of the block.
+    """If this process still uses a file, the mount is detached at the end of the block.
 
-    The directory is free, the mapping stays, and the log says what was done.
+    The directory is free, the file can still be read, and the log says that the mount was detached.
     """
     with (
         caplog.at_level(logging.WARNING, "kitfs"),
@@ -177,7 +180,7 @@ def test_what_another_process_uses_stays_mounted(place: Place) -> None:
 
 @pytest.mark.parametrize("user", ["this process", "another process"])
 def test_a_block_raises_its_own_exception(place: Place, user: str) -> None:
-    """The exception of a block is raised, also if the mount cannot be ended."""
+    """An exception of a block is raised even if the mount cannot be ended."""
     used: list[Any] = []
 
     def fail() -> None:

@@ -32,7 +32,7 @@ BIG = os.urandom(3 << 20)
 
 @pytest.fixture
 def host(new_host: Callable[..., Host]) -> Host:
-    """Return a host whose mounts seal themselves, as by default."""
+    """Return a host whose mounts seal themselves, which is the default."""
     made = new_host()
     made.seal = "auto"
     return made
@@ -75,7 +75,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def links(root: Path) -> set[frozenset[str]]:
-    """Return the sets of names that share an inode."""
+    """Return the sets of names that share an inode, for all names below a directory."""
     found: dict[int, set[str]] = {}
     for path in root.rglob("*"):
         if path.lstat().st_nlink > 1 and not path.is_dir():
@@ -97,7 +97,7 @@ def wait_sealed(host: Host, mount: Mounted) -> dict[str, Any]:
 
 
 def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
-    """Mount a kit by FUSE, complete it and unmount it. Return what the mount showed."""
+    """Mount a kit by FUSE, read all of its files, and unmount it. Return the ``details`` of the mounted tree."""
     mount = host.mount(ref, "--seal", "never", *options)
     read_all(mount)
     wait_until(
@@ -112,7 +112,7 @@ def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
 
 
 def mount_sealed(host: Host, ref: str, *options: str, at: str = "") -> Mounted:
-    """Mount a kit that is complete in the store, so that it is sealed immediately."""
+    """Mount a kit that is complete in the store, and assert that the mount is sealed immediately."""
     mount = host.mount(ref, *options, at=at)
     assert mount.pid == 0, host.status(mount)
     return mount
@@ -125,7 +125,7 @@ def mount_sealed(host: Host, ref: str, *options: str, at: str = "") -> Mounted:
 def test_a_sealed_golden_kit_is_the_kit_that_fuse_shows(
     golden_registry: RegistryProcess, host: Host, name: str
 ) -> None:
-    """Names, types, modes, owners, sizes, link counts, times, targets, attributes and bytes are equal."""
+    """A sealed mount and a FUSE mount of a golden kit have equal names, metadata, attributes and bytes."""
     ref = f"registry.golden.test/golden/{name}:v1"
     mirror = ("--mirror", f"registry.golden.test={golden_registry.url}")
     host.kitfs("pull", ref, *mirror)  # reads do not complete a layer whose files are hidden by other layers
@@ -156,7 +156,7 @@ def tar_of(*members: tuple[str, bytes | str | None], links: dict[str, str] | Non
 
 
 def test_sizes_links_and_names(host: Host) -> None:
-    """Plain, raw and compressed layers show the same tree as by FUSE.
+    """A sealed mount of plain, raw and compressed layers shows the same tree as a FUSE mount.
 
     The tree has files with sizes around multiples of 512, empty files, hard links, symbolic links and names of 255
     bytes.
@@ -176,7 +176,7 @@ def test_sizes_links_and_names(host: Host) -> None:
 
 
 def test_a_layer_that_others_hide_need_not_be_complete(host: Host) -> None:
-    """A mount of two raw layers with one path seals itself when the upper layer is complete."""
+    """If two raw layers have one path, the mount seals itself when the upper layer is complete."""
     lower, upper = BIG[:100_000], BIG[100_000:300_000]
     ref = layout(host, *(part(kind, "w.bin", data, format="raw") for kind, data in (("model", lower), ("docs", upper))))
     mount = host.mount(ref)
@@ -189,7 +189,10 @@ def test_a_layer_that_others_hide_need_not_be_complete(host: Host) -> None:
 
 
 def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
-    """Return a tar with a sparse file in GNU tar's old format, whose ``parts`` have any length."""
+    """Return a tar with a sparse file in GNU tar's old format.
+
+    ``parts`` maps the offset of each piece of data to its bytes, of any length.
+    """
     info = tarfile.TarInfo(name)
     info.size = sum(map(len, parts.values()))
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -204,7 +207,7 @@ def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
 
 
 def test_sparse_files(host: Host) -> None:
-    """Holes read as zeros, and data at any offset of the layer reads correctly."""
+    """In a sealed mount holes are zeros, and data at any offset of the layer is right."""
     tar = sparse_tar("model/s.bin", {4096: BIG[:700], 10_000: BIG[:1000], 90_000: BIG[:4096]}, 200_000)
     ref = layout(host, part("model", "model", tar))
     shown = fill(host, ref)
@@ -221,7 +224,7 @@ def test_sparse_files(host: Host) -> None:
     ],
 )
 def test_options_of_the_tree(host: Host, options: tuple[str, ...]) -> None:
-    """Owners, modes and filters are as requested."""
+    """A sealed mount has the requested owners, modes and filters."""
     ref = small(host)
     fill(host, ref)
     shown = fill(host, ref, *options)
@@ -260,9 +263,9 @@ def test_a_hundred_thousand_files(new_host: Callable[..., Host]) -> None:
 
 
 def test_a_sealed_mount_has_no_process(host: Host) -> None:
-    """The status has all fields, with the pid null and the mode sealed. umount ends the mount.
+    """The status of a sealed mount has all fields, with the pid null and the mode sealed.
 
-    The mount table has the reference.
+    The mount table has the reference. umount ends the mount.
     """
     ref = small(host)
     fill(host, ref)
@@ -300,7 +303,7 @@ def test_a_compressed_layer_is_sealed_in_its_decoded_form(host: Host) -> None:
 
 
 def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
-    """The same request succeeds on a sealed mount. Other options are refused and named."""
+    """The same request succeeds on a sealed mount. With another option, mount fails and names the option."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -312,7 +315,7 @@ def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
 
 @pytest.mark.parametrize("command", [["umount"], ["umount", "-l"]])
 def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
-    """After umount(8) no mount is listed, status reports none, and the directory can be used."""
+    """After umount(8) no mount is listed, status finds no mount, and the directory can be mounted again."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -325,7 +328,10 @@ def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
 
 
 def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
-    """umount names the process. With --lazy the directory is free, and the file can be read to its end."""
+    """If a file is open, umount fails and names the process.
+
+    With ``--lazy`` the directory is free at once, and the open file can be read to its end.
+    """
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -338,7 +344,7 @@ def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
 
 
 def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
-    """umount names the file system that covers the mount, and the record stays."""
+    """If a file system covers a sealed mount, umount fails and names that file system, and the record stays."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -352,7 +358,7 @@ def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
 
 
 def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
-    """A sealed mount of another run-time directory is refused by mount and unmounted by umount."""
+    """With another run-time directory, mount refuses a sealed mount and umount ends it."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -386,7 +392,10 @@ def in_foreground(host: Host, ref: str, *options: str) -> subprocess.Popen[str]:
 
 
 def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
-    """The status has the pid of the process, which ends with the mount. SIGTERM ends both."""
+    """A sealed mount in the foreground has a process, whose pid is in the status.
+
+    The process ends with the mount. SIGTERM ends both the process and the mount.
+    """
     ref = small(host)
     fill(host, ref)
     for end in (lambda _: host.umount(host.mnt / "a"), lambda p: p.send_signal(signal.SIGTERM)):
@@ -400,9 +409,9 @@ def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
 
 
 def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
-    """The mount stays after its process was killed.
+    """If the process of a sealed mount is killed, the mount stays.
 
-    If systemd restarts the mount in the foreground, a new process waits for the end of the mount.
+    If systemd starts the mount in the foreground again, a new process waits for the end of the mount.
     """
     ref = small(host)
     fill(host, ref)
@@ -435,7 +444,7 @@ def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
 
 
 def test_a_complete_mount_seals_itself(host: Host) -> None:
-    """The daemon ends. The counts in the status and the tree stay the same."""
+    """When a complete mount seals itself, the daemon ends. The tree and the counts in the status stay the same."""
     ref = small(host)
     mount = host.mount(ref)
     assert mount.pid
@@ -453,7 +462,7 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
 
 
 def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> None:
-    """The record was read before the swap, and the mount table afterwards."""
+    """Status is right if a mount is sealed after its record was read and before the mount table is read."""
     mount = host.mount(small(host))
     run = RunDir(str(host.run_dir))
     before = run.record(str(mount.path))
@@ -466,7 +475,10 @@ def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> No
 
 
 def test_open_files_read_on_through_the_swap(host: Host) -> None:
-    """The daemon runs until the last file that was open before the swap is closed. The record stays."""
+    """The daemon runs until the last file that was open before the swap is closed.
+
+    The record of the mount stays.
+    """
     mount = host.mount(small(host))
     with (mount / "model/w.bin").open("rb") as f:
         assert f.read(1000) == BIG[:1000]
@@ -481,7 +493,10 @@ def test_open_files_read_on_through_the_swap(host: Host) -> None:
 
 
 def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
-    """A bind mount from before the swap still shows the kit, and the daemon ends when it is unmounted."""
+    """A bind mount that was made before the swap still shows the kit.
+
+    When the bind mount is unmounted, the daemon ends.
+    """
     mount = host.mount(small(host))
     copy = host.mnt / "copy"
     copy.mkdir()
@@ -497,7 +512,10 @@ def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
 
 
 def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
-    """umount ends the sealed mount and names the process. With --lazy the daemon serves the file to its end."""
+    """If a file was open before the swap, umount ends the sealed mount and names the process that uses the file.
+
+    The file can be read to its end.
+    """
     mount = host.mount(small(host))
     with (mount / "model/w.bin").open("rb") as f:
         f.read(1)
@@ -511,7 +529,7 @@ def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
 
 
 def test_a_daemon_killed_after_the_swap_is_not_missed(host: Host) -> None:
-    """Files that are opened later can be read, and the status has no process."""
+    """If the daemon is killed after the swap, files can still be opened and read, and the status has no pid."""
     mount = host.mount(small(host))
     with (mount / "README.md").open("rb"):
         read_all(mount)
@@ -532,7 +550,7 @@ def test_the_kit_seals_when_another_process_completes_it(host: Host) -> None:
 
 
 def test_mmaps_stay_through_the_swap(host: Host) -> None:
-    """Pages of a mapping from before the swap are read through the daemon."""
+    """A mapping that was made before the swap still has the right bytes."""
     import mmap
 
     mount = host.mount(small(host))
@@ -546,7 +564,10 @@ def test_mmaps_stay_through_the_swap(host: Host) -> None:
 
 
 def test_seal_says_why_it_cannot(host: Host) -> None:
-    """For an incomplete mount the error names the missing layers. Without a mount NotFound is raised."""
+    """For an incomplete mount, ``kitfs seal`` says how many layers are missing.
+
+    Without a mount, the command exits with 3.
+    """
     mount = host.mount(small(host))
     done = host.kitfs("seal", mount.path, check=False)
     assert done.returncode == 9
@@ -555,7 +576,7 @@ def test_seal_says_why_it_cannot(host: Host) -> None:
 
 
 def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
-    """``kitfs seal`` works on a mount with --seal never. A second ``seal`` changes nothing."""
+    """``kitfs seal`` seals a mount with ``--seal never``. A second ``kitfs seal`` changes nothing."""
     mount = host.mount(small(host), "--seal", "never")
     assert host.status(mount)["not_sealed"] == "the mount has --seal never"
     read_all(mount)
@@ -587,7 +608,10 @@ def mounted_cache(host: Host) -> Iterator[Callable[..., None]]:
 
 
 def assert_lazy(host: Host, ref: str, *options: str, because: str) -> None:
-    """Assert that a complete kit is mounted by FUSE, that only the status says why, and that nothing is printed."""
+    """Assert that a complete kit is mounted by FUSE and not sealed.
+
+    The status gives the reason ``because``, and nothing is printed.
+    """
     mount = host.mount(ref, *options)
     host.scan(mount)
     wait_until(
@@ -611,7 +635,7 @@ def test_a_store_on_tmpfs_is_not_sealed(host: Host, mounted_cache: Callable[...,
 
 
 def test_a_store_on_overlayfs_is_not_sealed(host: Host, mounted_cache: Callable[..., None]) -> None:
-    """EROFS must not read through another stacked file system, although some kernels permit it."""
+    """A store on overlayfs is never sealed, although some kernels permit EROFS to read from overlayfs."""
     lower, upper, work = (host.root / name for name in ("lower", "upper", "work"))
     for directory in (lower, upper, work):
         directory.mkdir()
@@ -629,12 +653,11 @@ def test_a_store_on_overlayfs_is_not_sealed(host: Host, mounted_cache: Callable[
     [(("--no-allow-other",), "--no-allow-other"), (("--seal", "never"), "--seal never")],
 )
 def test_options_that_are_not_sealed(host: Host, options: tuple[str, ...], because: str) -> None:
-    """The reason is in the status."""
+    """A mount with this option is not sealed, and the status gives the reason."""
     assert_lazy(host, small(host), *options, because=because)
 
 
 def test_the_libfuse_transport_is_not_sealed(host: Host) -> None:
-    """A mount that requests libfuse uses libfuse."""
     needs("libfuse")
     assert_lazy(host, small(host), "--transport", "libfuse", because="libfuse")
 
@@ -665,7 +688,10 @@ def blobs(host: Host) -> set[str]:
 
 
 def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
-    """``cache clear`` and a full cache keep the blobs. After the umount ``cache clear`` removes them."""
+    """Neither ``cache clear`` nor a full cache removes the blobs of a sealed mount.
+
+    After the umount, ``cache clear`` removes the blobs.
+    """
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -685,7 +711,10 @@ def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
 
 
 def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:
-    """A mount in another mount namespace, or a detached mount with an open file, keeps its blobs until it ends."""
+    """The blobs of a mount in another mount namespace are kept until the mount ends.
+
+    So are the blobs of a detached mount with an open file.
+    """
     needs("unshare")
     ref = small(host)
     fill(host, ref)
@@ -728,7 +757,7 @@ def test_a_removed_kit_stays_mounted(host: Host) -> None:
 
 
 def test_a_mount_that_is_filled_seals_itself_unread(host: Host, own_registry: RegistryProcess) -> None:
-    """With --fill all the mount seals itself although nothing was read, also with a compressed layer."""
+    """With ``--fill all`` a mount seals itself although nothing was read, also with a compressed layer."""
     files = kit_tar({"data/d.bin": BIG})
     kit = build(
         [part("model", "model", kit_tar({"model/w.bin": BIG})), part("dataset", "data", files, compression="gzip")]

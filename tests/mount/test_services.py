@@ -38,7 +38,7 @@ def mount_helper(host: Host, *args: str | Path) -> subprocess.CompletedProcess[s
 
 
 def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
-    """``mount.kitfs SPEC DIR -o OPTIONS`` accepts the options of an fstab line, and applies those of kitfs."""
+    """``mount.kitfs SPEC DIR -o OPTIONS`` accepts all options of an fstab line, and applies the options of kitfs."""
     (host.mnt / "a").mkdir()
     done = mount_helper(host, ARCHIVE, host.mnt / "a", "-o", "rw,_netdev,x-systemd.automount,only=docs,umask=077")
     assert done.returncode == 0, done.stderr
@@ -101,7 +101,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
 
 
 def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
-    """``cache verify`` finds changed bytes of a mounted kit. After a new mount the bytes are right."""
+    """``cache verify`` finds changed bytes of a mounted kit. A new mount has the right bytes."""
     kit = build([part("model", "w.bin", WEIGHTS, format="raw")])
     reference = f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
     mount = host.mount(reference, "--seal", "never")

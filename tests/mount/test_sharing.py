@@ -48,7 +48,7 @@ def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -
 
 
 def reader(path: Path) -> subprocess.Popen[str]:
-    """Start a process that hashes a file, so that the test can limit its wait for a read that hangs."""
+    """Start a separate process that hashes a file. A test can stop waiting for it if a read hangs."""
     return subprocess.Popen(
         [sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -86,7 +86,7 @@ def test_two_repositories_that_share_a_layer_fetch_it_once(own_registry: Registr
 
 
 def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: RegistryProcess, host: Host) -> None:
-    """A layer that was read as a whole becomes verified, and another mount shows this state."""
+    """A layer of which every byte was read becomes verified, also in the status of another mount."""
     ref = own_registry.push(build([part("model", "m", kit_tar({"m/w.bin": bytes(MiB)}))]), "share/warm")
     mount = host.mount(ref, at="one")
     assert os.getxattr(mount / "m/w.bin", "user.kitfs.state") in (b"absent", b"partial")
@@ -182,7 +182,7 @@ def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host
 
 @pytest.fixture
 def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted, bytes]:
-    """Return a kit that was listed and half read, after its mount ended and the registry stopped."""
+    """Return a kit that was listed and half read. The mount has ended and the registry has stopped."""
     weights = random.Random(6).randbytes(16 * MiB)
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": weights, "m/z.bin": b"z" * 100}))]), "offline/half"
@@ -235,7 +235,7 @@ def test_a_registry_that_stalls_gives_eio_and_is_read_when_it_is_back(
 ) -> None:
     """If a registry sends nothing for ``--read-timeout`` seconds, the waiting read fails with EIO.
 
-    When it sends again, the same file is read.
+    When the registry sends again, the same file can be read.
     """
     weights = random.Random(7).randbytes(4 * MiB)
     own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/stall")
@@ -265,7 +265,7 @@ def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess,
 
 
 def body_of(host: Host, digest: str) -> Path:
-    """Return the sparse body of a blob in the store that is not verified yet."""
+    """Return the path of the sparse file that has the bytes of an unverified blob in the store."""
     algorithm, _, hexadecimal = digest.partition(":")
     (body,) = (host.cache / "unproven").glob(f"*/blobs/{algorithm}/{hexadecimal[:2]}/{hexadecimal}/rest")
     return body

@@ -55,17 +55,17 @@ def fill(directory: Path) -> Path:
 
 
 def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
-    """Return the digest of these bytes, which a process with a time limit reads past the kernel's cache."""
+    """Return the digest of a part of a file.
+
+    A process with a time limit reads the part, bypassing the kernel's cache.
+    """
     command = [sys.executable, "-c", READ_UNCACHED, str(mount / name), str(at), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout.strip()
 
 
 def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
-    """The daemon survives if there is no room for the page of marks that a far read needs.
-
-    It then returns bytes without storing them.
-    """
+    """If the disk has no room to record a far chunk, the daemon returns the bytes without storing them."""
     blob = host.root / "blob"
     with blob.open("wb") as file:
         file.truncate(1 << 30)
@@ -106,7 +106,7 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """A raw gzip file without metadata that decodes to more than the store's room is refused.
+    """A raw gzip file of unknown decoded size is refused if its decoded bytes do not fit into the store.
 
     The mount stays usable.
     """

@@ -15,7 +15,7 @@ from tests.host import Host
 @pytest.mark.mount
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_mount_leaves_nothing(host: Host, number: signal.Signals) -> None:
-    """If the registry sends nothing, Ctrl-C, or SIGTERM in the foreground, ends the mount.
+    """While the registry sends nothing, Ctrl-C ends a mount, and SIGTERM ends a mount in the foreground.
 
     Neither a directory nor a daemon is left behind.
     """

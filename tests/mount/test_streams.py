@@ -1,4 +1,4 @@
-"""Standard streams of any kind, or a missing current directory, cause at most one line and no traceback.
+"""If standard streams or the current directory are unusable, kitfs prints at most one line and no traceback.
 
 No mount is lost.
 """
@@ -43,7 +43,10 @@ def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed
 
 
 def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
-    """If stdout is /dev/full, mount exits with 1 and one line. The mount stays and can be found."""
+    """If stdout is /dev/full, a verb exits with 1 and prints one line on stderr.
+
+    A mount stays, and ``mounts`` lists it.
+    """
     for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
         done = shell(host, '"$@" > /dev/full', *verb)
         assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
@@ -52,7 +55,6 @@ def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
 
 @pytest.mark.parametrize("told", [("--version",), ("--help",), ("ls", "-h"), ("cache", "-h")])
 def test_help_on_a_full_stdout_is_reported_in_one_line(host: Host, told: tuple[str, ...]) -> None:
-    """``--help`` on a full stdout ends in the same way, although click prints it."""
     done = shell(host, '"$@" > /dev/full', *told)
     assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
 
@@ -75,7 +77,7 @@ def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
 def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
     """If the reader of stdout goes away, kitfs exits silently with 141.
 
-    A shell gives this code to a program that was ended by SIGPIPE.
+    A shell reports this code for a program that SIGPIPE ended.
     """
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
     assert (done.stdout, done.stderr) == ("141\n", "")
@@ -83,7 +85,7 @@ def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "gone"])
 def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kind: str) -> None:
-    """If the stdout of a mount in the foreground is full or closed, the mount warns and serves until its signal."""
+    """A mount in the foreground whose stdout is full or closed warns, and serves until a signal ends it."""
     if kind == "full":
         stdout = os.open("/dev/full", os.O_WRONLY)
     else:

@@ -1,4 +1,4 @@
-"""The bytes that a mount transfers over the network, by its own count and by that of the registry."""
+"""The bytes that a mount transfers over the network, as the mount and the registry count them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Mount, ``ls -lR`` and a read of 4 KiB of a 10 GiB tar transfer at most 4 MiB, by both counts.
+    """Mount, ``ls -lR`` and a read of 4 KiB of a 10 GiB tar transfer at most 4 MiB.
 
-    The read is in the last of eight files.
+    The mount and the registry both count this. The read is in the last of eight files.
     """
     size = 10 * GiB // 8
     middle = size // 2
@@ -71,7 +71,7 @@ def test_one_percent_read_at_random_moves_at_most_a_tenth(
 def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """A kit with a gzip layer of 1 GiB is mounted before 1 % of it was transferred.
+    """A kit with a gzip layer of 1 GiB is mounted before 1 % of the layer was transferred.
 
     The bytes are right, and the daemon uses at most 100 MiB of memory.
     """
@@ -132,7 +132,7 @@ def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: Regis
 
 
 def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, host: Host) -> None:
-    """``bytes_fetched`` is the number of body bytes since the mount began, with the manifest and the config."""
+    """``bytes_fetched`` counts all body bytes since the mount began, including the manifest and the config."""
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": random.Random(4).randbytes(3 * MiB)}))]), "count/one"
     )
