@@ -63,7 +63,7 @@ class Gate:
 
 
 class Gates:
-    """An origin whose blobs are behind gates."""
+    """A fake origin whose blobs are read through gates, one for each digest."""
 
     def __init__(self, layout: Origin) -> None:
         self._layout = layout
@@ -84,7 +84,7 @@ Opened = tuple[Kit, Tree, list[Gate]]
 def opened(tmp_path: Path) -> Callable[[Store], Opened]:
     """Return a function that opens a kit of the files a and b, each in a layer of 3 MiB.
 
-    The recorded order is that of a mount that has read b.
+    The access order that the store records for the kit contains the layer of b.
     """
 
     def make(store: Store) -> Opened:
@@ -102,7 +102,6 @@ def opened(tmp_path: Path) -> Callable[[Store], Opened]:
 
 
 def test_no_step_begins_while_a_program_waits(store: Store, opened: Callable[[Store], Opened]) -> None:
-    """The recorded order is fetched only after the program has its bytes."""
     kit, tree, (a, b) = opened(store)
     b.open.set()
     reader = threading.Thread(target=lambda: tree.pread(tree.resolve("a"), 0, 4096))
@@ -125,7 +124,6 @@ def test_no_step_begins_while_a_program_waits(store: Store, opened: Callable[[St
 def test_nothing_is_fetched_that_would_evict_blobs(
     open_store: Callable[..., Store], opened: Callable[[Store], Opened], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The thread tries again later."""
     store = open_store(size_limit=64 << 20)
     kit, tree, (_, b) = opened(store)
     caplog.set_level(logging.INFO, "kitfs.test")
@@ -140,7 +138,7 @@ def test_nothing_is_fetched_that_would_evict_blobs(
 def test_a_registry_that_fails_ends_nothing(
     store: Store, opened: Callable[[Store], Opened], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The failure is logged once. Programs can still read, and their reads are saved at the end."""
+    """The failure is logged once. Programs can still read, and the order of their reads is saved at the end."""
     kit, tree, (a, b) = opened(store)
     caplog.set_level(logging.INFO, "kitfs.test")
     b.failure = Unavailable("the registry is away")
@@ -156,7 +154,7 @@ def test_a_registry_that_fails_ends_nothing(
 
 
 def test_a_mount_without_fill_looks_at_nothing(store: Store, opened: Callable[[Store], Opened]) -> None:
-    """Such a mount does not record its reads either."""
+    """With the mode "none", nothing is prefetched and no reads are recorded."""
     kit, tree, (a, b) = opened(store)
     a.open.set()
     prefetcher = Prefetcher(kit, store, tree, mode="none", log=LOG)

@@ -27,7 +27,7 @@ def differ(one: MountRequest, other: MountRequest) -> list[str]:
     ],
 )
 def test_filters_that_select_the_same_are_the_same(one: tuple[str, ...], other: tuple[str, ...]) -> None:
-    """The order and the grouping of filters do not matter, and a redundant filter changes nothing."""
+    """The order and the grouping of filters do not matter. A redundant filter changes nothing."""
     assert differ(replace(PLAIN, only=one), replace(PLAIN, only=other)) == []
 
 
@@ -35,7 +35,6 @@ def test_filters_that_select_the_same_are_the_same(one: tuple[str, ...], other: 
     ("one", "other"), [(("docs",), ()), (("docs",), ("docs:a",)), (("docs:a", "model"), ("docs", "model:a"))]
 )
 def test_filters_that_select_something_else_differ(one: tuple[str, ...], other: tuple[str, ...]) -> None:
-    """A filter that selects less than another filter differs from it."""
     assert len(differ(replace(PLAIN, only=one), replace(PLAIN, only=other))) == 1
 
 
@@ -49,7 +48,7 @@ def test_filters_that_select_something_else_differ(one: tuple[str, ...], other: 
     ],
 )
 def test_network_options_are_compared_by_what_they_mean(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """The order of hosts and of CA files does not matter, even after the terms were stored as JSON."""
+    """The order of hosts and of CA files does not matter, also for options that were read from JSON."""
     assert (
         differ(
             replace(PLAIN, client=ClientOptions.from_json(one)), replace(PLAIN, client=ClientOptions.from_json(other))
@@ -59,14 +58,14 @@ def test_network_options_are_compared_by_what_they_mean(one: dict[str, Any], oth
 
 
 def test_the_order_of_a_hosts_mirrors_matters() -> None:
-    """Mirrors are requested in this order."""
+    """The mirrors are tried in the order in which they are given."""
     one, other = (replace(PLAIN, client=ClientOptions(mirrors={"r.io": urls})) for urls in (("u", "v"), ("v", "u")))
     assert differ(one, other) == ["--mirror r.io=u v (asked for: r.io=v u)"]
 
 
 @pytest.mark.parametrize("url", ["http://me:hunter2@p:1", "http://hunter2@p:1", "http://me:hunter2@x/y@p:1"])
 def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
-    """Users and passwords are compared by a salted hash and are not shown."""
+    """The terms contain only a salted hash of each user and password."""
     asked = replace(PLAIN, client=ClientOptions(proxy=url, mirrors={"r.io": (url,)}))
     terms = terms_of(asked, "salt")
     assert not [text for text in terms.values() if "hunter2" in text]
@@ -76,7 +75,7 @@ def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
 
 
 def test_what_an_older_kitfs_did_not_record_counts_as_equal() -> None:
-    """A mount from before an upgrade still matches its request."""
+    """A mount that was made before an upgrade still matches its request."""
     assert differences({}, terms_of(PLAIN, "salt")) == []
     assert differences({"umask": "000"}, terms_of(replace(PLAIN, umask=0o22, uid=7), "salt")) == [
         "--umask 000 (asked for: 022)"

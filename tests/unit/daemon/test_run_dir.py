@@ -1,4 +1,4 @@
-"""The run-time directory contains the records, locks and sockets by which verbs find daemons."""
+"""The run-time directory contains the records, locks and sockets by which commands find daemons."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def test_directory_is_private(tmp_path: Path) -> None:
-    """The directory is created with mode 0700.
+    """The run-time directory is created with mode 0700.
 
-    In an empty directory that others may write, a subdirectory is created. Such a directory that is not empty is
-    refused.
+    If the given directory exists and other users may write to it, a subdirectory is used. The directory is refused if
+    it is not empty.
     """
     RunDir(str(tmp_path / "run"))
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
@@ -48,7 +48,7 @@ def test_directory_is_private(tmp_path: Path) -> None:
 
 
 def test_files_of_another_user_are_refused(run: RunDir) -> None:
-    """A lock, record, log or socket that is a link or belongs to another user is refused with a remedy."""
+    """A lock, record, log or socket that is a link or belongs to another user is refused. The error names a remedy."""
     needs_root()
     record = record_of("/models")
     for suffix, use in (
@@ -73,7 +73,7 @@ def test_files_of_another_user_are_refused(run: RunDir) -> None:
 
 
 def test_all_files_are_private(tmp_path: Path) -> None:
-    """Record, lock, log and socket have mode 0600 in any directory and under any umask."""
+    """Record, lock, log and socket have mode 0600, whatever the mode of the directory and the umask."""
     (tmp_path / "run").mkdir(mode=0o755)
     run = RunDir(str(tmp_path / "run"))
     for mask in (0o000, 0o777):
@@ -91,7 +91,6 @@ def test_all_files_are_private(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
-    """A file in the place of the directory gives one clear error."""
     (tmp_path / "run").write_text("")
     with pytest.raises(MountError, match="--run-dir"):
         RunDir(str(tmp_path / "run"))
@@ -110,14 +109,17 @@ def test_record_comes_back(run: RunDir, mountpoint: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reference": 1}'])
 def test_damaged_record_is_no_record(run: RunDir, text: str) -> None:
-    """A record that cannot be parsed counts as missing, and listings still work."""
+    """A record that cannot be parsed counts as missing. The other records are still listed."""
     Path(run.file("/models", "json")).write_text(text)
     assert run.record("/models") is None
     assert run.records() == []
 
 
 def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
-    """``alive`` is true exactly while another process has the lock, also if that process is killed."""
+    """``alive`` returns True exactly while another process has the lock.
+
+    If that process is killed, it returns False.
+    """
     assert not run.alive("/models")
     code = (
         "import sys; from kitfs.daemon.run_dir import RunDir\n"
@@ -140,7 +142,7 @@ def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> None:
-    """A path longer than the 108 bytes of sun_path works too."""
+    """A path may be longer than the 108 bytes of sun_path."""
     directory = tmp_path / ("d" * 120 if deep else "d")
     directory.mkdir()
     path = str(directory / "0123456789abcdef.sock")
@@ -158,7 +160,7 @@ def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> Non
 
 
 def test_dead_socket_is_replaced(tmp_path: Path) -> None:
-    """The next daemon replaces the socket of a killed daemon. A connection to a dead socket raises OSError."""
+    """The next daemon replaces the socket of a killed daemon. Until then, connecting to the socket raises OSError."""
     path = str(tmp_path / "s.sock")
     listen(path).close()
     with pytest.raises(OSError, match="refused"):
@@ -167,7 +169,7 @@ def test_dead_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
-    """The record of an older kitfs, without labels, can be read after an upgrade."""
+    """After an upgrade, a record without labels from an older kitfs can be read."""
     run.write(replace(record_of("/models"), labels={"q": "q4"}))
     assert run.record("/models") == replace(record_of("/models"), labels={"q": "q4"})
     path = Path(run.file("/models", "json"))
@@ -178,7 +180,7 @@ def test_a_record_of_before_labels_is_read(run: RunDir) -> None:
 
 
 def daemon(run: RunDir, mountpoint: str) -> Iterator[str]:
-    """Return a process that has the lock of a mount point, and its nonce."""
+    """Yield the nonce of a process that has the lock of a mount point."""
     code = (
         "import sys; from kitfs.daemon.run_dir import RunDir\n"
         "with RunDir(sys.argv[1]).hold(sys.argv[2]) as nonce:\n    print(nonce, flush=True); sys.stdin.read()"
@@ -196,15 +198,15 @@ def nonce(run: RunDir) -> Iterator[str]:
 
 
 def test_a_record_of_an_earlier_daemon_is_not_the_living_ones(run: RunDir, nonce: str) -> None:
-    """The nonce distinguishes daemons, so that a dead daemon's record stays dead when the next daemon has the lock."""
+    """If the nonce of a record is not that of the daemon that has the lock, ``alive`` returns False."""
     assert run.alive(replace(record_of("/models"), nonce=nonce))
     assert not run.alive(replace(record_of("/models"), nonce="0" * 16))
 
 
 def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> None:
-    """Lock, record and socket are renamed, so that another daemon can use the mount point.
+    """Lock, record and socket are renamed, and another daemon can use the mount point.
 
-    The displaced daemon is still found alive, and leaves nothing behind.
+    The displaced daemon still counts as alive, and leaves no files behind when it is forgotten.
     """
     record = replace(record_of("/models"), nonce=nonce)
     run.write(record)
@@ -224,7 +226,6 @@ def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> N
 
 
 def test_a_dead_daemons_record_is_not_displaced(run: RunDir) -> None:
-    """Displacing the record of a dead daemon does nothing."""
     record = replace(record_of("/models"), nonce="0" * 16)
     run.write(record)
     run.displace(record)

@@ -1,4 +1,4 @@
-"""The chunks of a file map every byte to the place that its extent says, with few copied bytes."""
+"""The chunks of a file map each of its bytes to the place that its extents state, with few copied bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ DEVICE = bytes(i * 7 % 255 + 1 for i in range(40 * BLOCK))  # no byte is zero
 
 @st.composite
 def files(draw: st.DrawFn) -> tuple[int, list[Extent]]:
-    """Generate a file of a few blocks with ascending extents, at aligned and other offsets, with holes between them."""
+    """Generate the size and the extents of a file of a few blocks.
+
+    The extents ascend, at aligned and unaligned offsets, and may have holes between them.
+    """
     extents = []
     at = 0
     for _ in range(draw(st.integers(0, 4))):
@@ -28,7 +31,7 @@ def files(draw: st.DrawFn) -> tuple[int, list[Extent]]:
 
 
 def expected(size: int, extents: Sequence[Extent]) -> bytes:
-    """Return the bytes of a file, as its extents say."""
+    """Return the bytes of a file that has these extents."""
     out = bytearray(size)
     for start, _, offset, length in extents:
         out[start : start + length] = DEVICE[offset : offset + length]
@@ -36,7 +39,7 @@ def expected(size: int, extents: Sequence[Extent]) -> bytes:
 
 
 def read(size: int, bits: int, chunks: Sequence[Chunk], extents: Sequence[Extent]) -> bytes:
-    """Return the bytes of a file as a kernel reads them, chunk by chunk: from the device, copied, or zeros."""
+    """Return the bytes that a kernel reads from the chunks of a file: bytes of the device, copied bytes or zeros."""
     out = bytearray()
     for i, chunk in enumerate(chunks):
         start = i * BLOCK << bits
@@ -52,7 +55,7 @@ def read(size: int, bits: int, chunks: Sequence[Chunk], extents: Sequence[Extent
 
 @given(files(), st.booleans(), st.integers(0, 6))
 def test_every_byte_is_where_its_extent_says(file: tuple[int, list[Extent]], whole_tail: bool, bits: int) -> None:
-    """With any chunk size, the chunks of a file give the bytes of its extents."""
+    """This is tested for every chunk size."""
     size, extents = file
     chunks = list(chunks_of(runs_of(size, extents, whole_tail=whole_tail), bits))
     assert len(chunks) == -(-size // (BLOCK << bits))
@@ -61,7 +64,7 @@ def test_every_byte_is_where_its_extent_says(file: tuple[int, list[Extent]], who
 
 @given(files(), st.booleans())
 def test_the_chosen_chunk_size_costs_least(file: tuple[int, list[Extent]], whole_tail: bool) -> None:
-    """No other chunk size needs fewer bytes for addresses and copies, and the cost is the number of those bytes."""
+    """The cost of a chunk size is the number of bytes that its addresses and copies need."""
     size, extents = file
     runs = runs_of(size, extents, whole_tail=whole_tail)
 
@@ -77,7 +80,10 @@ def test_the_chosen_chunk_size_costs_least(file: tuple[int, list[Extent]], whole
 
 
 def test_a_member_of_a_tar_is_one_chunk() -> None:
-    """A file at a multiple of 512 whose last block is whole needs one address and no copy, whatever its size."""
+    """A file of any size needs one address and no copy.
+
+    Its offset must be a multiple of 512, and its last block must be whole.
+    """
     runs = runs_of(10 << 30, [Extent(0, 3, 1536, 10 << 30)], whole_tail=True)
     assert runs == [Run(0, (10 << 30) // BLOCK, 3, 3)]
     assert chunk_bits(runs) == (25, 8)
@@ -85,7 +91,7 @@ def test_a_member_of_a_tar_is_one_chunk() -> None:
 
 
 def test_a_partial_last_block_is_copied_with_little_around_it() -> None:
-    """A raw layer of 1 GiB and 3 bytes costs less than 200 KiB of the image."""
+    """For a raw layer of 1 GiB and 3 bytes, the image grows by less than 200 KiB."""
     size = (1 << 30) + 3
     bits, cost = chunk_bits(runs_of(size, [Extent(0, 1, 0, size)], whole_tail=False))
     assert cost < 200 << 10
@@ -96,6 +102,6 @@ def test_a_partial_last_block_is_copied_with_little_around_it() -> None:
     "extents", [[Extent(0, 1, 0, 600), Extent(512, 1, 0, 10)], [Extent(0, 1, 0, 2000)], [Extent(0, 1, 0, -1)]]
 )
 def test_extents_that_overlap_or_leave_the_file_are_refused(extents: list[Extent]) -> None:
-    """Such extents raise ValueError."""
+    """The error is a ValueError."""
     with pytest.raises(ValueError, match="extents overlap, or leave the file"):
         runs_of(1000, extents, whole_tail=False)

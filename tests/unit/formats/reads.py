@@ -1,10 +1,13 @@
-"""A file in memory that counts the bytes that are read from it."""
+"""A file in memory that counts the bytes that are read."""
 
 from __future__ import annotations
 
 
 class Reads:
-    """A file that counts the bytes that are read. If ``size`` is larger than ``data``, the rest reads as zeros."""
+    """A file in memory.
+
+    ``moved`` counts the bytes that are read. Beyond ``data``, up to ``size``, the file has zeros.
+    """
 
     def __init__(self, data: bytes, size: int | None = None) -> None:
         self.data, self.size, self.moved = data, len(data) if size is None else size, 0

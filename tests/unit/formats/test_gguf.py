@@ -1,4 +1,4 @@
-"""The headers of GGUF files: which tensors they list, how little is read, and how damage is reported."""
+"""Headers of GGUF files list the tensors, few bytes are read for them, and damage is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_golden_file_is_read_by_its_header() -> None:
 
 
 def test_a_file_of_the_gguf_package_is_read(tmp_path: Path) -> None:
-    """The metadata of the file contains arrays of strings, numbers and booleans."""
+    """The metadata of the file has arrays of strings, numbers and booleans."""
     library = pytest.importorskip("gguf")
     import numpy as np
 
@@ -84,7 +84,7 @@ def test_both_versions_and_both_byte_orders_are_read(version: int, order: str) -
 
 
 def test_a_tensor_of_an_unknown_type_extends_to_the_next() -> None:
-    """The last such tensor extends to the end of the file."""
+    """If such a tensor is the last of the file, it extends to the end of the file."""
     entries = tensor("t", kind=99), tensor("u", (4,), kind=0, at=64), tensor("v", kind=99, at=96)
     data = made(tensors=entries)
     at = len(data) + -len(data) % 32
@@ -93,7 +93,7 @@ def test_a_tensor_of_an_unknown_type_extends_to_the_next() -> None:
 
 
 def test_long_values_are_not_read() -> None:
-    """An array of 20 MiB in the metadata is skipped."""
+    """An array of 20 MiB in the metadata is skipped without reading it."""
     keys = text("k") + struct.pack("<IIQ", 9, 0, 20 << 20) + bytes(20 << 20)
     read = Reads(made(keys, 1, (tensor(),)))
     assert [t.name for t in gguf(read.size, read)] == ["t"]

@@ -1,4 +1,4 @@
-"""The headers of safetensors files: which tensors they list, how little is read, and how damage is reported."""
+"""Headers of safetensors files list the tensors, few bytes are read for them, and damage is reported."""
 
 from __future__ import annotations
 
@@ -79,6 +79,6 @@ def test_a_damaged_file_raises_an_error_that_says_what_is_wrong(data: bytes, mes
 
 
 def test_a_tensor_of_an_unknown_type_is_listed_by_the_name_of_its_type() -> None:
-    """The size of such a tensor cannot be checked."""
+    """The size of a tensor of unknown type cannot be checked."""
     read = Reads(header({"a": entry(dtype="F2_NEW", offsets=[0, 3])}, 3))
     assert safetensors(read.size, read) == [Tensor("a", "F2_NEW", (2, 3), read.size - 3, 3)]

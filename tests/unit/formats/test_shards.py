@@ -1,4 +1,4 @@
-"""The index of a sharded model says which file has which tensor, and damage to it is reported."""
+"""The index of a sharded model names the file of each tensor. Damage to the index is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The format of a file is selected by its name, and any damage raises LayerError."""
+"""The name of a file selects its format. Damage in any format raises LayerError."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.formats.reads import Reads
 @settings(deadline=None)  # the time that an example takes depends on the machine
 @given(st.randoms(use_true_random=False), st.sampled_from(["x.gguf", "x.safetensors"]))
 def test_damaged_headers_raise_layer_error_or_are_read(source: random.Random, path: str) -> None:
-    """Whatever bytes are changed or cut off, no other error is raised."""
+    """No other error is raised, whatever bytes of the header are changed or missing."""
     data = bytearray(
         golden_gguf("x") if path == "x.gguf" else golden_safetensors("x", {"a": ("F32", [4, 4]), "b": ("I8", [3])})
     )

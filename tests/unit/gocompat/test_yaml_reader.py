@@ -1,4 +1,4 @@
-"""YAML is compared with yaml.v3, whose outputs and errors yaml_v3.json records, with KitOps' structs."""
+"""YAML is read and written as by Go's yaml.v3 with KitOps' structs. yaml_v3.json has the recorded results."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ RECORDED: dict[str, list[tuple[str, str | None]]] = json.loads((Path(__file__).p
 
 
 def test_written_as_yaml_v3_writes() -> None:
-    """A config with unusual strings, numbers and keys becomes byte for byte the Kitfile that kit writes for it."""
+    """Configs with unusual strings, numbers and keys become byte for byte the Kitfiles that kit writes for them."""
     assert [Kitfile.from_json(config.encode()).to_yaml() for config, _ in RECORDED["write"]] == [
         text for _, text in RECORDED["write"]
     ]
 
 
 def test_read_as_yaml_v3_reads() -> None:
-    """A Kitfile becomes byte for byte the config that kit writes for it. null stands for Kitfiles that kit refuses."""
+    """Each recorded Kitfile becomes byte for byte the config that kit writes for it.
+
+    If kit refuses the Kitfile, the recorded config is null.
+    """
     wrong = []
     for text, config in RECORDED["read"]:
         try:
@@ -35,7 +38,7 @@ def test_read_as_yaml_v3_reads() -> None:
 
 @pytest.mark.parametrize(("text", "told"), RECORDED["errors"])
 def test_said_as_yaml_v3_says(text: str, told: str) -> None:
-    """A value that does not fit is reported in yaml.v3's words, on one line."""
+    """An error about a value of the wrong type has yaml.v3's words, on one line."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode())
     assert str(e.value) == told
@@ -49,6 +52,6 @@ def test_said_as_yaml_v3_says(text: str, told: str) -> None:
     ['package: "{}"', 'package: {{name: "{}"}}', 'model: {{path: m, parameters: {{"{}": 1}}}}', '"{}": 1', '!!x "{}"'],
 )
 def test_escapes_that_are_not_characters(text: str, escape: str) -> None:
-    """Escapes for surrogates and for numbers beyond Unicode are refused, as by yaml.v3's scanner."""
+    """Escapes of surrogates, and of numbers beyond Unicode, are refused, as by yaml.v3."""
     with pytest.raises(KitfileError, match="yaml: line 1: found invalid Unicode character escape code"):
         Kitfile.from_yaml(text.format(escape).encode())

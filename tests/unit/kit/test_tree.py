@@ -302,7 +302,6 @@ def raises(number: int, call: object, *args: object) -> None:
 
 
 def test_posix_errors() -> None:
-    """Operations raise ENOENT, ENOTDIR, EISDIR, ENAMETOOLONG, EROFS, EINVAL, EBADF and ENODATA as POSIX says."""
     fs = filesystem(tree(FakeLayer("", "d/f=123", "l=->d")))
     d = fs.lookup(ROOT, b"d").inode
     f = fs.lookup(d, b"f").inode

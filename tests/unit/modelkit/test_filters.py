@@ -1,4 +1,4 @@
-"""kit's filters (KITOPS §5, pkg/cmd/unpack/filter.go), and the part of them that applies to a parent (§2.3)."""
+"""kit's filters select layers (KITOPS §5, pkg/cmd/unpack/filter.go). A part of them applies to parents (§2.3)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ENTRIES = {
 def test_what_filters_select(texts: list[str], expected: str) -> None:
     """A layer is selected if any filter matches it. Types and names must match exactly.
 
-    A part of a model has the type of the model. A path may be given in its cleaned form.
+    The type "model" also matches the parts of a model. A path matches in its cleaned form too.
     """
     filters = [Filter.parse(t) for t in texts]
     assert "".join(k for k, entry in ENTRIES.items() if selects(filters, entry)) == expected
@@ -67,7 +67,7 @@ def test_what_filters_select(texts: list[str], expected: str) -> None:
     ],
 )
 def test_wrong_filters(text: str, told: str) -> None:
-    """The error is a UsageError in kit's words."""
+    """The UsageError has kit's words."""
     with pytest.raises(UsageError) as e:
         Filter.parse(text)
     assert " ".join(told.split()) in str(e.value)
@@ -85,13 +85,16 @@ def test_wrong_filters(text: str, told: str) -> None:
     ],
 )
 def test_filters_of_a_parent(texts: list[str], parents: list[str] | None) -> None:
-    """Only the model of a parent is used: all of it without filters, and nothing if no filter names the model."""
+    """Only the model of a parent is used.
+
+    Without filters that is the whole model, and nothing if no filter selects a model.
+    """
     found = for_parent([Filter.parse(t) for t in texts])
     assert (None if found is None else [str(f) for f in found]) == parents
 
 
 def test_the_kitfile_is_wanted_unless_filters_leave_it_out() -> None:
-    """Only the type kitfile selects the Kitfile."""
+    """With filters, the Kitfile is selected only by the type kitfile."""
     assert selects_kitfile([])
     assert selects_kitfile([Filter.parse("kitfile,model")])
     assert not selects_kitfile([Filter.parse("model"), Filter.parse("docs")])
@@ -99,5 +102,5 @@ def test_the_kitfile_is_wanted_unless_filters_leave_it_out() -> None:
 
 @pytest.mark.parametrize("text", ["model", "model,code", "datasets:a,b"])
 def test_filters_come_back_as_texts(text: str) -> None:
-    """str() returns the text that was parsed."""
+    """``str`` of a filter returns the string that was parsed."""
     assert str(Filter.parse(text)) == text

@@ -1,4 +1,4 @@
-"""Indexes of kits: their JSON, how labels select a kit, and how they are edited.
+"""ModelKit indexes are parsed, written and edited, and labels select a kit.
 
 Sources: KITOPS §8, KitOps 1.17 pkg/lib/index.
 """
@@ -62,7 +62,7 @@ def test_fields_are_in_gos_order_and_maps_sorted() -> None:
     ],
 )
 def test_values_keep_their_bytes(labels: str) -> None:
-    """Numbers and escapes are written as they were read, so that the digest stays the same."""
+    """Numbers and escapes in labels are written as they were read. Otherwise the digest would change."""
     pairs = json.loads(labels, parse_float=str, parse_int=str)
     text = HEAD + f'{{"mediaType":"m","digest":"{A}","size":1,"modelMetadata":{labels}}}]}}'
     again = KitIndex.parse(text.encode()).to_json().decode()
@@ -109,7 +109,7 @@ def test_telling_them_apart() -> None:
 
 
 def test_labels_choose_one() -> None:
-    """A kit is selected if it has every label. JSON values are compared in the form in which they are shown."""
+    """A kit is selected if it has every given label. A label that is not a string is given as JSON."""
     index = KitIndex((variant(A, "q4", quant='"q4"', vram='"6GB"'), variant(B, quant='"q8"', gpus="[1,2]")))
     assert select(index, {"quant": "q8"}, NAMED).digest == B
     assert select(index, {"quant": "q4", "vram": "6GB"}, NAMED).digest == A
@@ -132,7 +132,7 @@ LISTED = "registry.example.com/my-org/my-model:q4 (gpu=cuda, quant=q4); {} (gpu=
     ],
 )
 def test_what_there_is_is_told(labels: dict[str, str], told: str) -> None:
-    """The error lists the kits on one line, by the names under which they were added or by their digests."""
+    """The error lists the kits on one line, by the tags under which they were added or by their digests."""
     index = KitIndex((variant(A, "q4", quant='"q4"', gpu='"cuda"'), variant(B, gpu='"cuda"'), variant(Digest.of(b"c"))))
     with pytest.raises(UsageError) as e:
         select(index, labels, NAMED)
@@ -223,9 +223,9 @@ def test_values_for_people() -> None:
 
 @pytest.mark.parametrize("text", ['{"a":{},"b":[],"c":[1,{"d":"x, {y}: z"}],"e":1.50}', "{}", "[[]]"])
 def test_indented_is_gos(text: str) -> None:
-    """Empty objects stay on their line, and values are not changed."""
+    """Empty objects stay on one line, and numbers keep their digits, as in Go's json.Indent."""
     assert indented(text.encode()) == json.dumps(json.loads(text, parse_float=_Raw), indent=2).replace('"1.50"', "1.50")
 
 
 class _Raw(str):
-    """A number that keeps its digits."""
+    """A JSON number as it was written."""

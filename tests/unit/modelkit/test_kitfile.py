@@ -1,4 +1,4 @@
-"""The Kitfile is compared with golden configs and Kitfiles that kit wrote."""
+"""Kitfiles and configs are compared with those that kit wrote."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def blob(name: str, digest: str) -> bytes:
 
 @pytest.mark.parametrize("name", MODELKITS)
 def test_config_comes_back_byte_for_byte(name: str) -> None:
-    """Reading a config and writing it again gives kit's bytes."""
+    """A config that is read and written again is equal to kit's config."""
     data = blob(name, GOLDEN_KITS[name]["config"]["digest"])
     assert Kitfile.from_json(data).to_json() == data
 
 
 @pytest.mark.parametrize("name", MODELKITS)
 def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
-    """The Kitfile that is generated from the config has the recorded digest."""
+    """The Kitfile that is generated from a config has the recorded digest of kit's Kitfile."""
     written = Kitfile.from_json(blob(name, GOLDEN_KITS[name]["config"]["digest"])).to_yaml().encode()
     assert (
         hashlib.sha256(written).hexdigest()
@@ -46,13 +46,13 @@ def test_yaml_is_what_kit_unpack_wrote(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_manifest_comes_back_byte_for_byte(name: str) -> None:
-    """Reading a manifest and writing it again gives the same bytes, including kit 1.7's null layers."""
+    """A manifest is unchanged by reading and writing it, even with the null layers of kit 1.7."""
     data = blob(name, GOLDEN_KITS[name]["manifest"])
     assert Manifest.parse(data).to_json() == data
 
 
 def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None:
-    """Reading a source Kitfile and writing it as JSON gives kit's config, except for the digests of layers."""
+    """A source Kitfile that is written as JSON is equal to kit's config, except for the digests of the layers."""
 
     def stripped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -95,9 +95,9 @@ def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None
     ],
 )
 def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written: str) -> None:
-    """The expected values were recorded from yaml.v3.
+    """The expected text was recorded from yaml.v3.
 
-    They have ambiguous scalars in double quotes, floats in Go's 'g' format, keys in natural order and literal blocks.
+    It has ambiguous scalars in double quotes, floats in Go's 'g' format, keys in natural order, and literal blocks.
     """
     text = Kitfile.from_json(b'{"manifestVersion":"1","model":{"parameters":' + parameters.encode() + b"}}").to_yaml()
     head = 'manifestVersion: "1"\nmodel:\n  parameters:\n'
@@ -131,7 +131,7 @@ def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written:
     ],
 )
 def test_yaml_is_yaml_v3s(scalar: str, value: object) -> None:
-    """Plain scalars have the meaning that yaml.v3 gives them, not that of YAML 1.1."""
+    """A plain scalar has the type that yaml.v3 gives it, which may differ from YAML 1.1."""
     kitfile = Kitfile.from_yaml(f"manifestVersion: 1.0.0\nmodel: {{parameters: {{v: {scalar}}}}}\n".encode())
     assert json.loads(kitfile.to_json())["model"]["parameters"] == {"v": value}
 
@@ -184,7 +184,7 @@ LAUGHS = "x: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
     ],
 )
 def test_wrong_kitfiles(text: str, told: str) -> None:
-    """Every wrong Kitfile raises a KitfileError of one line."""
+    """The KitfileError is one line."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode())
     assert told in str(e.value)
@@ -207,41 +207,41 @@ def test_wrong_kitfiles(text: str, told: str) -> None:
     ],
 )
 def test_wrong_configs(data: bytes) -> None:
-    """Every wrong config raises a KitfileError."""
+    """The error is a KitfileError."""
     with pytest.raises(KitfileError):
         Kitfile.from_json(data)
 
 
 def test_config_is_read_leniently() -> None:
-    """As by Go's encoding/json, unknown fields are dropped, keys match in any case, and null counts as missing."""
+    """Unknown fields are dropped, keys match in any case, and null counts as missing, as in Go's encoding/json."""
     assert Kitfile.from_json(
         b'{"manifestversion":"1.0.0","new":1,"Model":{"NAME":"m","path":null},"code":null}'
     ).to_json() == (b'{"manifestVersion":"1.0.0","package":{},"model":{"name":"m"}}')
 
 
 def test_latin1_is_no_kitfile() -> None:
-    """The error says that the text is not UTF-8. UTF-16 with a byte order mark is accepted."""
+    """The error names the byte that is not UTF-8. UTF-16 with a byte order mark is accepted."""
     with pytest.raises(KitfileError, match="invalid utf-8 at byte 19"):
         Kitfile.from_yaml("package: {name: cafés}".encode("latin-1") + b"\n")
     assert Kitfile.from_yaml("package: {name: cafés}".encode("utf-16")).package.name == "cafés"
 
 
 def test_maps_with_keys_that_are_no_texts_are_no_json() -> None:
-    """As with kit, parameters whose keys are numbers, times or null are refused."""
+    """Parameters whose keys are numbers, times or null are refused, as by kit."""
     for key in ("1", "1.5", "true", "~", "2024-05-01", "!!binary aGk="):
         with pytest.raises(KitfileError, match=r"unsupported type: map\[interface \{\}\]interface \{\}"):
             Kitfile.from_yaml(f"model: {{parameters: {{{key}: x}}}}\n".encode()).to_json()
 
 
 def test_lone_surrogates_do_not_break_the_kitfile() -> None:
-    """A lone surrogate in a config is read as by Go, so that the Kitfile can be written."""
+    """A lone surrogate in a config becomes U+FFFD, as in Go. Otherwise the Kitfile could not be written."""
     kitfile = Kitfile.from_json(rb'{"package":{"name":"a\ud800b"},"model":{"parameters":{"\udfff":"\ud83e\uddea"}}}')
     written = 'manifestVersion: ""\npackage:\n  name: a\ufffdb\nmodel:\n  parameters:\n    \ufffd: "\\U0001F9EA"\n'
     assert kitfile.to_yaml().encode() == written.encode()
 
 
 def test_invalid_utf8_becomes_the_replacement_character() -> None:
-    """Invalid UTF-8 is read as by Go's encoding/json."""
+    """Go's encoding/json replaces it too."""
     assert Kitfile.from_json(b'{"package":{"name":"a\xffb"}}').package.name == "a\ufffdb"
 
 
@@ -283,7 +283,7 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
     ],
 )
 def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
-    """Kitfiles that kit refuses to pack are refused, in kit's words where there are any."""
+    """Kitfiles that kit refuses to pack are refused. The error has kit's words if kit has any."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode()).validate()
     assert str(e.value).startswith("errors while validating Kitfile: * ")
@@ -292,7 +292,7 @@ def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
 
 
 def test_a_good_kitfile_has_no_problems() -> None:
-    """A reference as model, parts below the model and remote datasets are accepted."""
+    """The model may be a reference, may have parts below its path, and datasets may be remote."""
     Kitfile.from_yaml(b"""
 model: {name: m, path: r.io/base:v1, parts: [{name: p, path: a/b, type: lora-adapter}]}
 code: [{path: a}]
@@ -305,7 +305,7 @@ mcpServers: [{name: s, path: s.mcpb}]
 def test_entries_are_in_layer_order() -> None:
     """The order is model, parts, code, datasets, docs, prompts, mcpServers.
 
-    Remote datasets and a model that is a reference have no layer.
+    A remote dataset and a model that is a reference are not included.
     """
     text = """
 mcpServers: [{name: s, path: s.mcpb}]
@@ -345,7 +345,7 @@ model: {name: m, path: MODEL, parts: [{name: x, path: x.bin}, {path: y.bin}]}
     ],
 )
 def test_parents(path: str, parent: str | None) -> None:
-    """A model's path is a reference if it contains a colon or an at sign and can be parsed.
+    """The path of a model is a reference if it contains ":" or "@" and can be parsed as a reference.
 
     Source: kit's IsModelKitReference.
     """
@@ -371,12 +371,12 @@ def test_parents(path: str, parent: str | None) -> None:
     ],
 )
 def test_paths_are_cleaned_as_by_go(path: str, cleaned: str) -> None:
-    """Paths are cleaned as by Go's path.Clean."""
+    """Go's path.Clean gives the same paths."""
     assert clean_path(path) == cleaned
 
 
 def test_problems_are_told_in_kits_words() -> None:
-    """All duplicate paths, absolute paths and wrong part types are reported, sorted."""
+    """One error lists all duplicate paths, absolute paths, paths outside the context and wrong part types."""
     kitfile = Kitfile.from_yaml(b"""
 manifestVersion: 1.0.0
 model: {name: m, path: a, parts: [{name: p, path: /abs, type: "a b"}]}
@@ -404,16 +404,13 @@ code: [{path: ../x}]
     ],
 )
 def test_configs_that_can_be_read_in_two_ways(text: str, told: str) -> None:
-    """A key that occurs twice or in different cases is refused, because parsers differ.
-
-    The error names the key.
-    """
+    """A key that occurs twice, or in two cases, is refused, because parsers differ. The error names the key."""
     with pytest.raises(KitfileError, match=told):
         Kitfile.from_json(text.encode())
 
 
 def test_a_key_may_have_any_case_where_it_is_the_only_one() -> None:
-    """As with kit, a key may have any case. In the map of parameters, case matters."""
+    """As in kit, a key may have any case. In parameters, keys that differ in case are different keys."""
     kitfile = Kitfile.from_json(b'{"Model":{"PATH":"a","parameters":{"lr":1,"LR":2}}}')
     assert kitfile.model is not None
     assert (kitfile.model.path, kitfile.model.parameters) == ("a", {"lr": 1.0, "LR": 2.0})

@@ -1,6 +1,6 @@
-"""Layers are matched with their entries by digest, position or path (KITOPS §1.3, §1.7, §11).
+"""Layers are matched with entries of the Kitfile by digest, position or path (KITOPS §1.3, §1.7, §11).
 
-Kitfiles are generated for ModelPacks.
+For a ModelPack, the Kitfile is generated.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def golden(name: str) -> tuple[Manifest, Kitfile]:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_every_golden_layer_has_its_entry_and_a_path(name: str) -> None:
-    """Kinds and paths are in the order of the Kitfile, and every layer has an entry."""
+    """The order of the layers is that of the Kitfile."""
     manifest, read = golden(name)
     found = kit_layers(manifest, read)
     assert [x.descriptor for x in found] == list(manifest.layers)
@@ -65,7 +65,7 @@ def test_every_golden_layer_has_its_entry_and_a_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["modelpack-raw", "modelpack-tar"])
 def test_the_kitfile_of_a_modctl_kit(name: str) -> None:
-    """The first weight is the model, the other weights and weight.config are parts. Code and docs keep their order."""
+    """The first weight is the model. The other weights and weight.config are parts. Code and docs keep their order."""
     manifest, read = golden(name)
     by_type: dict[str, list[str]] = {}
     for d in manifest.layers:
@@ -80,7 +80,7 @@ def test_the_kitfile_of_a_modctl_kit(name: str) -> None:
 
 
 def test_layers_are_matched_by_digest_whatever_their_order() -> None:
-    """A config with LayerInfo has the digest of each layer. Paths are cleaned, and the context is the empty path."""
+    """The config has the digest of each layer. The paths of the layers are cleaned, and the path "." becomes empty."""
     read = kitfile(
         model={"name": "m", "path": "./m//w.bin", "digest": sha(1)},
         code=[{"path": ".", "digest": sha(2)}, {"path": "src/", "digest": sha(3)}],
@@ -96,21 +96,24 @@ def test_layers_are_matched_by_digest_whatever_their_order() -> None:
 
 
 def test_equal_digests_are_taken_in_order() -> None:
-    """Two entries with equal content have two equal descriptors. A third such layer belongs to the last entry."""
+    """If two entries have the same digest, the layers with this digest belong to them in order.
+
+    A third layer with this digest belongs to the last entry.
+    """
     read = kitfile(docs=[{"path": "a", "digest": sha(1)}, {"path": "b", "digest": sha(1)}])
     manifest = kit(*[layer(f"{KITOPS}docs.v1.tar", 1)] * 3)
     assert [x.path for x in kit_layers(manifest, read)] == ["a", "b", "b"]
 
 
 def test_equal_digests_are_told_apart_by_their_annotation() -> None:
-    """Since 1.10 a layer has its path in an annotation."""
+    """Since kit 1.10, an annotation of a layer has the layer's path."""
     read = kitfile(docs=[{"path": "a", "digest": sha(1)}, {"path": "b", "digest": sha(1)}])
     manifest = kit(layer(f"{KITOPS}docs.v1.raw", 1, "b"), layer(f"{KITOPS}docs.v1.raw", 1, "a"))
     assert [(x.path, x.entry and x.entry.path) for x in kit_layers(manifest, read)] == [("b", "b"), ("a", "a")]
 
 
 def test_kits_without_layer_info_are_matched_by_position_within_their_type() -> None:
-    """This is for kits from before 0.5. A remote dataset and a model that is a reference have no layer."""
+    """Kits before 0.5 have no digests in the config. A remote dataset and a model that is a reference have no layer."""
     read = kitfile(
         model={"path": "r.io/base:v1", "parts": [{"path": "p"}]},
         code=[{"path": "c1"}, {"path": "c2"}],
@@ -122,14 +125,14 @@ def test_kits_without_layer_info_are_matched_by_position_within_their_type() -> 
 
 
 def test_a_layer_that_the_config_does_not_know_has_no_entry() -> None:
-    """The layer is shown at the path in its annotation."""
+    """The layer is shown at the path that its annotation states."""
     read = kitfile(docs=[{"path": "a", "digest": sha(1)}])
     manifest = kit(layer(f"{KITOPS}docs.v1.tar", 2), layer(f"{KITOPS}docs.v1.raw", 3, "x/../y"))
     assert [(x.entry, x.path) for x in kit_layers(manifest, read)] == [(None, None), (None, "y")]
 
 
 def test_modelpack_layers_with_a_kitfile_are_matched_by_path() -> None:
-    """KitOps stores the Kitfile in an annotation, and its entries may have no digests."""
+    """KitOps stores the Kitfile of a ModelPack in an annotation. The entries may have no digests."""
     text = json.dumps({"manifestVersion": "1.0.0", "model": {"path": "w.bin"}, "code": [{"path": "src"}]})
     manifest = kit(
         layer(f"{PACK}code.v1.tar", 1, "src"),
@@ -146,7 +149,7 @@ def test_modelpack_layers_with_a_kitfile_are_matched_by_path() -> None:
 
 
 def test_layers_of_unknown_types_are_refused() -> None:
-    """One such layer is enough to refuse the kit."""
+    """A kit with one layer of an unknown type is refused."""
     with pytest.raises(UnsupportedLayer):
         kit_layers(kit(layer("application/x", 1)), kitfile())
 
@@ -154,7 +157,7 @@ def test_layers_of_unknown_types_are_refused() -> None:
 def test_a_generated_kitfile_says_what_the_config_says() -> None:
     """Name, version, licence, authors and format come from the ModelPack config.
 
-    diffIds are in the order of the layers.
+    The diffIds of the config are in the order of the layers.
     """
     config = {
         "descriptor": {
@@ -190,7 +193,7 @@ def test_a_generated_kitfile_says_what_the_config_says() -> None:
     ],
 )
 def test_wrong_configs_of_modelpacks(config: bytes, told: str) -> None:
-    """The error is a KitfileError or ManifestError of one line."""
+    """The error is a KitfileError or a ManifestError of one line."""
     manifest = kit(layer(f"{PACK}weight.v1.raw", 1, "w"), config=f"{PACK}config.v1+json")
     with pytest.raises((KitfileError, ManifestError)) as e:
         kitfile_of(manifest, config)
@@ -202,7 +205,7 @@ def test_wrong_configs_of_modelpacks(config: bytes, told: str) -> None:
     [b"{}", b'{"descriptor":7,"config":[],"modelfs":null}', b'{"descriptor":{"authors":[1,"a"],"licenses":{}}}'],
 )
 def test_odd_configs_of_modelpacks_are_read_leniently(config: bytes) -> None:
-    """A field with a value of another type is ignored."""
+    """A field whose value has an unexpected type is ignored."""
     manifest = kit(layer(f"{PACK}weight.v1.raw", 1, "w"), config=f"{PACK}config.v1+json")
     model = kitfile_of(manifest, config).model
     assert model is not None
@@ -210,7 +213,7 @@ def test_odd_configs_of_modelpacks_are_read_leniently(config: bytes) -> None:
 
 
 def test_a_layer_without_a_path_cannot_be_shown() -> None:
-    """The error has kit's words for a ModelPack without a path."""
+    """The error for a ModelPack layer without a path has kit's words."""
     manifest = kit(layer(f"{PACK}weight.v1.raw", 1), config=f"{PACK}config.v1+json")
     with pytest.raises(ManifestError, match=r"unknown file path for layer: no org.cncf.model.filepath annotation"):
         kitfile_of(manifest, b"{}")
@@ -236,11 +239,13 @@ def test_a_layer_without_a_path_cannot_be_shown() -> None:
     ],
 )
 def test_file_metadata(text: str, expected: tuple[str, int | None, int | None] | None) -> None:
-    """The mode is without setuid, setgid and sticky bits, and the size is in bytes. Unusable metadata are ignored."""
+    """The mode has no setuid, setgid or sticky bit, and the size is in bytes.
+
+    Metadata that cannot be parsed is ignored.
+    """
     for key in (METADATA, METADATA.replace("cncf", "cnai")):
         assert FileMetadata.of(Descriptor("x/y", sha(1), 1, {key: text})) == expected
 
 
 def test_no_metadata() -> None:
-    """A layer without the annotation has no metadata."""
     assert FileMetadata.of(Descriptor("x/y", sha(1), 1)) is None

@@ -1,4 +1,4 @@
-"""Manifests, descriptors and media types of every version (KITOPS §1.1, §1.2, §11.1)."""
+"""Manifests, descriptors and media types of every version of kit are parsed (KITOPS §1.1, §1.2, §11.1)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(**more: Any) -> bytes:
 
 
 def test_the_vector_of_a_kit_1_7_manifest() -> None:
-    """The config and the layer of KITOPS §1.6 result in the manifest's 409 bytes and its digest."""
+    """The config and the layer of KITOPS §1.6 give a manifest with the recorded size and digest."""
     made = Manifest(
         Descriptor(KIT_CONFIG, Digest("sha256:edbe426e41cf7af6f482317d9150baae723476e1c2fdf616723003a95af4a48c"), 313),
         (Descriptor(MODEL, Digest("sha256:29cdf6272176a3bcba34eeaacaeba2863713eaa748887a9a5563277cd8c95671"), 2560),),
@@ -47,7 +47,7 @@ def test_the_vector_of_a_kit_1_7_manifest() -> None:
 
 
 def test_fields_come_back_in_gos_order_with_unknown_ones_last() -> None:
-    """A manifest of kit 1.17 with every field, and with unknown fields, is written as it was read."""
+    """A manifest with every field of kit 1.17 and with unknown fields is written as it was read."""
     text = (
         '{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json",'
         '"artifactType":"application/vnd.kitops.modelkit.manifest.v1+json",'
@@ -64,7 +64,7 @@ def test_fields_come_back_in_gos_order_with_unknown_ones_last() -> None:
 
 
 def test_old_kits_have_no_media_type_and_null_layers() -> None:
-    """kit 1.7 leaves mediaType out, and writes an empty list of layers as null."""
+    """kit 1.7 omits mediaType, and writes an empty list of layers as null."""
     parsed = Manifest.parse(manifest(layers=None))
     assert (parsed.media_type, parsed.layers, parsed.null_layers, parsed.flavor) == ("", (), True, "modelkit")
 
@@ -80,7 +80,7 @@ def test_old_kits_have_no_media_type_and_null_layers() -> None:
     ],
 )
 def test_flavors(config: str, artifact: str, flavor: str) -> None:
-    """The media type of the config, or the artifact type, decides the kind of a kit."""
+    """The flavor of a kit depends on the media type of its config, or on its artifact type."""
     assert Manifest.parse(manifest(config={**CONFIG, "mediaType": config}, artifactType=artifact)).flavor == flavor
 
 
@@ -97,7 +97,7 @@ def test_flavors(config: str, artifact: str, flavor: str) -> None:
     ],
 )
 def test_other_artifacts(config: str, message: str) -> None:
-    """The error for another artifact names its type."""
+    """The error for a manifest that is not a kit names the type of the artifact."""
     with pytest.raises(ManifestError) as e:
         assert Manifest.parse(manifest(config={**CONFIG, "mediaType": config})).flavor
     assert message in str(e.value)
@@ -116,7 +116,7 @@ def test_other_artifacts(config: str, message: str) -> None:
     ],
 )
 def test_created(value: str, seconds: int) -> None:
-    """The created annotation is returned in seconds since the epoch. An invalid annotation counts as 0."""
+    """The created annotation becomes seconds since the epoch. An invalid annotation becomes 0."""
     assert Manifest.parse(manifest(annotations={"org.opencontainers.image.created": value})).created == seconds
 
 
@@ -158,7 +158,7 @@ def test_created(value: str, seconds: int) -> None:
     ],
 )
 def test_wrong_manifests(data: bytes, message: str) -> None:
-    """An invalid manifest raises a ManifestError of one short line that names the invalid field."""
+    """The ManifestError is one short line that names the invalid field."""
     with pytest.raises(ManifestError) as e:
         Manifest.parse(data)
     assert message in str(e.value)
@@ -166,14 +166,14 @@ def test_wrong_manifests(data: bytes, message: str) -> None:
 
 
 def test_lone_surrogates_and_bytes_that_are_not_utf8_can_be_written_again() -> None:
-    """Lone surrogates and bytes that are not UTF-8 become U+FFFD, as in Go."""
+    """Both are replaced by U+FFFD, as in Go."""
     parsed = Manifest.parse(manifest(annotations={"a": "SURROGATE"}).replace(b"SURROGATE", b"\\ud800\xff"))
     assert parsed.annotations == {"a": "\ufffd\ufffd"}
     assert Manifest.parse(parsed.to_json()) == parsed
 
 
 def test_indexes() -> None:
-    """A parsed index has its descriptors, and kit 1.17's labels in their ``extra``."""
+    """A parsed index has its descriptors. The labels of kit 1.17 are in ``extra`` of each descriptor."""
     entry = {"mediaType": IMAGE_MANIFEST, "digest": SHA, "size": 9, "modelMetadata": {"labels": {"q": "q4"}}}
     data = json.dumps(
         {"schemaVersion": 2, "mediaType": IMAGE_INDEX, "artifactType": "x/y", "manifests": [entry]}
@@ -218,13 +218,13 @@ KITOPS = "application/vnd.kitops.modelkit."
     ],
 )
 def test_layer_types(media_type: str, expected: tuple[str, ...]) -> None:
-    """Every media type of KitOps, and of ModelPack with its legacy names, is parsed."""
+    """Every layer type of KitOps is parsed, and every layer type of ModelPack under its current and legacy names."""
     found = LayerType.parse(Descriptor(media_type, Digest(SHA), 0))
     assert (found.family, found.kind, found.format, found.compression) == expected
 
 
 def test_prompts_are_code_layers_with_a_subtype() -> None:
-    """kit 1.16 marks prompts by an annotation of a code layer."""
+    """kit 1.16 stores prompts as code layers with an annotation."""
     annotations = {"ml.kitops.modelkit.layer-subtype": "prompt"}
     assert LayerType.parse(Descriptor(f"{KITOPS}code.v1.tar", Digest(SHA), 0, annotations)).kind == "prompt"
     assert LayerType.parse(Descriptor(f"{KITOPS}model.v1.tar", Digest(SHA), 0, annotations)).kind == "model"
@@ -245,7 +245,7 @@ def test_prompts_are_code_layers_with_a_subtype() -> None:
     ],
 )
 def test_unsupported_layers(media_type: str) -> None:
-    """An unknown media type raises UnsupportedLayer, a KitfsError of one short line."""
+    """An unknown media type raises UnsupportedLayer with one short line."""
     with pytest.raises(UnsupportedLayer) as e:
         LayerType.parse(Descriptor(media_type, Digest(SHA), 0))
     assert isinstance(e.value, KitfsError)
@@ -289,7 +289,7 @@ INDEX_TYPE, MANIFEST_TYPE = "application/vnd.oci.image.index.v1+json", "applicat
     ],
 )
 def test_manifests_that_can_be_read_in_two_ways(text: str, message: str) -> None:
-    """Manifests as in CVE-2021-41190, and JSON that Go reads differently, are refused, and the error names the key."""
+    """Manifests as in CVE-2021-41190, and JSON that Go reads differently, are refused. The error names the key."""
     with pytest.raises(ManifestError, match=f"ambiguous.*{message}"):
         Manifest.parse(text.encode())
 
@@ -312,13 +312,13 @@ def test_manifests_that_can_be_read_in_two_ways(text: str, message: str) -> None
     ],
 )
 def test_indexes_that_can_be_read_in_two_ways(text: str, message: str) -> None:
-    """Indexes as in CVE-2021-41190, and JSON that Go reads differently, are refused, and the error names the key."""
+    """Indexes as in CVE-2021-41190, and JSON that Go reads differently, are refused. The error names the key."""
     with pytest.raises(ManifestError, match=f"ambiguous.*{message}"):
         IndexManifest.parse(text.encode())
 
 
 def test_keys_of_annotations_are_case_sensitive() -> None:
-    """Two annotations whose keys differ in case only are both kept."""
+    """Two annotations whose keys differ only in case are both kept."""
     assert Manifest.parse(manifest(annotations={"a": "1", "A": "2"})).annotations == {"a": "1", "A": "2"}
 
 
@@ -338,7 +338,10 @@ def test_keys_of_annotations_are_case_sensitive() -> None:
     ],
 )
 def test_the_type_that_a_manifest_is_served_with(fields: dict[str, Any], media_type: str, fits: bool) -> None:
-    """The Content-Type must be the manifest's own media type, unless it is not the type of a manifest at all."""
+    """A manifest's own media type must be its Content-Type.
+
+    A Content-Type that is not a type of manifests is ignored.
+    """
     with (
         contextlib.nullcontext()
         if fits

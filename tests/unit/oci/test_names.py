@@ -1,4 +1,4 @@
-"""Digests and references follow kit's rules (KITOPS §6), and layouts on disk have their own references."""
+"""Digests and references are parsed by kit's rules (KITOPS §6). Layouts on disk have their own references."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHA = "sha256:" + "0a" * 32
 def test_references(text: str, registry: str, repository: str, tag: str | None, digest: str | None) -> None:
     """The first component is the registry if it contains a dot or a colon.
 
-    A digest replaces the tag, and a digest alone names a kit without a name.
+    If a reference has a tag and a digest, the digest is used. A digest alone is a reference too.
     """
     assert Reference.parse(text) == Reference(registry, repository, tag, None if digest is None else Digest(digest))
 
@@ -51,14 +51,14 @@ def test_references(text: str, registry: str, repository: str, tag: str | None, 
     ],
 )
 def test_wrong_references(text: str, message: str) -> None:
-    """An invalid reference raises InvalidReference, with kit's message where kit has one."""
+    """An invalid reference raises InvalidReference, with kit's message if kit has one."""
     with pytest.raises(InvalidReference) as e:
         parse_any(text)
     assert message in str(e.value)
 
 
 def test_several_tags() -> None:
-    """repo:t1,t2 is parsed into a reference with extra tags if the caller permits several tags."""
+    """``repo:t1,t2`` is a reference with an extra tag, if the caller permits several tags."""
     assert Reference.parse("r.io/a:t1,t2,t3", multiple_tags=True) == Reference("r.io", "a", "t1", None, ("t2", "t3"))
 
 
@@ -73,7 +73,7 @@ def test_several_tags() -> None:
     ],
 )
 def test_display(text: str, shown: str) -> None:
-    """A reference without a registry is displayed without ``localhost``."""
+    """If a reference names no registry, it is displayed without ``localhost``."""
     assert Reference.parse(text).display == shown
 
 
@@ -89,7 +89,7 @@ def test_display(text: str, shown: str) -> None:
     ],
 )
 def test_layouts(text: str, reference: LayoutReference) -> None:
-    """The tag of a layout follows the last colon after the last slash. ``str()`` returns the parsed text."""
+    """The tag of a layout comes after the last colon, if no slash follows that colon."""
     assert parse_any(text) == reference
     assert str(reference) == text.removesuffix(":")
 
@@ -98,6 +98,6 @@ def test_layouts(text: str, reference: LayoutReference) -> None:
     "text", ["sha256:" + "A" * 64, "sha256:" + "a" * 63, "md5:" + "a" * 32, "sha512:" + "a" * 64, None, 7, ""]
 )
 def test_wrong_digests(text: object) -> None:
-    """Anything except lower-case sha256 and sha512 digests of the right length raises InvalidReference."""
+    """Only lower-case sha256 and sha512 digests of the right length are valid. Others raise InvalidReference."""
     with pytest.raises(InvalidReference):
         Digest.parse(text)

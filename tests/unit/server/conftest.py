@@ -1,4 +1,4 @@
-"""Fixtures for a registry with a store in tmp_path."""
+"""Provide a registry whose store is in tmp_path."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A collection frees the blobs of removed kits, but no needed blobs.
 
-Needed are manifests and everything that they reference, blobs of running pushes, and young blobs.
+Needed are manifests, everything that manifests reference, the blobs of running pushes, and young blobs.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LAYER = b"a layer of its own " * 1000
 
 
 def gc(store: Store, *, later: float = 2 * DAY, min_age: float = DAY) -> Collected:
-    """Collect with a clock that is ``later`` seconds ahead."""
+    """Run a collection whose clock is ``later`` seconds ahead."""
     return collect(store, log=LOG, min_age=min_age, now=time.time() + later)
 
 
 def kit(registry: Registry, name: str, tag: str, *layers: bytes, **more: object) -> Digest:
-    """Push a kit with the given layers and return the digest of its manifest."""
+    """Push a kit with the given layers. Return the digest of its manifest."""
     for part in (CONFIG, *layers):
         pushed(registry, name, part)
     return registry.put_manifest(name, tag, manifest(layers=[descriptor(layer) for layer in layers], **more), "").digest
@@ -45,7 +45,7 @@ def has(registry: Registry, name: str, data: bytes) -> bool:
 
 
 def test_the_layers_of_a_removed_kit_are_freed(registry: Registry, store: Store) -> None:
-    """After a kit was deleted, its blobs are removed from the disk. Another kit's blobs stay."""
+    """After a kit was deleted, its blobs are removed from the disk. The blobs of another kit stay."""
     gone = kit(registry, "a", "v1", LAYER)
     kit(registry, "a", "v2", DATA)
     registry.delete_manifest("a", str(gone))
@@ -58,7 +58,7 @@ def test_the_layers_of_a_removed_kit_are_freed(registry: Registry, store: Store)
 
 
 def test_an_untagged_kit_stays(registry: Registry, store: Store) -> None:
-    """A kit that has lost its tags can still be pulled by its digest."""
+    """A kit without tags can still be pulled by its digest."""
     digest = kit(registry, "a", "v1", LAYER)
     registry.delete_manifest("a", "v1")
     assert gc(store).blobs == 0
@@ -67,7 +67,6 @@ def test_an_untagged_kit_stays(registry: Registry, store: Store) -> None:
 
 
 def test_a_blob_that_another_repository_has_stays_there(registry: Registry, store: Store) -> None:
-    """A blob that is freed in one repository stays in another repository."""
     gone = kit(registry, "a", "v1", LAYER)
     kit(registry, "b", "v1", LAYER)
     registry.delete_manifest("a", str(gone))
@@ -76,7 +75,7 @@ def test_a_blob_that_another_repository_has_stays_there(registry: Registry, stor
 
 
 def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
-    """The children of an index keep their blobs, even a child whose own link was deleted."""
+    """The children of an index keep their blobs, even if a child was deleted from its repository."""
     one, two = LAYER + b"1", LAYER + b"2"
     children = [manifest(layers=[descriptor(layer)]) for layer in (one, two)]
     for layer, child in zip((one, two), children, strict=True):
@@ -90,7 +89,7 @@ def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
 
 
 def test_referrers_and_their_subjects_keep_what_they_lead_to(registry: Registry, store: Store) -> None:
-    """A chain of referrers keeps its blobs and configs and the layers of the subject, even without tags."""
+    """A chain of referrers keeps its own blobs and configs, and also the layers of its subject. Tags are not needed."""
     subject = manifest(layers=[descriptor(LAYER)])
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", subject)
@@ -110,7 +109,7 @@ def test_referrers_and_their_subjects_keep_what_they_lead_to(registry: Registry,
 
 
 def test_a_young_blob_stays_until_it_is_old(registry: Registry, store: Store) -> None:
-    """A blob whose manifest has not arrived yet is kept for the minimum age, and reported."""
+    """A blob without a manifest is kept and reported as young until it reaches the minimum age."""
     pushed(registry, "a", LAYER)
     found = gc(store, later=DAY - 60)
     assert (found.blobs, found.young_blobs) == (0, 1)
@@ -120,7 +119,7 @@ def test_a_young_blob_stays_until_it_is_old(registry: Registry, store: Store) ->
 
 
 def test_the_age_counts_from_the_last_time_that_a_push_was_told_of_it(registry: Registry, store: Store) -> None:
-    """After a HEAD, an old blob is kept for the manifest that follows."""
+    """An old blob counts as young after a HEAD, because a manifest may follow."""
     digest = pushed(registry, "a", LAYER)
     link = Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}")
     os.utime(link, (1, 1))
@@ -132,7 +131,7 @@ def test_the_age_counts_from_the_last_time_that_a_push_was_told_of_it(registry: 
 
 
 def test_a_mount_counts_as_a_use(registry: Registry, store: Store) -> None:
-    """A blob that was mounted from another repository is young in both."""
+    """A blob that was mounted from another repository counts as young in both repositories."""
     digest = pushed(registry, "a", LAYER)
     os.utime(Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}"), (1, 1))
     assert registry.mount("b", str(digest), "a") == digest
@@ -141,7 +140,7 @@ def test_a_mount_counts_as_a_use(registry: Registry, store: Store) -> None:
 
 
 def test_a_long_push_keeps_what_it_has_sent(registry: Registry, store: Store) -> None:
-    """While an upload of the repository is open, the age of its blobs counts from the start of that upload."""
+    """While an upload to a repository is open, blobs that were pushed after its start are kept."""
     pushed(registry, "a", LAYER)
     ingest = registry.begin("a")
     ingest.write(b"more")
@@ -153,7 +152,10 @@ def test_a_long_push_keeps_what_it_has_sent(registry: Registry, store: Store) ->
 
 
 def test_an_unfinished_upload_goes_on_after_a_collection_without_an_age(registry: Registry, store: Store) -> None:
-    """The parts of an upload are not blobs yet, and are never removed."""
+    """The parts of an unfinished upload are not blobs yet.
+
+    A collection never removes them, even with a minimum age of 0.
+    """
     ingest = registry.begin("a")
     ingest.write(LAYER[:1000])
     ingest.close()
@@ -164,14 +166,14 @@ def test_an_unfinished_upload_goes_on_after_a_collection_without_an_age(registry
 
 
 def test_a_clock_that_jumps_back_frees_nothing(registry: Registry, store: Store) -> None:
-    """Times in the future count as the current time."""
+    """A time in the future counts as the current time."""
     pushed(registry, "a", LAYER)
     assert gc(store, later=-400 * DAY).blobs == 0
     assert has(registry, "a", LAYER)
 
 
 def test_a_use_never_sets_a_time_back(registry: Registry, store: Store) -> None:
-    """A HEAD while the clock is behind does not make a blob look older later."""
+    """If the clock is behind, a HEAD does not change the time of a blob to an earlier time."""
     digest = pushed(registry, "a", LAYER)
     link = Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}")
     ahead = int(time.time()) + 1000
@@ -181,7 +183,7 @@ def test_a_use_never_sets_a_time_back(registry: Registry, store: Store) -> None:
 
 
 def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
-    """The server's time is never later than its start plus the elapsed monotonic time."""
+    """The server adds the elapsed monotonic time to its start time, and never uses a later time."""
     clock = SteadyClock()
     clock._start -= 1000
     assert clock() < time.time() - 900
@@ -190,7 +192,7 @@ def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
 def test_a_manifest_that_cannot_be_read_keeps_its_repository(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a manifest cannot be parsed, its references are unknown, so nothing of its repository is freed.
+    """If a manifest cannot be parsed, its references are unknown, so no blob of its repository is freed.
 
     Other repositories are collected.
     """
@@ -209,7 +211,7 @@ def test_a_manifest_that_cannot_be_read_keeps_its_repository(
 
 
 def test_what_mounts_fetched_into_the_same_store_stays(registry: Registry, store: Store) -> None:
-    """A blob that a mount fetched belongs to the cache and not to the registry."""
+    """A blob that a mount fetched belongs to the cache, and is not freed with the registry's blobs."""
     digest = Digest.of(LAYER)
     store.put(digest, LAYER)
     gc(store, min_age=0)
@@ -217,7 +219,7 @@ def test_what_mounts_fetched_into_the_same_store_stays(registry: Registry, store
 
 
 def test_a_kit_packed_into_the_same_store_stays(registry: Registry, store: Store) -> None:
-    """Tags of packed and pulled kits pin their blobs against collections, as against eviction."""
+    """Tags of packed and pulled kits protect their blobs from collections and from eviction."""
     digest = kit(registry, "a", "v1", LAYER)
     store.refs.set("localhost/a", "v1", {"digest": str(digest), "size": 1, "mediaType": "x"})
     registry.delete_manifest("a", str(digest))
@@ -228,7 +230,7 @@ def test_a_kit_packed_into_the_same_store_stays(registry: Registry, store: Store
 
 
 def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store: Store) -> None:
-    """A blob that a pull reads is kept, and the pull gets the right bytes. A later collection frees the blob."""
+    """A blob that is being pulled is kept, and the pull gets the right bytes. A later collection frees it."""
     digest = pushed(registry, "a", LAYER)
     _, file = registry.blob("a", str(digest))
     with file:
@@ -238,7 +240,7 @@ def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store:
 
 
 def test_fields_that_only_go_reads_count_too(registry: Registry, store: Store) -> None:
-    """A descriptor is found anywhere in a manifest, and in any case of its field's name."""
+    """A descriptor is found at any place in a manifest, and with any case of the key "digest"."""
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", json.dumps({**json.loads(manifest()), "x": [{"Digest": str(Digest.of(LAYER))}]}).encode())
     gc(store)

@@ -1,4 +1,4 @@
-"""htpasswd files: who can log in, how often bcrypt runs, and what happens when the file changes."""
+"""htpasswd files: which users can log in, how often bcrypt runs, and what happens when the file changes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Return the passwords for which bcrypt was called."""
+    """Record the calls of bcrypt. Return the list to which each checked password is added."""
     found: list[bytes] = []
     check = bcrypt.checkpw
 
@@ -189,7 +189,7 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bcrypt needs as many rounds for an unknown name as for a name with a cheap or an expensive hash."""
+    """A wrong password costs as many bcrypt rounds for an unknown name as for a name with a cheap or a costly hash."""
     path = tmp_path / "htpasswd"
     path.write_text(f"cheap:{ANN}\ncostly:{bcrypt.hashpw(b'secret', bcrypt.gensalt(7)).decode()}\n")
     users = Htpasswd(str(path), log=LOG)
@@ -210,7 +210,7 @@ def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monk
 
 
 def test_users_that_did_not_change_stay_known_when_the_file_does(file: Path, asked: list[bytes]) -> None:
-    """Adding a user to the file does not make another user's login slow again."""
+    """If a user is added to the file, the logins of other users stay cached."""
     users = Htpasswd(str(file), log=LOG)
     assert users.user(basic("ann", "secret")) == "ann"
     replaced(file, file.read_text() + f"new:{ANN}\n")

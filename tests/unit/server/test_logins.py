@@ -1,4 +1,4 @@
-"""Logins that are not cached yet: in which order they are checked, and that they do not delay other requests."""
+"""Logins that are not cached are checked in a fair order, and do not delay other requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HASHED = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 
 
 class Users(Htpasswd):
-    """Users of a file whose checks wait until ``open`` is set, and are recorded."""
+    """Users of a file. Each check is recorded, and waits until ``open`` is set."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, log=LOG)
@@ -78,7 +78,7 @@ async def waiting(logins: Logins, count: int) -> None:
 
 
 def test_a_login_that_is_remembered_waits_for_no_other(users: Users, pool: ThreadPoolExecutor) -> None:
-    """A cached login is answered while the only checking thread is busy and others wait for it."""
+    """A cached login is answered while the only thread that checks passwords is busy and other logins are queued."""
 
     async def work(logins: Logins) -> None:
         users.open.set()
@@ -96,7 +96,7 @@ def test_a_login_that_is_remembered_waits_for_no_other(users: Users, pool: Threa
 def test_pulls_and_pushes_have_their_threads_while_passwords_are_checked(
     users: Users, pool: ThreadPoolExecutor
 ) -> None:
-    """Logins that wait do not occupy threads of the pool for other requests."""
+    """Logins that wait do not occupy the threads for other requests."""
 
     async def work(logins: Logins) -> None:
         others = [asked(logins, f"u{n}") for n in range(50)]
@@ -111,7 +111,7 @@ def test_pulls_and_pushes_have_their_threads_while_passwords_are_checked(
 
 
 def test_a_first_login_goes_before_names_that_have_failed(users: Users, pool: ThreadPoolExecutor) -> None:
-    """Names without a failure from their address are checked first, whenever they arrived."""
+    """A name that has not failed from its address is checked before names that have, even if it arrives later."""
 
     async def work(logins: Logins) -> None:
         users.open.set()
@@ -134,7 +134,7 @@ def test_a_first_login_goes_before_names_that_have_failed(users: Users, pool: Th
 
 
 def test_an_address_of_its_own_goes_before_a_crowd(users: Users, pool: ThreadPoolExecutor) -> None:
-    """An address that sends many different names does not delay the logins of another address."""
+    """If one address sends many names, the logins of another address are not delayed."""
 
     async def work(logins: Logins) -> None:
         others = [asked(logins, f"u{n}") for n in range(30)]
@@ -151,7 +151,7 @@ def test_an_address_of_its_own_goes_before_a_crowd(users: Users, pool: ThreadPoo
 
 
 def test_logins_of_one_address_come_in_their_order(users: Users, pool: ThreadPoolExecutor) -> None:
-    """Logins of one address are checked in the order in which they arrived, however many follow."""
+    """Logins of one address are checked in the order of arrival, even if many more arrive."""
 
     async def work(logins: Logins) -> None:
         held = [asked(logins, "x"), *(asked(logins, f"u{n}") for n in range(9))]
@@ -169,7 +169,7 @@ def test_logins_of_one_address_come_in_their_order(users: Users, pool: ThreadPoo
 
 
 def test_the_end_of_the_server_is_told_to_logins_that_wait(users: Users, pool: ThreadPoolExecutor) -> None:
-    """Logins that wait or arrive while the server stops get a 503 immediately."""
+    """When the server stops, logins that wait or arrive get a 503 immediately."""
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")
@@ -188,9 +188,9 @@ def test_the_end_of_the_server_is_told_to_logins_that_wait(users: Users, pool: T
 
 
 def test_names_that_exist_are_queued_like_those_that_do_not(users: Users, pool: ThreadPoolExecutor) -> None:
-    """With equally many failures, logins are checked in the order of arrival.
+    """Names with equally many failures are checked in the order of arrival.
 
-    Waiting times therefore do not reveal which names exist.
+    The time until the response therefore does not reveal which names exist.
     """
 
     async def work(logins: Logins) -> None:
@@ -209,7 +209,7 @@ def test_names_that_exist_are_queued_like_those_that_do_not(users: Users, pool: 
 
 
 def test_no_check_is_made_for_a_client_that_went_away(users: Users, pool: ThreadPoolExecutor) -> None:
-    """A login whose connection is closed when its turn comes is not checked."""
+    """A login is not checked if its connection is closed before its turn."""
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")
@@ -226,7 +226,7 @@ def test_no_check_is_made_for_a_client_that_went_away(users: Users, pool: Thread
 
 
 def test_a_login_that_waits_too_long_is_told_to_come_back(users: Users, pool: ThreadPoolExecutor) -> None:
-    """The login gets a 429 with Retry-After, and is not checked later."""
+    """The login gets a 429 with Retry-After. It is not checked later."""
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")

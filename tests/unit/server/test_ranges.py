@@ -1,4 +1,4 @@
-"""The headers Range and Content-Range are parsed."""
+"""Parse the headers Range and Content-Range."""
 
 from __future__ import annotations
 

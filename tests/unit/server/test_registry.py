@@ -1,4 +1,4 @@
-"""The registry without HTTP: the content of repositories, and what invalid names and damaged files cause."""
+"""The registry without HTTP: what repositories contain, and how invalid names and damaged files are handled."""
 
 from __future__ import annotations
 
@@ -465,7 +465,7 @@ def test_referrers_come_in_pages_that_clients_can_read(registry: Registry) -> No
 
 
 def test_a_referrer_larger_than_a_page_is_a_page(registry: Registry) -> None:
-    """Bytes that are not UTF-8 become U+FFFD, so that one byte becomes three."""
+    """A referrer grows if its annotations are not UTF-8, because each wrong byte becomes the three bytes of U+FFFD."""
     for n in b"ab":
         data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL"}).replace(
             b"FILL", bytes([n]) + b"\xff" * (MAX_MANIFEST - 2000)

@@ -1,4 +1,4 @@
-"""Statements, bundles and payloads are parsed and written, and hostile ones only raise ManifestError."""
+"""Statements, bundles and payloads are parsed and written. Hostile documents raise only ManifestError."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = public_key((GOLDEN / "cosign/test-only.pub").read_bytes(), "test-only.pub"
 
 
 def golden(digits: str) -> bytes:
-    """Return a blob that cosign wrote."""
+    """Return a blob that cosign wrote. ``digits`` is its digest in hex."""
     with tarfile.open(GOLDEN / "cosign/basic-signed.tar") as archive:
         member = archive.extractfile(f"blobs/sha256/{digits}")
         assert member
@@ -46,7 +46,7 @@ def test_the_bundle_of_cosign_is_read_and_verified() -> None:
 
 
 def test_the_payload_of_cosign_is_written_byte_for_byte() -> None:
-    """The payload, manifest and config for a repository and digest are byte for byte those of cosign."""
+    """Payload, manifest and config for a repository and digest are byte for byte those of cosign."""
     payload = golden(PAYLOAD)
     assert simple_signing.payload_of("127.0.0.1:5555/golden/basic", KIT) == payload
     assert Payload.parse(payload) == Payload(KIT, "127.0.0.1:5555/golden/basic")
@@ -65,7 +65,7 @@ def test_a_bundle_that_is_written_is_read_back() -> None:
 
 
 def test_the_signed_bytes_are_those_of_dsse() -> None:
-    """The example is that of DSSE's protocol.md."""
+    """The expected bytes are the example in DSSE's protocol.md."""
     assert signed_bytes("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )
@@ -141,7 +141,7 @@ PARSERS = {
 @given(data=st.data())
 @BUSY
 def test_a_document_with_one_other_part_is_read_or_refused(name: str, data: st.DataObject) -> None:
-    """With any value in one place of a document, parsing returns or raises ManifestError."""
+    """If any one value in a document is replaced, the parser returns or raises ManifestError."""
     parse, document = PARSERS[name]
     value = json.loads(json.dumps(document))
     at: Any = value

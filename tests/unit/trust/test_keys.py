@@ -1,4 +1,4 @@
-"""Key pairs: which files are read, and what the keys sign and verify."""
+"""Key pairs: which key files are read, and what the keys sign and verify."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pem_of(key: object, form: serialization.PrivateFormat, password: bytes = b""
 
 
 def changed(pem: bytes, **fields: object) -> bytes:
-    """Return cosign's key file with other fields of its key derivation."""
+    """Return cosign's key file with other parameters for its key derivation."""
     found = key_file.PEM.search(pem)
     assert found
     body = json.loads(base64.b64decode(found[2]))
@@ -47,7 +47,7 @@ def changed(pem: bytes, **fields: object) -> bytes:
 
 
 def test_a_private_key_of_cosign_is_read_with_its_password() -> None:
-    """cosign's encrypted key file belongs to the recorded public key."""
+    """The key in cosign's encrypted file belongs to the recorded public key."""
     key = private_key(COSIGN_KEY, "test-only.key", lambda: b"pw")
     public = public_key(COSIGN_PUB, "test-only.pub")
     assert key.public.der == public.der
@@ -63,7 +63,7 @@ def test_a_wrong_password_is_a_usage_error() -> None:
 
 @pytest.mark.parametrize("password", [b"", "pässwörd".encode()])
 def test_a_new_key_pair_is_read_back(password: bytes) -> None:
-    """A generated private key can be read with its password, which may be empty."""
+    """A generated private key can be read with its password, even if the password is empty."""
     pem, public = generate(password)
     assert pem.startswith(b"-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n")
     assert private_key(pem, "new.key", lambda: password).public.der == public.der
@@ -71,7 +71,7 @@ def test_a_new_key_pair_is_read_back(password: bytes) -> None:
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_every_kind_of_key_signs_and_verifies(kind: str) -> None:
-    """OpenSSL's keys are read with and without a password. A signature is valid only for its key and its data."""
+    """OpenSSL's key files are read with and without a password. A signature is valid only for its key and its data."""
     made = MAKERS[kind]()
     plain = pem_of(made, serialization.PrivateFormat.PKCS8)
     key = private_key(plain, "k.pem", no_password)
@@ -85,14 +85,14 @@ def test_every_kind_of_key_signs_and_verifies(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["P-256", "RSA"])
 def test_keys_in_the_older_forms_of_openssl_are_read(kind: str) -> None:
-    """SEC 1 ("EC PRIVATE KEY") and PKCS #1 ("RSA PRIVATE KEY") are read."""
+    """The older forms are SEC 1 ("EC PRIVATE KEY") and PKCS #1 ("RSA PRIVATE KEY")."""
     made = MAKERS[kind]()
     pem = pem_of(made, serialization.PrivateFormat.TraditionalOpenSSL)
     assert isinstance(private_key(pem, "k.pem", no_password), PrivateKey)
 
 
 def test_prehashed_ed25519_is_verified() -> None:
-    """The example of RFC 8032, section 7.3, is verified. cosign 3 signs in this way with an Ed25519 key."""
+    """The example comes from RFC 8032, section 7.3. cosign 3 signs in this way with an Ed25519 key."""
     seed = bytes.fromhex("833fe62409237b9d62ec77587520911e9a759cec1d19755b7da901b96dca3d42")
     signature = bytes.fromhex(
         "98a70222f0b8121aa9d30f813d683f809e462b469c7ff87639499bb94e6dae41"
@@ -109,7 +109,7 @@ def test_prehashed_ed25519_is_verified() -> None:
              lambda: ec.generate_private_key(ec.SECP256K1())]
 )  # fmt: skip
 def test_keys_that_cosign_does_not_use_are_refused(make: object) -> None:
-    """A short RSA key, DSA and another curve are refused."""
+    """Short RSA keys, DSA keys and keys on other curves are refused."""
     pem = pem_of(make(), serialization.PrivateFormat.PKCS8)  # type: ignore[operator]
     with pytest.raises(UsageError, match="not supported"):
         private_key(pem, "k.pem", no_password)
@@ -117,7 +117,7 @@ def test_keys_that_cosign_does_not_use_are_refused(make: object) -> None:
 
 @pytest.mark.parametrize("cost", [{"N": 1 << 30}, {"r": 1 << 20}, {"p": 1 << 20}, {"N": 0}, {"N": "x"}, {"N": 65_535}])
 def test_a_key_file_cannot_ask_for_much_memory_or_time(cost: dict[str, object]) -> None:
-    """A key file whose scrypt parameters are impossible or exceed the limits is refused immediately."""
+    """A key file is refused at once if its scrypt parameters are impossible or exceed the limits."""
     with pytest.raises(UsageError, match="damaged"):
         private_key(changed(COSIGN_KEY, **cost), "k.key", lambda: b"pw")
 
@@ -141,6 +141,6 @@ def test_the_password_of_kitfs_counts_before_that_of_cosign() -> None:
 
 
 def test_a_private_key_is_not_shown(tmp_path: Path) -> None:
-    """repr() of a private key has no secret in it."""
+    """``repr`` of a private key contains no secret."""
     pem = pem_of(MAKERS["Ed25519"](), serialization.PrivateFormat.PKCS8)
     assert "0x" in repr(private_key(pem, "k.pem", no_password))

@@ -1,4 +1,4 @@
-"""Policies: which rule applies to a reference, which signatures satisfy it, and which files are refused."""
+"""Policies: which rule applies to a reference, which signatures satisfy the rule, and which files are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def signed_by(*numbers: int, **more: Any) -> list[dict[str, Any]]:
 
 
 def signature(number: int, identity: str = "", data: bytes = b"data") -> Signature:
-    """Return a signature by a key, in a bundle, or in a payload with an identity."""
+    """Return a signature by the key with this number.
+
+    If ``identity`` is given, the signed payload contains that identity.
+    """
     value = PrivateKey(MADE[number], KEYS[number]).sign(data)
     return Signature("tag" if identity else "bundle", Digest.of(value), data, value, identity=identity)
 
@@ -75,15 +78,16 @@ def docker(**scopes: Any) -> dict[str, Any]:
     ],
 )
 def test_the_longest_scope_decides(tmp_path: Path, scopes: dict[str, Any], holds: bool) -> None:
-    """The scopes, from the longest to the shortest, start with the name and its tag.
+    """The rule with the longest matching scope applies.
 
-    They continue with the repository, its parents, the host, wildcards, the transport and the default.
+    Scopes are, from long to short: the name and its tag, the repository, its parents, the host, wildcards, the
+    transport, the default.
     """
     assert rule_of(tmp_path, docker(**scopes)).always_holds == holds
 
 
 def test_layouts_and_local_kits_have_rules_of_their_own(tmp_path: Path) -> None:
-    """Layouts use the rules for the transports oci and oci-archive. A kit without a registry uses the default."""
+    """Layouts use the rules for the transports oci and oci-archive. A kit without a registry uses the default rule."""
     fields = {"default": REJECT, "transports": {"oci": {"/srv": ACCEPT}, "oci-archive": {"/srv/a.tar": ACCEPT}}}
     assert rule_of(tmp_path, fields, "oci:/srv/kits:v1").always_holds
     assert rule_of(tmp_path, fields, "oci-archive:/srv/a.tar").always_holds
@@ -99,7 +103,7 @@ def test_a_signature_of_one_of_the_keys_is_enough(tmp_path: Path) -> None:
 
 
 def test_every_requirement_must_be_met(tmp_path: Path) -> None:
-    """Two requirements need two signatures."""
+    """A rule with two requirements needs two signatures."""
     rule, asked = rule_of(tmp_path, docker(**{"": [*signed_by(0), *signed_by(1)]})), parse_any(KIT)
     assert rule.unmet(Found((signature(0),)), asked)
     assert rule.unmet(Found((signature(0), signature(1))), asked) == ()
@@ -139,9 +143,9 @@ def test_a_signature_over_other_bytes_is_not_enough(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_the_identity_of_a_signature(kind: str, values: tuple[str, ...], signed: str, kit: str, accepted: bool) -> None:
-    """signedIdentity has the meaning that containers-policy.json(5) defines.
+    """``signedIdentity`` is interpreted as in containers-policy.json(5).
 
-    A bundle contains no name, so it satisfies matchRepository.
+    A bundle contains no name, so matchRepository accepts it.
     """
     assert Identity(kind, values).accepts(signed, parse_any(kit)) == accepted
 
@@ -156,7 +160,7 @@ def test_the_identity_of_a_signature(kind: str, values: tuple[str, ...], signed:
     ],
 )
 def test_what_cannot_be_checked_is_never_met(tmp_path: Path, requirement: dict[str, Any]) -> None:
-    """Such a rule refuses its own kits, but the file can be used for other kits."""
+    """A rule with an unsupported requirement refuses its kits. The other rules of the file can be used."""
     fields = docker(**{"registry.example.com:5000": [requirement], "other.example.com": ACCEPT})
     rule = rule_of(tmp_path, fields)
     assert (rule.always_holds, rule.needs_signatures) == (False, False)
@@ -193,13 +197,13 @@ WRONG: list[Any] = [
 
 @pytest.mark.parametrize("fields", WRONG)
 def test_a_file_that_is_not_understood_is_refused(tmp_path: Path, fields: Any) -> None:
-    """Unknown keys, unknown types and keys that cannot be read make the whole file unusable."""
+    """Unknown fields, unknown types and keys that cannot be read make the whole file unusable."""
     with pytest.raises(UsageError, match=r"policy\.json|key"):
         policy(tmp_path, fields)
 
 
 def test_the_digest_of_a_policy_changes_with_its_keys(tmp_path: Path) -> None:
-    """If a key file that a policy names has another key, the policy is another policy."""
+    """If the content of a key file changes, the digest of every policy that names the file changes."""
     fields = {"default": [{"type": "sigstoreSigned", "keyPath": str(tmp_path / "k.pub")}]}
     digests = []
     for pem in PUBLIC:
@@ -241,7 +245,10 @@ def test_a_glob_matches_within_a_part_of_a_name_or_over_several(tmp_path: Path, 
 
 
 def test_every_policy_that_matches_must_be_satisfied(tmp_path: Path) -> None:
-    """A kit satisfies a policy by one of its authorities. It must satisfy every policy that matches it."""
+    """A signature by one authority of a policy satisfies that policy.
+
+    A kit needs to satisfy every policy that matches it.
+    """
     text = cluster("a", "**", key_authority(0)) + "---\n" + cluster("b", "**", key_authority(1), "warn")
     first, second = policy(tmp_path, text).rules_for(parse_any(KIT))
     assert (first.warns, second.warns) == (False, True)
@@ -304,7 +311,7 @@ DOCUMENTS = [
 @given(data=st.data())
 @BUSY
 def test_a_policy_with_one_other_part_is_read_or_refused(tmp_path: Path, document: Any, data: st.DataObject) -> None:
-    """With any value in one place of a policy, parsing it returns or raises UsageError."""
+    """If any one value in a policy is replaced, the parser returns or raises UsageError."""
     value = json.loads(json.dumps(document))
     at: Any = value
     while True:
