@@ -89,7 +89,8 @@ def make_directories(path: str) -> None:
     """Make a directory and its missing parents with mode 0700. A directory that exists is not changed.
 
     Other threads and processes make and remove the same directories at the same time. So an attempt that fails because
-    the parent is missing is repeated, but at most ``ATTEMPTS`` times: below /proc, mkdir(2) always fails in this way.
+    the parent is missing is repeated, but at most ``ATTEMPTS`` times, because below /proc, mkdir(2) always fails in
+    this way.
     """
     attempts = 0
     while not os.path.isdir(path):

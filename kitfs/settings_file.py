@@ -1,4 +1,4 @@
-"""Read a settings file. Threading: any thread."""
+"""Read a settings file. Any thread may call the functions."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def begin_writeback(fd: int, offset: int, size: int) -> None:
-    """Ask the kernel to begin writing cached bytes of a file to the disk, and do not wait for it (sync_file_range(2)).
+    """Ask the kernel to begin writing cached bytes of a file to the disk, without waiting (sync_file_range(2)).
 
     A later fsync or syncfs has less to wait for, and reports the errors of the disk. Does nothing on systems without
     sync_file_range.

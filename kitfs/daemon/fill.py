@@ -124,7 +124,7 @@ class Filler:
             room -= new if size else ROOM_EVERY  # a step that decodes does not report its size
 
     def _let_readers_go_first(self, layer: Layer) -> None:
-        """Wait until no program waits for bytes and no program's request is completing the layer.
+        """Wait until no program waits for bytes, and no request for a program is completing the layer.
 
         Returns early if the filler is stopped.
         """

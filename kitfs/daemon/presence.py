@@ -145,7 +145,7 @@ def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
 
 
 def records_of(run: RunDir, store: str) -> list[Record]:
-    """Return the records of the mounts that use a store; ``store`` is the real path of its directory.
+    """Return the records of the mounts that use a store; ``store`` is the real path of the store's directory.
 
     The record of a dead daemon is removed if it left no mount behind.
     """

@@ -165,7 +165,7 @@ class Request(NamedTuple):
         return _OPERATIONS.get(self.opcode) or f"op {self.opcode}"
 
     def name(self) -> bytes:
-        """Decode the body of LOOKUP, a name. Raises BadRequestError."""
+        """Return the name in the body of LOOKUP. Raises BadRequestError."""
         return _terminated(self.body)
 
     def init(self) -> Init:

@@ -86,7 +86,7 @@ class FileSystem:
     def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
         """Return the target of a symbolic link.
 
-        Raises OSError (EINVAL), WouldBlock, and IntegrityError if the bytes of its layer are known to be wrong.
+        Raises OSError (EINVAL), WouldBlock, and IntegrityError if the bytes of the link's layer are known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind != "symlink":
@@ -98,7 +98,7 @@ class FileSystem:
         """Open a file for reading.
 
         Raises OSError (EROFS if the flags ask for writing, EISDIR, ELOOP for a symbolic link), WouldBlock, and
-        IntegrityError if the bytes of its layer are known to be wrong.
+        IntegrityError if the bytes of the file's layer are known to be wrong.
         """
         node = self._tree.node(inode)
         if node.kind == "dir":

@@ -147,7 +147,7 @@ class LibfuseTransport:
         return f"<LibfuseTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Check the requirements of a mount, because libfuse reports its errors only on stderr. Raises MountError.
+        """Check the requirements of a mount, because libfuse reports errors only on stderr. Raises MountError.
 
         ``serve`` makes the mount itself.
         """

@@ -1,7 +1,7 @@
 """List the mounts of this system, and find the processes that use them.
 
-No function sends a request to a mounted file system, because a dead or stalled mount must not block its caller: mounts
-are read from /proc/self/mountinfo (proc_pid_mountinfo(5)). Threading: any thread may call the functions.
+No function sends a request to a mounted file system, because a dead or stalled mount would block the caller. Mounts are
+read from /proc/self/mountinfo (proc_pid_mountinfo(5)). Threading: any thread may call the functions.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Read and write formats exactly as Go's libraries do: JSON, YAML v3, templates and patterns. No I/O."""
+"""Read and write formats exactly as Go's libraries do: JSON, YAML v3, templates and patterns. No module does I/O."""

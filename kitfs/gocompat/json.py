@@ -145,7 +145,7 @@ def number(value: float) -> str:
 
 
 def shortest(value: float) -> tuple[str, int]:
-    """Return the fewest digits that represent ``value`` exactly, and the decimal exponent of the first digit.
+    """Return the fewest digits that are parsed as ``value``, and the decimal exponent of the first digit.
 
     The digits have no trailing zeros.
     """

@@ -265,7 +265,7 @@ class Merged(NamedTuple):
     """The result of a merge.
 
     ``winners`` has every path of the tree, subtree by subtree, each directory before its contents. ``left_out`` has at
-    most ``MAX_NAMED`` lines of text for people.
+    most ``MAX_NAMED`` messages for people.
     """
 
     winners: dict[str, Winner]

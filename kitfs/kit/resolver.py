@@ -315,7 +315,7 @@ class Resolver:
         return data
 
     def _keep(self, digest: Digest, data: bytes) -> None:
-        """Store a small blob. If the store fails, a warning is logged and the read continues."""
+        """Store a small blob. If the store fails, only a warning is logged."""
         try:
             self._store.put(digest, data)
         except StoreError as e:

@@ -121,7 +121,7 @@ class _Pieces:
 
 
 class _Frames:
-    """A parser that walks over zstd frames by their block headers (RFC 8878 §3.1.1)."""
+    """A parser that finds the ends of zstd frames by their block headers (RFC 8878 §3.1.1)."""
 
     MAGIC: Final = 0xFD2FB528
     SKIPPABLE: Final = 0x184D2A50

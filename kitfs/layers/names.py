@@ -15,7 +15,7 @@ SHOWN_MAX: Final = 1024  # characters: an index stores no more of the name of a 
 
 
 class SkipReason(Enum):
-    """The reason why an entry is not in the tree. Catalogs store the values, so a value never changes its meaning."""
+    """The reason why an entry is not in the tree. A value never changes its meaning, because indexes store it."""
 
     ABSOLUTE_PATH = "absolute-path"
     LEAVES_ROOT = "leaves-root"

@@ -42,7 +42,7 @@ def read_member(reader: WaitingReader, member: Member, offset: int, size: int, *
 
 
 def spans(member: Member, offset: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (offset in the blob, length) for the extents of a range of a member. Holes are left out."""
+    """Yield (offset in the blob, length) for the pieces of ``size`` bytes of a member. Holes are left out."""
     stop = min(offset + size, member.size)
     first = max(0, bisect_right(member.extents, offset, key=lambda e: e.file_offset) - 1)
     for start, at, length in member.extents[first:]:

@@ -44,7 +44,7 @@ def padded(size: int) -> int:
 
 
 def check_sum(block: bytes, at: int) -> None:
-    """Raise LayerError if the checksum of a header is wrong, whether the bytes are summed as unsigned or as signed."""
+    """Raise LayerError if the checksum of a header is wrong. Old tars have checksums over signed bytes."""
     field = block[148:156]
     want = number(field, at)
     # The low half of an Adler-32 is 1 + the sum of the bytes modulo 65,521, and the sum of 256 bytes is always smaller.

@@ -139,7 +139,7 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Parse a manifest. Raises ManifestError for an index, for other bytes, and for an ambiguous document."""
+        """Parse a manifest. Raises ManifestError for an index, an ambiguous document, or bytes of another kind."""
         fields = _object(_json(data), "manifest")
         if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
@@ -255,7 +255,7 @@ class IndexManifest:
 
     @classmethod
     def parse(cls, data: bytes) -> IndexManifest:
-        """Parse an index. Raises ManifestError for other bytes, and for an ambiguous document."""
+        """Parse an index. Raises ManifestError for an ambiguous document, or bytes that are not an index."""
         fields = _object(_json(data), "index")
         if "manifests" not in fields:
             raise ManifestError("index: it has no manifests")

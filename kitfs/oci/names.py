@@ -113,7 +113,7 @@ class Reference:
 
     @property
     def identifier(self) -> str:
-        """Return the digest or the tag; "" without either."""
+        """Return the digest or the tag; "" if the reference has neither."""
         return self.digest or self.tag or ""
 
     @property

@@ -390,10 +390,7 @@ class Blob:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
     def lost(self, filling: Filling, error: OSError) -> None:
-        """Drop bytes that the disk failed to sync. Implements ``filling.FilledBlob``.
-
-        The next read fetches them again.
-        """
+        """Drop bytes that the disk failed to sync; they are fetched again. Implements ``filling.FilledBlob``."""
         self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 
@@ -434,8 +431,7 @@ class Blob:
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """End the fetches, make fetched bytes survive a reboot, and release the lease.
 
-        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
-        do not answer. Their threads find the files closed when the sources answer later.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources.
         """
         if self.closed:
             return

@@ -111,9 +111,10 @@ class ChunkMap:
         return None
 
     def first_known(self, first: int, last: int) -> int | None:
-        """Return the first chunk that has a mark in the cache, or None. The file is not read.
+        """Return the first chunk from ``first`` to ``last``, inclusive, that is stored according to the cache.
 
-        The caller must have locked the chunks. Their marks are cached by ``try_lock``.
+        The result is None if no such chunk is known. The file is not read. The caller must have locked the chunks,
+        because ``try_lock`` caches their marks.
         """
         if self.chunks is None:
             return self.first_present(first, last)

@@ -122,7 +122,7 @@ class Filling:
 
     @property
     def streaming(self) -> bool:
-        """Return whether a sequential reader has a request to the end, as ``Fetcher.streaming`` does."""
+        """Return whether a request is completing the blob ahead of a sequential reader (``Fetcher.streaming``)."""
         return self._fetcher is not None and not self.entry.sealed and self._fetcher.streaming
 
     def touch(self, start: int, stop: int) -> None:
@@ -348,8 +348,7 @@ class Filling:
     def close(self, patience: float = CLOSE_PATIENCE, *, save: bool = True) -> None:
         """End the fetches and release the lease. With ``save``, make stored bytes survive a reboot.
 
-        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources that
-        do not answer. Their threads find the files closed when the sources answer later.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources.
         """
         if self._closed:
             return

@@ -1,4 +1,4 @@
-"""Define where the parts of a store are on disk. Code outside this package asks the Store instead.
+"""Define where the parts of a store are on disk. Code outside this package calls the Store instead.
 
     <root>/VERSION                           the format; unknown formats are refused
            catalog/                          hints that can be rebuilt (``catalog``)

@@ -170,7 +170,7 @@ class Readahead:
         return None
 
     def _move(self, start: int, stop: int) -> tuple[Cursor | None, Cursor | None]:
-        """Move every cursor that a read of [start, stop) continues, since a request may run ahead of any of them.
+        """Move every cursor that a read of [start, stop) continues, because each may have a request ahead of it.
 
         Returns a cursor that was moved forward, and a cursor that the read continues. Of several cursors, the cursor
         with the latest request is returned.

@@ -31,7 +31,7 @@ class Refs:
         return os.path.join(self._directory, _quoted(name), _quoted(tag))
 
     def get(self, name: str, tag: str) -> dict[str, Any] | None:
-        """Return the descriptor of a tag; None if the tag does not exist. Raises StoreError if its file is damaged."""
+        """Return the descriptor of a tag; None if the tag does not exist. Raises StoreError for a damaged file."""
         path = self._path(name, tag)
         try:
             check_below(self._directory, os.path.dirname(path))

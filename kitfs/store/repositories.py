@@ -57,7 +57,7 @@ class Repositories:
         return os.path.isdir(self._path(repository))
 
     def link(self, repository: str, kind: str, name: str, value: dict[str, Any], *, below: str = "") -> None:
-        """Make or replace a link, durably. ``below`` is the subject of a referrer. Raises StoreError."""
+        """Make or replace a link, durably. For a referrer, ``below`` is its subject. Raises StoreError."""
         path = self._path(repository, kind, *filter(None, (below,)), name)
         try:
             check_below(self._directory, os.path.dirname(path))
@@ -141,7 +141,7 @@ class Repositories:
             release(link)
 
     def get(self, repository: str, kind: str, name: str) -> dict[str, Any] | None:
-        """Return the value of a link; None if the link does not exist. Raises StoreError if it is damaged."""
+        """Return the value of a link; None if the link does not exist. Raises StoreError for a damaged link."""
         path = self._path(repository, kind, name)
         try:
             check_below(self._directory, os.path.dirname(path))

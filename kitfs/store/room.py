@@ -1,4 +1,4 @@
-"""Decide whether the store accepts more bytes, by its limit of size and by the space that must stay free on the disk.
+"""Decide whether the store accepts more bytes. It has a size limit, and some space must stay free on the disk.
 
 The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted if a limit is exceeded. If no
 blob can be evicted, the store is full: reads are served without being stored (read-through), and the limits are checked

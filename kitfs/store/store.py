@@ -268,7 +268,7 @@ class Store:
             blob.close()
 
     def get(self, digest: Digest) -> bytes | None:
-        """Return the bytes of a small blob; None if the store does not have the blob, or if its digest is wrong.
+        """Return the bytes of a small blob; None if the store does not have the blob, or if the bytes are wrong.
 
         Raises StoreError if the process has no descriptor left.
         """

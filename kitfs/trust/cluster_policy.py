@@ -2,8 +2,8 @@
 
 Source: ``docs/api-types`` of sigstore/policy-controller. A file may have several policies. A policy applies to a kit if
 one of the policy's globs matches the kit's name, and accepts the kit if one of the policy's authorities accepts it.
-Every policy that applies must accept the kit. A kit to which no policy applies is refused. Authorities outside of the
-subset (attestations, conditions of Kubernetes) accept no kit. Threading: the module has no state.
+Every policy that applies must accept the kit. A kit to which no policy applies is refused. Parts that are not in the
+subset (keyless authorities, attestations, conditions of Kubernetes) accept no kit. Threading: the module has no state.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A rule is found by the transport and the scope of a reference; the longest scope takes precedence. Parsing is as strict
 as in those programs: a file with an unknown key is refused. A requirement that kitfs cannot check (``signedBy``,
-``pki``, a transparency log) becomes a requirement that is never met, so a file that has it for other registries can be
-used. Threading: the module has no state.
+``fulcio``, ``pki``, a transparency log) becomes a requirement that is never met, so a file that has it for other
+registries can be used. Threading: the module has no state.
 """
 
 from __future__ import annotations

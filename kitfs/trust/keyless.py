@@ -43,7 +43,7 @@ class Keyless:
             raise UsageError(f"cannot use the trusted root {trusted_root}: {' '.join(str(e).split())[:200]}")
 
     def has_signed(self, bundle: Bundle) -> bool:
-        """Return whether the identity signed the statement in a bundle."""
+        """Return whether the identity has signed the statement in a bundle."""
         from sigstore.models import Bundle as Parsed
 
         try:

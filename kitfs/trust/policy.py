@@ -100,7 +100,7 @@ class Rule:
 
     @property
     def needs_signatures(self) -> bool:
-        """Return whether the rule can only be satisfied, and can be satisfied, by signatures."""
+        """Return whether the rule can be satisfied by signatures, but not without signatures."""
         return not self.always_holds and all(any(one.kind == "signed" for one in demand) for demand in self.open)
 
     @property

@@ -59,8 +59,8 @@ def add_layers(target: Repository, tag: str, layers: Sequence[Descriptor]) -> Di
     """Add layers to the manifest under a tag of cosign, and return the digest of the new manifest.
 
     The repository must have the blobs of the layers. The existing layers of the manifest stay. If the manifest has all
-    of the layers already, nothing is pushed. Raises RegistryError, and ManifestError if the tag is not a manifest with
-    signatures.
+    of the layers already, nothing is pushed. Raises RegistryError, and ManifestError if the tag does not point to a
+    manifest with signatures.
     """
     try:
         found, data = target.manifest(tag)

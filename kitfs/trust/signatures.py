@@ -66,7 +66,7 @@ class Signature:
 
     @property
     def signer(self) -> str:
-        """Return the name of the signer in the signature, which is not verified."""
+        """Return the name of the signer in the signature. The name is not verified."""
         if self.certificate:
             named = "" if self.bundle is None else identity_in(self.bundle.certificate)
             return f"a certificate of {named}" if named else "a certificate"
