@@ -1,7 +1,8 @@
-"""The memory for bytes that are on their way from registries to the store and to readers, and its limit.
+"""Limit the memory for bytes that are on their way from registries to the store and to readers.
 
-A fetch reserves its buffer here before it receives a body. The less is left, the smaller the buffers are, so that many
-fetches share the memory; when nothing is left, a fetch waits for another one to end. Threading: any thread may call.
+A fetch reserves a buffer before it receives a body. The less memory is left, the smaller the buffers are, so many
+fetches can share the memory. When no memory is left, a fetch waits until another fetch ends. Threading: any thread may
+call every method.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ PATIENCE: Final = 30.0  # seconds to wait for memory; then the smallest buffer i
 
 
 class Buffers:
-    """Memory of at most ``limit`` bytes. ``used`` and ``peak`` are what is reserved now, and the most there ever was.
+    """A memory of at most ``limit`` bytes. ``used`` is the number of reserved bytes, and ``peak`` is its maximum.
 
-    A fetch that has waited ``patience`` seconds exceeds the limit, because a read must not hang for ever.
+    After a fetch has waited for ``patience`` seconds, it gets a buffer beyond the limit, because a read must not hang.
     """
 
     def __init__(self, limit: int = DEFAULT_BUDGET, *, patience: float = PATIENCE) -> None:
@@ -37,7 +38,7 @@ class Buffers:
 
     @property
     def status(self) -> dict[str, Any]:
-        """Return the limit, what is used and the peak, in bytes, for the status of a mount."""
+        """Return the limit, the used memory and the peak, in bytes, for the status of a mount."""
         return {"budget": self.limit, "used": self.used, "peak": self.peak}
 
     @property
@@ -47,7 +48,7 @@ class Buffers:
 
     @contextmanager
     def reserved(self, most: int, least: int) -> Iterator[int]:
-        """Reserve memory for one buffer during a block; yield its size, which is between ``least`` and ``most``."""
+        """Reserve a buffer for a ``with`` block, and yield its size, which is between ``least`` and ``most`` bytes."""
         size = self._reserve(most, least)
         try:
             yield size
@@ -66,7 +67,7 @@ class Buffers:
             return size
 
     def try_reserve(self, size: int) -> bool:
-        """Reserve exactly ``size`` bytes if they are left. Returns whether they were."""
+        """Reserve exactly ``size`` bytes if they are free. Returns whether they were reserved."""
         with self._changed:
             if self.limit - self.used < size:
                 return False
@@ -78,7 +79,7 @@ class Buffers:
         self.peak = max(self.peak, self.used)
 
     def release(self, size: int) -> None:
-        """Give back memory that was reserved."""
+        """Release ``size`` reserved bytes."""
         with self._changed:
             self.used -= size
             self._changed.notify_all()

@@ -278,7 +278,7 @@ class Fetcher:
                 self._read_ahead(cursor)
 
     def _make_room(self, cursor: Cursor) -> None:
-        """Shorten the last flight of a reader that has lanes for more flights, so that another one can follow it."""
+        """Shorten the last flight of a reader that has lanes for more flights, so that another flight can follow."""
         if cursor.link.lanes.count == 1:
             return
         chunk = self._sink.chunk
@@ -291,7 +291,7 @@ class Fetcher:
                     cursor.end = last.stop * chunk
 
     def _try_second(self, flight: Flight, now: float) -> None:
-        """Begin a second request beside the only one of a reader, if it is time to see whether both are faster."""
+        """Begin a second request of a reader with only one request, if a trial of two requests is due."""
         cursor, chunk = flight.cursor, self._sink.chunk
         if cursor is None or len(self._flights) > 2:
             return

@@ -1,4 +1,4 @@
-"""One request for a run of chunks of a blob. Threading: the lock of the blob's sink guards a flight."""
+"""Define a flight: a request for a run of chunks of a blob. The lock of the blob's sink guards a flight."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chu
 class Flight:
     """A request for the chunks [first, stop). ``at`` is the offset of the next byte.
 
-    ``cursor`` is the reader that the flight runs ahead of, None if a reader waits for the whole flight. ``needed`` is
-    the offset up to which readers wait for bytes. ``delay`` is the time in seconds from the request to its first byte.
-    The chunks [``locked``, ``locked_to``) are locked against other processes. ``error`` is the error that ended the
-    flight early. If ``keep`` is False, nothing is stored. ``held_back`` is True while the flight waits for its reader,
-    ``contended`` after another process has locked its next chunk, and ``on_trial`` if it is the first of two flights
-    that are compared with one (``lanes``).
+    ``cursor`` is the sequential reader that the flight runs ahead of; None if a reader waits for the whole flight.
+    ``needed`` is the offset up to which readers wait for bytes. ``delay`` is the time in seconds from the request to
+    its first byte. The chunks [``locked``, ``locked_to``) are locked against other processes. ``error`` is the error
+    that ended the flight early. If ``keep`` is False, nothing is stored. ``held_back`` is True while the flight waits
+    for its reader. ``contended`` is True after another process has locked the next chunk. ``on_trial`` is True for the
+    first flight of a trial, which compares the speed of two flights with the speed of one (``lanes``).
     """
 
     __slots__ = (
@@ -60,15 +60,15 @@ class Flight:
         self.error: KitfsError | None = None
 
     def end(self, size: int | None) -> int:
-        """Return the offset at which the flight ends in a blob of ``size`` bytes. Another one may shorten it."""
+        """Return the offset at which the flight ends in a blob of ``size`` bytes. The flight may be shortened later."""
         stop = self.stop * self._chunk
         return stop if size is None else min(stop, size)
 
     def lock_ahead(self, present: ChunkMap) -> bool:
         """Lock the next segment if the flight is close to it.
 
-        Returns False if the flight should end before it: another process is fetching it, or another flight has stored
-        it meanwhile.
+        Returns False if the flight should end before that segment, because another process is fetching the segment, or
+        another flight has stored it.
         """
         chunk, self.contended = self._chunk, False
         if self.locked_to >= self.stop or self.at + SEGMENT // 4 < self.locked_to * chunk:
@@ -93,7 +93,7 @@ class Flight:
         self.locked = self.locked_to
 
     def lock_again(self, present: ChunkMap) -> bool:
-        """Lock the chunks that the flight had locked and has not fetched. Returns False if another process has them."""
+        """Lock the unfetched chunks of the flight again. Returns False if another process has locked them."""
         first = self.at // self._chunk
         stop = max(self.locked_to, first + 1)
         if not present.try_lock(first, stop - first):
@@ -103,7 +103,7 @@ class Flight:
 
 
 def before_gap(present: ChunkMap, first: int, stop: int, chunk: int) -> int:
-    """Return the end of a flight of the chunks [first, stop): the first long run of stored chunks, or ``stop``."""
+    """Return the end of a flight for [first, stop): the first long run of stored chunks, or ``stop``."""
     gap = max(1, GAP // chunk)
     at = first
     while at < stop:

@@ -1,9 +1,10 @@
-"""How many requests of one reader run at the same time: pure decisions from measurements, without I/O.
+"""Decide how many requests of a reader run at the same time, from measurements. This module does no I/O.
 
-A server or a router may limit the speed of each connection. So when one request has run for a second and only the
-link holds it back, a second one is begun further on in the blob, beside it. If both together are markedly faster, the
-reader has two *lanes* from then on, and later perhaps four: requests for consecutive stripes of the blob. Otherwise the
-first request ends where the second one began, which goes on alone, so that a trial costs next to nothing.
+A server or a router may limit the speed of each connection. So when one request has run for a second and only the link
+limits its speed, a second request is begun at a later offset of the blob. If both requests together are much faster,
+the reader has two *lanes* from then on, and later perhaps four: requests for consecutive stripes of the blob. If they
+are not faster, the first request ends where the second request began, and only the second request continues. So a trial
+costs very little.
 
 Threading: a lock guards the state, because each lane has a thread.
 """
@@ -30,7 +31,11 @@ MAX_DISTANCE: Final = 128 << 20
 
 @dataclass(slots=True)
 class Lanes:
-    """The lanes of one reader. ``count``: how many requests may run at the same time. ``settled``: no trial is due."""
+    """The lanes of a reader.
+
+    ``count`` is the number of requests that may run at the same time. ``settled`` is True if no further trial will be
+    made.
+    """
 
     count: int = 1
     settled: bool = False
@@ -45,18 +50,18 @@ class Lanes:
 
     @property
     def reach(self) -> int:
-        """Return how many bytes beyond its reader the requests must be allowed to run; 0 with one lane."""
+        """Return how many bytes the requests must be allowed to run ahead of the reader; 0 with one lane."""
         if self._trial == 1:
             return 2 * self._distance
         return 2 * self.count * STRIPE if self.count > 1 else 0
 
     @property
     def several(self) -> bool:
-        """Return whether several requests run now, for good or in a trial."""
+        """Return whether several requests run now. They may be in a trial."""
         return self.count > 1 or self._trial > 0
 
     def received(self, size: int, delay: float, now: float) -> None:
-        """Count bytes of any lane that were received at ``now`` seconds. Ends a trial of more than two lanes."""
+        """Count bytes that a lane received at the time ``now``. May begin or end a trial of four lanes."""
         with self._lock:
             if self._began is None:
                 self._began, self._bytes = max(now + WARM + ROUND_TRIPS * delay, self._not_before), 0
@@ -69,15 +74,15 @@ class Lanes:
                     self._begin_trial(self._bytes / (now - self._began), 2 * self.count, delay, now)
 
     def paused(self) -> None:
-        """Record that the reader holds a request back, so that the link is not what is measured."""
+        """Record that a request waits for its reader. The current measurement of the link is dropped."""
         with self._lock:
             if not self._trial:
                 self._began = None
 
     def try_second(self, left: int, delay: float, now: float) -> int:
-        """Return how many bytes ahead of the only request a second one should begin now; 0 if none should.
+        """Return how many bytes ahead of the only request a second request should begin now; 0 if none should begin.
 
-        ``left`` is the number of bytes that the request has yet to receive.
+        ``left`` is the number of bytes that the only request has not received yet.
         """
         with self._lock:
             if self.settled or self.several or self._began is None or now - self._began < SETTLE:
@@ -93,7 +98,7 @@ class Lanes:
             return distance
 
     def met(self, now: float) -> None:
-        """Record that the first request of a trial has come to where the second one began. Ends the trial."""
+        """Record that the first request of a trial has reached the beginning of the second request. Ends the trial."""
         with self._lock:
             if self._trial == 1:
                 self.count = 2

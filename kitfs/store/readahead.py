@@ -43,7 +43,7 @@ class Link:
     """The link to the source, as far as requests have measured it.
 
     ``delay`` is the shortest time in seconds from a request to its first byte, or 0 if no request was measured.
-    ``product`` is the bandwidth-delay product in bytes. ``lanes`` says how many requests run at the same time.
+    ``product`` is the bandwidth-delay product in bytes. ``lanes`` decides how many requests run at the same time.
     """
 
     delay: float = 0.0

@@ -95,7 +95,7 @@ class Sink:
     """The destination of the fetched bytes of a blob.
 
     ``body`` is the blob's file, and ``present`` has the marks of its stored chunks of ``chunk`` bytes. ``size`` is the
-    size of the blob in bytes, or None while it is unknown. ``buffers`` has the memory for the overflow.
+    size of the blob in bytes, or None while it is unknown. ``buffers`` limits the memory of the overflow.
     """
 
     def __init__(
@@ -257,7 +257,7 @@ class Sink:
                         want.wake()
 
     def _keep(self, chunk: int, data: bytes) -> None:
-        """Keep a chunk in the overflow for readers that come soon, as far as there is memory for it."""
+        """Add a chunk to the overflow, for readers that need it soon. Without free memory, the chunk is not added."""
         old = self._overflow.pop(chunk, None)
         if old is not None:
             self.buffers.release(len(old))

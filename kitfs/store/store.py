@@ -124,7 +124,7 @@ class Store:
         passes errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
         nevertheless, and a warning is logged. In an empty directory that users share, the store is a subdirectory
         (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process is fetching.
-        ``buffers``: the memory for fetched bytes, if the store shares it with a client of registries.
+        ``buffers`` is the memory for fetched bytes; the store may share it with a client of registries.
 
         Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
         kitfs, or if another user owns or may write it. If an OSError was the reason, it is the ``__cause__``. Raises
