@@ -1,4 +1,4 @@
-"""The memory for bytes that are being received is shared and never exceeds its limit."""
+"""The memory for bytes that are being received has a limit, which all fetches share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_buffer_has_its_full_size_while_memory_is_plenty() -> None:
 
 
 def test_buffers_become_smaller_as_memory_becomes_scarce() -> None:
-    """A buffer has at most an eighth of what is left, but never less than its least size."""
+    """The size of a buffer is at most an eighth of the free memory, but at least the given minimum."""
     buffers = Buffers(16 * KIB)
     assert buffers.try_reserve(12 * KIB)
     with buffers.reserved(2 * KIB, 100) as size:
@@ -28,7 +28,7 @@ def test_buffers_become_smaller_as_memory_becomes_scarce() -> None:
 
 
 def test_a_fetch_waits_for_memory() -> None:
-    """While a fetch waits, the memory is short. The fetch continues when another one ends."""
+    """A fetch waits until another fetch releases memory. ``short`` is true during the wait."""
     buffers = Buffers(2 * KIB)
     assert buffers.try_reserve(2 * KIB)
     assert not buffers.short
@@ -48,7 +48,7 @@ def test_a_fetch_waits_for_memory() -> None:
 
 
 def test_a_fetch_that_waited_too_long_exceeds_the_limit() -> None:
-    """A read does not hang for ever because other reads hold their memory."""
+    """A fetch waits a limited time, so a read does not hang when other reads never release their memory."""
     buffers = Buffers(KIB, patience=0.01)
     assert buffers.try_reserve(KIB)
     with buffers.reserved(KIB, 10) as size:

@@ -1,4 +1,4 @@
-"""Settings: the sources of a value, their order, and the errors for wrong values."""
+"""Settings are read from flags, environment variables and a file, and wrong values are reported."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def load(flags: dict[str, object], env: dict[str, str] | None = None, **options:
 
 
 def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
-    """An option in every place has the value of the first: flag, environment, file, default."""
+    """A flag takes precedence over the variable, the variable over the settings file, and the file over the default."""
     file = tmp_path / "s.yaml"
     file.write_text("transport: libfuse\n")
     flags: dict[str, object] = {"settings": str(file), "transport": None}
@@ -44,7 +44,7 @@ def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
 
 
 def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None:
-    """$XDG_CONFIG_HOME/kitfs/settings.yaml is read if no file is named."""
+    """If no settings file is named, $XDG_CONFIG_HOME/kitfs/settings.yaml is read."""
     (tmp_path / "kitfs").mkdir()
     (tmp_path / "kitfs" / "settings.yaml").write_text("read_timeout: 7\n")
     assert (
@@ -81,7 +81,7 @@ PACK = options_of(
     "text", ["pack: {compression: zstd}\n", "pack-compression: zstd\n", "pack:\n  compression: zstd\npack_file: x\n"]
 )
 def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(text: str, tmp_path: Path) -> None:
-    """In the settings file an option of one verb is a key below the verb, or a key with the verb as its prefix."""
+    """In the settings file, an option of one verb is a key below the verb, or a key that begins with the verb."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     flags = {"settings": str(file), "compression": None}
@@ -99,7 +99,7 @@ def test_an_option_of_one_verb_has_a_variable_of_its_own() -> None:
 
 
 def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) -> None:
-    """A flag that overwrites is not read from the environment, and is refused in the settings file."""
+    """The flag is not read from the environment, and is refused in the settings file."""
     variables = {"KITFS_PACK_FORCE": "true", "KITFS_FORCE": "true", "": "true"}
     assert Settings.load({"force": None}, variables, own=PACK)["force"] is False
     assert Settings.load({"force": "true"}, {}, own=PACK)["force"] is True
@@ -110,7 +110,7 @@ def test_a_flag_that_overwrites_exists_on_the_command_line_only(tmp_path: Path) 
 
 
 def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tmp_path: Path) -> None:
-    """An unknown key below a verb is refused."""
+    """If the options of a verb are known, an unknown key below the verb is refused."""
     file = tmp_path / "s.yaml"
     file.write_text("pack: {compresion: zstd}\n")
     with pytest.raises(UsageError, match="the option 'pack-compresion' does not exist"):
@@ -122,7 +122,7 @@ def test_a_misspelled_option_of_a_verb_is_refused_where_its_options_are_known(tm
 
 @pytest.mark.parametrize("name", ["mirror", "tls-cert", "only"])
 def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> None:
-    """A repeatable option is a list in YAML, and separated by blanks in the environment."""
+    """A repeatable option is a list in YAML. In the environment, its values are separated by blanks."""
     one, two = (
         ("a.example=http://m1", "a.example=http://m2")
         if name == "mirror"
@@ -152,7 +152,7 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
     ],
 )
 def test_the_error_for_a_wrong_settings_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
-    """The error for an invalid settings file names the file and the key in one line."""
+    """The error is one line that names the file and the key."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=message) as e:
@@ -162,7 +162,7 @@ def test_the_error_for_a_wrong_settings_file_is_one_line(text: str, message: str
 
 
 def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
-    """--tls-cert with a file that does not exist is refused at once."""
+    """--tls-cert is refused immediately if the file does not exist, even if no registry is contacted."""
     with pytest.raises(UsageError, match=r"--tls-cert: cannot read .*absent"):
         load({"tls-cert": [str(tmp_path / "absent")]})
     with pytest.raises(UsageError, match="cannot read the settings file"):
@@ -171,13 +171,13 @@ def test_named_files_must_be_readable_used_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b"])
 def test_a_settings_file_that_cannot_be_one(name: str) -> None:
-    """A settings file without an end and an impossible file name raise UsageError."""
+    """An endless settings file, or a file name that cannot exist, raises UsageError."""
     with pytest.raises(UsageError, match=r"the settings file .*(more than 1048576 bytes|null)"):
         load({"settings": name})
 
 
 def test_a_pipe_without_a_writer_is_empty(tmp_path: Path) -> None:
-    """A pipe, as bash's <(…) creates it, is read as a settings file. Without a writer it is empty."""
+    """A settings file may be a pipe, as created by bash for <(…). A pipe without a writer is read as an empty file."""
     os.mkfifo(tmp_path / "fifo")
     load({"settings": str(tmp_path / "fifo"), "cache-dir": None})
     reading, writing = os.pipe()
@@ -188,7 +188,6 @@ def test_a_pipe_without_a_writer_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
-    """An escape beyond Unicode in a settings file raises UsageError."""
     (tmp_path / "s.yaml").write_text('cache-dir: "\\UFFFFFFFF"')
     with pytest.raises(UsageError, match="not YAML"):
         load({"settings": str(tmp_path / "s.yaml"), "cache-dir": None})
@@ -198,16 +197,13 @@ def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
     ("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)]
 )
 def test_sizes(text: str, value: int) -> None:
-    """A suffix with iB, or without B, is binary.
-
-    A suffix with B alone is decimal. Without a suffix a size is in bytes.
-    """
+    """A suffix with "iB" or without "B" is binary. Other suffixes are decimal. Without a suffix, the unit is bytes."""
     assert size(text) == value
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1", "5 parsecs", "1e3", "0x10"])
 def test_bad_sizes(text: str) -> None:
-    """The error for an invalid size explains the format of sizes."""
+    """The error explains the format of sizes."""
     with pytest.raises(UsageError, match=r"--cache-size: .* is not a size"):
         load({"cache-size": text})
 
@@ -235,9 +231,9 @@ def test_small_parsers() -> None:
 
 
 def test_kit_home_is_kits_own(tmp_path: Path) -> None:
-    """kit's home is taken from --config, KITFS_CONFIG or KITOPS_HOME, in this order.
+    """kit's home is the value of --config, KITFS_CONFIG or KITOPS_HOME. The first of them that is given counts.
 
-    Otherwise it is kit's default below the data home.
+    Otherwise, kit's home is "kitops" below $XDG_DATA_HOME.
     """
     assert load({"config": None}, {"XDG_DATA_HOME": "/d"})["config"] == "/d/kitops"
     assert load({"config": None}, {"KITOPS_HOME": "/k"})["config"] == "/k"
@@ -256,19 +252,18 @@ def test_kit_home_is_kits_own(tmp_path: Path) -> None:
     ],
 )
 def test_listen(text: str, wanted: tuple[str, int]) -> None:
-    """Addresses to listen on are parsed."""
     assert listen(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["", "host", "host:", "h:65536", "h:-1", "h:5000x"])
 def test_listen_refuses(text: str) -> None:
-    """A text that is not an address to listen on raises ValueError."""
+    """An invalid address to listen on raises ValueError."""
     with pytest.raises(ValueError, match="is not HOST:PORT"):
         listen(text)
 
 
 def test_platforms() -> None:
-    """A platform has the form that images use."""
+    """A platform is OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, as in image indexes."""
     assert [platform(text) for text in ("linux/amd64", "linux/arm64/v8")] == [
         ("linux", "amd64", ""),
         ("linux", "arm64", "v8"),
@@ -292,7 +287,7 @@ def test_platforms() -> None:
     ],
 )
 def test_a_wrong_settings_file_is_not_quoted_where_it_may_hold_a_secret(text: str, tmp_path: Path) -> None:
-    """The error names the line but does not show it."""
+    """The error names the file but does not quote the line."""
     path = tmp_path / "settings.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=r"settings\.yaml") as caught:
@@ -315,7 +310,7 @@ def test_line_ends_around_secrets_and_proxies_are_not_part_of_them() -> None:
 
 
 def test_settings_do_not_print_their_secrets() -> None:
-    """``repr`` of settings does not contain passwords and tokens."""
+    """``repr`` of settings does not contain passwords or tokens."""
     flags = {"token": "hunter22", "password": "hunter22", "proxy": "http://u:hunter22@proxy.test"}
     settings = Settings.load(flags, {}, own=SECRET)
     assert "hunter22" not in repr(settings)

@@ -1,4 +1,4 @@
-"""Escapes for foreign text on a terminal or in a log."""
+"""Untrusted text is escaped before it is written to a terminal or a log."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ TEXTS = st.text(st.one_of(st.characters(), st.sampled_from(FORBIDDEN)))
 
 @pytest.mark.parametrize("char", FORBIDDEN, ids=lambda c: f"U+{ord(c):04X}")
 def test_no_control_character_is_written(char: str) -> None:
-    """Control characters of every kind, and lone surrogates, are escaped in a line and in JSON."""
+    """Control characters of every kind, and lone surrogates, are escaped in lines and in JSON."""
     assert shown(f"a{char}b").isprintable()
     assert shown_json(json.dumps({"a": char}, ensure_ascii=False)).isprintable()
 
 
 @given(TEXTS)
 def test_json_means_the_same(text: str) -> None:
-    """Escaped JSON is parsed to the same value."""
+    """Escaped JSON parses to the same value as the original JSON."""
     assert json.loads(shown_json(json.dumps([text], ensure_ascii=False, indent=2))) == [text]
 
 
 @given(TEXTS)
 def test_escaping_twice_is_escaping_once(text: str) -> None:
-    """A text that was escaped once is not changed when it is escaped again."""
+    """Escaping does not change a string that was escaped before."""
     assert shown(shown(text)) == shown(text)
     assert shown_lines(shown_lines(text)) == shown_lines(text)
 
 
 @given(TEXTS.map(lambda text: text.encode("utf-8", "replace").decode()))
 def test_yaml_means_the_same(text: str) -> None:
-    """An escaped Kitfile is parsed to the same value as the plain Kitfile, and has only printable characters.
+    """An escaped Kitfile has only printable characters, and parses to the same value as the Kitfile without escapes.
 
-    It is compared with the plain form because yaml.v3 itself drops the first leading line break of a string.
+    The original value is not used for the comparison, because yaml.v3 drops the first line break of a string.
     """
     kitfile = Kitfile(package=Package("x", description=text))
     written = kitfile.to_yaml(printable=True)
@@ -52,7 +52,7 @@ def test_yaml_means_the_same(text: str) -> None:
 
 
 def test_a_log_record_is_one_line() -> None:
-    """A newline in a message is escaped. A traceback keeps its lines, and its other characters are escaped."""
+    """A line break in a message is escaped. A traceback has several lines, but its control characters are escaped."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))

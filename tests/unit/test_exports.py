@@ -1,4 +1,4 @@
-"""The public surface of ``import kitfs``: its names and their documentation, and that it covers the command line."""
+"""``import kitfs`` has documented public names for all verbs of the command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PUBLIC = {
     "status", "tag", "unmount", "unpack", "verify", "warm",
 }  # fmt: skip
 
-# Verbs that have no function of their own → what a program uses instead.
+# verb without a function of the same name → the public name to use instead, or None if none is needed
 INSTEAD = {
     "cat": "Kit.read", "ls": "Kit.listdir", "umount": "unmount", "version": "__version__", "demo": None, "help": None,
     "completion": None, "import": "import_kit", "generate-key-pair": "generate_key_pair",
@@ -33,7 +33,7 @@ INSTEAD = {
 
 
 def public(path: str) -> Any:
-    """Return the object of a dotted name below kitfs."""
+    """Return the object with a dotted name below kitfs."""
     found: Any = kitfs
     for name in path.split("."):
         found = getattr(found, name)
@@ -41,22 +41,21 @@ def public(path: str) -> Any:
 
 
 def test_the_public_names_are_these() -> None:
-    """``kitfs.__all__`` is this list."""
+    """``kitfs.__all__`` has exactly the names in PUBLIC."""
     assert set(kitfs.__all__) == PUBLIC
     assert set(kitfs.__all__) <= set(dir(kitfs))
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
 def test_every_public_name_can_be_imported_and_is_documented(name: str) -> None:
-    """Every public name exists and has a docstring."""
     found = getattr(kitfs, name)
     first = (found.__doc__ or "").split("\n")[0]
     assert first
-    assert not first.startswith(f"{name}(")  # the signature that dataclasses generate as a docstring
+    assert not first.startswith(f"{name}(")  # dataclasses generate their signature as the docstring
 
 
 def functions() -> dict[str, Any]:
-    """Return every public function by its dotted name, including methods of Kit and functions of modules."""
+    """Return every public function by its dotted name, including methods of Kit and functions in submodules."""
     found = {}
     for name in sorted(PUBLIC):
         value = getattr(kitfs, name)
@@ -75,7 +74,7 @@ def functions() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", functions())
 def test_a_function_is_typed_and_its_docstring_begins_with_a_sentence(name: str) -> None:
-    """No parameter is Any, no function takes untyped keyword options, and every docstring begins with a sentence."""
+    """No parameter has the type Any or no type, and the docstring begins with a sentence."""
     function = functions()[name]
     first = (function.__doc__ or "").split("\n\n")[0]
     assert first.rstrip().endswith((".", ":"))
@@ -85,7 +84,6 @@ def test_a_function_is_typed_and_its_docstring_begins_with_a_sentence(name: str)
 
 
 def test_every_verb_of_the_command_line_has_a_function() -> None:
-    """The SDK has a function for every verb of the command line."""
     import click
 
     from kitfs.cli.main import main
@@ -114,20 +112,20 @@ def is_public(path: str) -> bool:
 
 @pytest.mark.parametrize("name", [name for name in sorted(PUBLIC) if name.endswith("Options")])
 def test_every_option_of_the_sdk_is_one_of_the_table(name: str) -> None:
-    """Every option in the SDK's types exists in the table of options."""
+    """Every option in the SDK's types is in the table of options."""
     keys = getattr(kitfs, name).__annotations__
     assert keys
     assert {key.replace("_", "-") for key in keys} <= set(OPTIONS)
 
 
 def test_the_paths_among_the_options_are_made_absolute_for_other_processes() -> None:
-    """Every option whose type is a path is in PATHS, which ``portable`` uses."""
+    """PATHS contains every option whose type is a path. ``portable`` makes these options absolute."""
     kinds = {key.replace("_", "-"): str(kind) for key, kind in kitfs.MountOptions.__annotations__.items()}
     assert {name for name, kind in kinds.items() if "StrPath" in kind} == options.PATHS
 
 
 def test_importing_kitfs_imports_nothing_heavy() -> None:
-    """``import kitfs`` imports no library for HTTP, YAML, caching or progress."""
+    """``import kitfs`` does not import libraries for HTTP, YAML, caching or progress bars."""
     code = (
         "import sys, kitfs; assert kitfs.__version__; dir(kitfs); "
         "print([m for m in ('httpx', 'yaml', 'diskcache', 'aiohttp', 'rich') if m in sys.modules])"
@@ -139,11 +137,10 @@ def test_importing_kitfs_imports_nothing_heavy() -> None:
 
 
 def test_the_package_is_marked_as_typed() -> None:
-    """The package has py.typed."""
     assert (Path(kitfs.__file__).parent / "py.typed").exists()
 
 
 def test_a_client_does_not_import_the_command_line_of_httpx() -> None:
-    """It would import rich and pygments, which take longer than httpx itself."""
+    """httpx's command line would import rich and pygments, which take longer to import than httpx itself."""
     code = "import sys, kitfs.registry.client; print([m for m in ('rich', 'pygments') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

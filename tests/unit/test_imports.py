@@ -1,7 +1,6 @@
-"""The rules about imports: imports go downward only, packages on one floor do not import each other, without circles.
+"""Imports go downward only: no module imports from a higher floor or a sibling package, and there are no circles.
 
-Imports inside functions count like those at the head of a module. Imports below ``if TYPE_CHECKING`` do not count,
-because they are not executed.
+Imports inside functions count too. Imports below ``if TYPE_CHECKING`` do not count, because they are not executed.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "kitfs"
 
-# A package may import packages with lower numbers. Packages with the same number are siblings.
+# A package may import packages with a lower number. Packages with the same number are siblings.
 FLOORS = (
     ("redaction",),
     (
@@ -46,7 +45,7 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
 
 def modules() -> dict[str, Path]:
-    """Return every module of the package by its dotted name."""
+    """Return the path of every module in the package by its dotted name."""
     return {
         ".".join(p.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__"): p
         for p in ROOT.rglob("*.py")
@@ -54,7 +53,7 @@ def modules() -> dict[str, Path]:
 
 
 def executed(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """Yield the import statements below a node, without those of ``if TYPE_CHECKING``."""
+    """Yield the import statements below a node, except those below ``if TYPE_CHECKING``."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
@@ -65,7 +64,7 @@ def executed(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
-    """Yield (line, module) of every import of a module of kitfs that ``path`` executes."""
+    """Return (line, module) for every import of a module of kitfs that is executed in `path`."""
     found: set[tuple[int, str]] = set()
     for node in executed(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -81,13 +80,13 @@ def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
 
 
 def graph() -> dict[str, set[tuple[int, str]]]:
-    """Return the modules that every module imports."""
+    """Return for every module the (line, module) pairs of its imports."""
     known = modules()
     return {name: imported(path, known) for name, path in known.items()}
 
 
 def package(module: str) -> str:
-    """Return the first name below kitfs, or ``__init__`` for the package itself."""
+    """Return the part of a module's name after "kitfs.", up to the next dot. For kitfs itself, return ``__init__``."""
     return module.split(".")[1] if "." in module else "__init__"
 
 
@@ -103,7 +102,7 @@ def test_imports_go_downward_only() -> None:
 
 
 def test_there_is_no_import_circle() -> None:
-    """The modules can be ordered so that each module imports only earlier modules."""
+    """The modules can be sorted so that each module imports only earlier modules."""
     try:
         TopologicalSorter({module: {other for _, other in others} for module, others in graph().items()}).prepare()
     except CycleError as e:
@@ -111,5 +110,5 @@ def test_there_is_no_import_circle() -> None:
 
 
 def test_every_package_has_a_floor() -> None:
-    """Every top-level module and package has a floor."""
+    """Every package and every module directly below kitfs is listed in FLOORS."""
     assert {package(module) for module in modules()} <= set(FLOOR)

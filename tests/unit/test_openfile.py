@@ -1,4 +1,4 @@
-"""Files are closed after their last use."""
+"""A closed file raises Closed on every use. A file that is garbage-collected is closed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_every_use_after_close_raises_closed(path: str) -> None:
-    """Every use after ``close`` raises Closed, which is a KitfsError and a ValueError.
-
-    A second ``close`` does nothing.
-    """
+    """Closed is a KitfsError and a ValueError. A second ``close`` does nothing."""
     file = OpenFile(path, os.O_RDWR)
     file.close()
     file.close()
@@ -42,7 +39,7 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
 
 
 def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
-    """Closing the file during a use does not free its descriptor number, so that no other file can get it."""
+    """If the file is closed during a use, its descriptor number is not freed, so another file cannot get the number."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         closing = threading.Thread(target=file.close)
@@ -54,7 +51,7 @@ def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
 
 
 def test_a_deleted_file_is_closed(path: str) -> None:
-    """The descriptor is closed when the object is garbage-collected."""
+    """When the object is garbage-collected, its descriptor is closed."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         pass

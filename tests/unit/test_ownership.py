@@ -1,4 +1,4 @@
-"""Files and directories that belong to one user: how they are created, and which are refused."""
+"""Files and directories of one user are created with private modes, and those of other users are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def umask(value: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077, 0o777])
 def test_what_is_made_is_private_under_any_umask(tmp_path: Path, mask: int) -> None:
-    """Directories have mode 0700 and files have mode 0600 under any umask, even below a setgid directory."""
+    """Directories get the mode 0700 and files get 0600 under any umask, even below a setgid directory."""
     tmp_path.chmod(0o2755)
     with umask(mask):
         make_directories(str(tmp_path / "a/b/c"))
@@ -52,7 +52,7 @@ def test_what_is_made_is_private_under_any_umask(tmp_path: Path, mask: int) -> N
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """A file that an older version created by the umask gets mode 0600 when it is opened, and keeps its content."""
+    """If an older version has created the file with a mode by the umask, opening the file changes its mode to 0600."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "file").chmod(0o644)
     with open(open_file(str(tmp_path / "file"))) as f:
@@ -104,9 +104,10 @@ STRANGE = [make_link, make_dangling, make_fifo, make_socket, make_device, make_o
 @pytest.mark.parametrize("make", [*STRANGE, make_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR | os.O_CREAT | os.O_TRUNC], ids=["read", "write"])
 def test_nothing_but_an_own_file_is_opened(tmp_path: Path, make: object, flags: int) -> None:
-    """Everything except the user's own regular file is refused and not changed.
+    """Everything except a regular file of the user is refused and not changed.
 
-    Refused are a link, a FIFO, a socket, a device, a directory, another user's file and a file that others may write.
+    This includes links, fifos, sockets, devices, directories, files of other users, and files that other users may
+    write.
     """
     tmp_path.chmod(0o755)
     assert callable(make)
@@ -121,7 +122,7 @@ def test_nothing_but_an_own_file_is_opened(tmp_path: Path, make: object, flags: 
 
 @pytest.mark.parametrize("make", STRANGE[:-2], ids=lambda f: f.__name__)
 def test_nothing_but_a_file_is_opened_below_a_directory(tmp_path: Path, make: object) -> None:
-    """A link, a FIFO, a socket and a device below a directory are refused without waiting."""
+    """A link, a fifo, a socket or a device below a directory is refused, and opening does not wait for a writer."""
     assert callable(make)
     (tmp_path / "a").mkdir()
     make(tmp_path / "a/file")
@@ -130,7 +131,10 @@ def test_nothing_but_a_file_is_opened_below_a_directory(tmp_path: Path, make: ob
 
 
 def test_no_linked_directory_is_entered(tmp_path: Path) -> None:
-    """A link in the place of a directory is refused by name. The base directory itself may be a link."""
+    """A symbolic link below the base directory is refused, and the error names the link.
+
+    The base itself may be a link.
+    """
     (tmp_path / "there/b").mkdir(parents=True)
     (tmp_path / "there/b/file").write_text("x")
     (tmp_path / "named").symlink_to("there")
@@ -144,9 +148,9 @@ def test_no_linked_directory_is_entered(tmp_path: Path) -> None:
 
 
 def test_an_empty_shared_directory_gets_a_subdirectory(tmp_path: Path) -> None:
-    """The subdirectory has mode 0700 and the user's id in its name.
+    """The subdirectory has the mode 0700 and the user's id in its name.
 
-    It is found again, even if other files have been created next to it.
+    The same subdirectory is used later, even if the shared directory contains other files by then.
     """
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -160,7 +164,7 @@ def test_an_empty_shared_directory_gets_a_subdirectory(tmp_path: Path) -> None:
 
 
 def test_a_shared_directory_of_another_user_gets_a_subdirectory(tmp_path: Path) -> None:
-    """A directory of another user, such as a pod's emptyDir, gets a subdirectory of this user's."""
+    """If the directory belongs to another user, like a pod's emptyDir, the subdirectory belongs to the current user."""
     needs_root()
     tmp_path.chmod(0o777)
     os.chown(tmp_path, OTHER, OTHER)
@@ -169,7 +173,6 @@ def test_a_shared_directory_of_another_user_gets_a_subdirectory(tmp_path: Path) 
 
 
 def test_a_subdirectory_that_another_user_made_is_refused(tmp_path: Path) -> None:
-    """A subdirectory with the right name that belongs to another user is refused."""
     needs_root()
     tmp_path.chmod(0o777)
     (tmp_path / f"kitfs-{os.geteuid()}").mkdir()
@@ -180,7 +183,7 @@ def test_a_subdirectory_that_another_user_made_is_refused(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
-    """The error says what is wrong, and how to remove the write permission of others."""
+    """The error names the cause and the command that removes the write permission of other users."""
     (tmp_path / "VERSION").write_text("1\n")
     tmp_path.chmod(mode)
     with pytest.raises(Unsafe, match=r"not empty, and other users may write it.*chmod go-w"):
@@ -188,7 +191,7 @@ def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Pat
 
 
 def test_a_directory_with_content_of_another_user_is_refused(tmp_path: Path) -> None:
-    """A directory of another user that is not empty is refused, also for root."""
+    """Root is refused too."""
     needs_root()
     (tmp_path / "VERSION").write_text("1\n")
     os.chown(tmp_path, OTHER, OTHER)
@@ -197,7 +200,7 @@ def test_a_directory_with_content_of_another_user_is_refused(tmp_path: Path) -> 
 
 
 def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
-    """A link of another user to a directory is refused. A link of the same user is followed."""
+    """A symbolic link of another user is refused. A symbolic link of the current user is followed."""
     needs_root()
     (tmp_path / "there").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to("there")
@@ -208,9 +211,9 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """A directory that an older version created by the umask gets mode 0700.
+    """If an older version has created the directory with a mode by the umask, the mode is changed to 0700.
 
-    A directory that others may write is refused.
+    A directory that other users may write is refused.
     """
     (tmp_path / "part").mkdir()
     (tmp_path / "part").chmod(0o755)

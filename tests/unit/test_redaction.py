@@ -34,7 +34,10 @@ from kitfs.redaction import public, redacted, without
     ],
 )
 def test_secrets_are_recognized_by_their_position(text: str, expected: str) -> None:
-    """The user in a URL, its signed query and the values of headers are removed. Everything else is kept."""
+    """The user and the signed query in a URL, and the credentials in a header, are removed.
+
+    Other text is not changed.
+    """
     assert redacted(text) == expected
 
 
@@ -60,18 +63,18 @@ def test_a_text_without_a_secret_is_not_changed(text: str) -> None:
 
 @given(st.text())
 def test_redacting_twice_is_redacting_once(text: str) -> None:
-    """A text that was redacted once is not changed when it is redacted again."""
+    """Redacting does not change a string that was redacted before."""
     assert redacted(redacted(text)) == redacted(text)
 
 
 @given(st.text(st.characters(codec="ascii", exclude_characters=" \"'<>", exclude_categories=["C"]), min_size=4))
 def test_no_password_of_a_url_is_left(password: str) -> None:
-    """A password is removed from a URL whatever characters it contains, even if they should have been encoded."""
+    """A password in a URL is removed, even if it contains characters that should have been encoded."""
     assert redacted(f"proxy http://user:x{password}@proxy.test:3128 failed") == "proxy http://proxy.test:3128 failed"
 
 
 def test_known_secrets_are_removed_in_any_spelling() -> None:
-    """``without`` removes a secret in its plain and in its percent-encoded form."""
+    """``without`` removes a secret both as it is and percent-encoded."""
     assert without("a b/c and b%2Fc, b", ["b/c"]) == "a *** and ***, b"
 
 
@@ -87,14 +90,14 @@ def test_a_public_url_has_no_secrets() -> None:
 
 
 def test_errors_contain_no_secrets() -> None:
-    """The message of an error of kitfs and the URL of a RegistryError are redacted."""
+    """The message of an error of kitfs and the URL in a RegistryError are redacted."""
     error = RegistryError("cannot read http://u:secret@host/x", url="http://u:secret@host/x?sig=secret")
     assert (str(error), error.url) == ("cannot read http://host/x", "http://host/x")
     assert str(UsageError("Bearer hf_secret is not\na token")) == "Bearer *** is not a token"
 
 
 def test_lines_of_a_log_contain_no_secrets() -> None:
-    """Messages and tracebacks of a log are redacted."""
+    """Messages and tracebacks in a log are redacted."""
     try:
         raise ValueError("http://u:secret@host")
     except ValueError:

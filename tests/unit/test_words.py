@@ -1,7 +1,4 @@
-"""The words of the source, the README and the manual are plain English.
-
-Some phrases are easy to write and hard to read. None of them may occur in a comment, a docstring, a message or a page.
-"""
+"""The source, the README and the manual do not use phrases that are easy to write and hard to read."""
 
 from __future__ import annotations
 
@@ -28,9 +25,9 @@ PLACES = (
 
 
 def lines() -> list[tuple[str, int, str]]:
-    """Yield (file, line number, text) for every line of the project."""
+    """Return (file, line number, line) for every line of the project."""
     files = {str(path.relative_to(ROOT)): path for place in PLACES for path in ROOT.glob(place) if path.is_file()}
-    del files["tests/unit/test_words.py"]  # quotes the phrases
+    del files["tests/unit/test_words.py"]  # contains the phrases
     return [
         (name, number, line)
         for name, path in sorted(files.items())

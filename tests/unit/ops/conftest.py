@@ -1,4 +1,4 @@
-"""Fixtures that the tests of verbs share. Fixtures for stores are in tests/conftest.py."""
+"""Fixtures for the tests of kitfs.ops. Fixtures for stores are in tests/conftest.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kitfs.registry.options import ClientOptions
 
 @pytest.fixture
 def client() -> Iterator[RegistryClient]:
-    """Return a client without credentials that waits at most ten seconds for a silent registry."""
+    """Return a client without credentials that waits at most ten seconds for a response."""
     log = logging.getLogger("kitfs.test")
     client = RegistryClient(ClientOptions(read_timeout=10.0), Credentials(()), counters=Counters(), log=log)
     yield client

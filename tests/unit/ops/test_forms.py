@@ -1,4 +1,4 @@
-"""Every form in which a kit can be packed shows the same tree. Only the manifest differs, as the formats require."""
+"""The same tree is mounted from a kit in every format. Only the manifests differ."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
-    """Return path → the fields that trees/*.json records for it."""
+    """Return a dictionary from each path to the fields that trees/*.json records."""
     kit = Resolver(store, lambda _: StoreOrigin(), log=LOG).open(reference)
     tree = tree_of(kit, counters=Counters(), log=LOG)
     found: dict[str, dict[str, Any]] = {}
@@ -100,7 +100,7 @@ def _unzstd(data: bytes) -> bytes:
 
 
 def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: Store) -> None:
-    """Every field is as CNCF's model-spec and KITOPS §11.2 define it."""
+    """Every field has the value that CNCF's model-spec and KITOPS §11.2 define."""
     shape = packed_shape(layer_format="raw", model_pack=True)
     made = pack_to_store(str(basic), read_kitfile(str(basic / "Kitfile")), store, [], kit_format=shape, report=quiet)
     manifest = json.loads(made.manifest.to_json())
@@ -163,7 +163,7 @@ def test_mcp_servers_are_no_part_of_a_model_pack(tmp_path: Path, store: Store) -
 
 
 class Registry:
-    """A fake repository for ``pack_to``, which reads each blob from the given start offsets."""
+    """A repository for ``pack_to`` that reads each blob from the given start offsets."""
 
     def __init__(self, starts: Sequence[int]) -> None:
         self.blobs: dict[Digest, bytes] = {}

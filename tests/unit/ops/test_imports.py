@@ -1,4 +1,4 @@
-"""Imports from a Hugging Face hub: what is listed, what is transferred, and what happens after failures."""
+"""Imports from a Hugging Face hub list and transfer files, and resume after failures."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ Open = Callable[..., Snapshot]
 
 @pytest.fixture
 def snapshot(client: RegistryClient, fake: FakeHub) -> Open:
-    """Return a function that opens ``team/net`` at main, on a hub with the given options."""
+    """Return a function that opens a snapshot on a hub, by default of ``team/net`` at main."""
 
     def make(name: str = "team/net", ref: str = "main", kind: str = "models", **options: Any) -> Snapshot:
         return Hub(client, fake.url, **options).snapshot(kind, name, ref)
@@ -118,7 +118,7 @@ def plain(tree: Tree) -> dict[str, bytes]:
 
 
 def asked(hub: FakeHub) -> list[str]:
-    """Return the path of each requested file. A file that is requested by several ranges occurs several times."""
+    """Return the path of each requested file. The path is repeated if the file was requested in several ranges."""
     return [s.path.split("/resolve/")[1].partition("/")[2] for s in hub.served("/resolve/")]
 
 
@@ -130,9 +130,9 @@ def asked(hub: FakeHub) -> list[str]:
     [(1000, "absolute", True), (2, "relative", True), (1, "absolute", True), (2, "relative", False)],
 )
 def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: str, recursive: bool) -> None:
-    """A listing with pages, with links of either form, or with one request for each directory is complete.
+    """A listing is complete with several pages, relative or absolute links, and a request for each directory.
 
-    Files of git itself, such as .gitattributes, are left out.
+    Files of git, such as .gitattributes, are left out.
     """
     fake.page, fake.links, fake.recursive = page, links, recursive
     files = {f.path: f for f in snapshot().files()}
@@ -142,7 +142,7 @@ def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: s
 
 
 def test_a_reference_is_pinned_first(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """A push to the branch during the import does not change the imported files."""
+    """A push to the branch during an import does not change the imported files."""
     pinned = snapshot(ref="main")
     fake.put("models", "team/net", {"config.json": b"new"})
     brought(pinned, store)
@@ -213,7 +213,7 @@ def test_answers_that_are_no_listing(fake: FakeHub, snapshot: Open, body: bytes)
 
 
 def test_the_token_is_the_hubs_alone(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """The token is sent with every request to the hub, and never to the target of a redirect."""
+    """The token is sent with each request to the hub, and with no request to the target of a redirect."""
     fake.tokens = {"hf_x"}
     with FakeRegistry() as cdn:
         fake.redirect_to(cdn)
@@ -280,7 +280,7 @@ def test_a_token_is_not_shown_to_the_network(client: RegistryClient) -> None:
 
 @pytest.mark.parametrize("token", ["hf_x\n", "hf_x\r\n", " hf_x\t", "hf_x"])
 def test_line_ends_are_not_part_of_a_token(fake: FakeHub, snapshot: Open, token: str) -> None:
-    """Line ends and blanks around a token are removed, as by huggingface_hub, because secret files have them."""
+    """Like huggingface_hub, kitfs removes line ends and blanks around a token, because files often contain them."""
     fake.tokens = {"hf_x"}
     snapshot(token=token)
     assert {s.headers["authorization"] for s in fake.served()} == {"Bearer hf_x"}
@@ -293,7 +293,7 @@ def test_a_blank_token_is_not_a_token(fake: FakeHub, snapshot: Open, token: str 
 
 
 def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client: RegistryClient, store: Store) -> None:
-    """The password in a hub's URL is sent as a header and is not written to the manifest."""
+    """A user name and password in a hub's URL are sent as a header and are not written to the manifest."""
     snapshot = Hub(client, fake.url.replace("://", "://ada:hunter22@")).snapshot("models", "team/net", "main")
     packed = brought(snapshot, store)
     assert packed.manifest.annotations[SOURCE] == f"{fake.url}/team/net"
@@ -301,7 +301,7 @@ def test_a_login_in_the_url_of_a_hub_is_used_and_not_kept(fake: FakeHub, client:
 
 
 def test_a_hub_that_repeats_a_token_is_not_quoted(fake: FakeHub, snapshot: Open) -> None:
-    """If a hub repeats the token in a header, the error does not contain the token."""
+    """If a hub repeats the token in a header of its response, the error does not contain the token."""
     fake.fail("/revision/", Status(403, {"X-Error-Message": "Bearer hf_hunter22, that is hf_hunter22"}))
     with pytest.raises(Unauthorized) as caught:
         snapshot(token="hf_hunter22")
@@ -342,7 +342,7 @@ def test_the_same_commit_is_the_same_kit(snapshot: Open, store: Store) -> None:
 
 
 def test_what_is_here_is_not_asked_for_again(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """LFS objects and small files that are in the store are not requested again, even under another path."""
+    """LFS objects and small files that are in the store are not requested again, even if their path has changed."""
     brought(snapshot(), store)
     fake.put("models", "team/net", {"moved.safetensors": lfs(WEIGHTS), "again.json": b'{"a": 1}', "new.md": b"new"})
     fake.forget()
@@ -384,7 +384,7 @@ def test_bodies_that_break_go_on(fake: FakeHub, snapshot: Open, store: Store) ->
 
 
 def test_signed_locations_expire(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """After a signed location expired, the hub is asked for another location once, not for each range."""
+    """When a signed location has expired, the hub is asked for a new location once, not for each range."""
     with FakeRegistry() as cdn:
         fake.redirect_to(cdn)
         origin = snapshot()
@@ -406,7 +406,7 @@ def test_a_hub_without_ranges(fake: FakeHub, snapshot: Open, store: Store) -> No
 
 
 def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """An import that is repeated does not transfer again the files that are complete."""
+    """A repeated import does not transfer the files again that are complete."""
     fake.fail("config.json", Status(404))
     with pytest.raises(NotFound):
         brought(snapshot(), store, concurrency=1)
@@ -419,7 +419,7 @@ def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: 
 
 
 def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """If a file breaks off in the middle, the next import requests only the missing ranges of it."""
+    """If the connection breaks in the middle of a file, the next import requests only the missing ranges."""
     fake.fail("model.safetensors", Cut(len(WEIGHTS) // 2), times=1)
     fake.fail("model.safetensors", After(1, Status(403)))
     with pytest.raises(Unauthorized):
@@ -434,7 +434,7 @@ def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> N
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json", "onnx/config.json"])
 def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Store, path: str) -> None:
-    """Wrong bytes are found by the LFS object's digest or by git's digest, and nothing is tagged."""
+    """Wrong bytes are detected by the LFS object's digest or by git's object id, and nothing is tagged."""
     fake.fail(f"/resolve/[0-9a-f]+/{path}", Lie(1))
     with pytest.raises(IntegrityError, match=f"{path}: the downloaded content does not match"):
         brought(snapshot(), store)
@@ -445,7 +445,7 @@ def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Sto
 
 
 def test_a_hub_that_asks_to_wait(fake: FakeHub, client: RegistryClient) -> None:
-    """An import waits longer for a hub than other verbs wait for a registry, and warns once."""
+    """If the hub limits the rate of requests, an import prints one warning and retries until the hub responds."""
     pauses: list[float] = []
     told: list[Event] = []
 
@@ -472,7 +472,8 @@ def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryCl
 def test_what_a_registry_has_never_moves(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
     """A blob that the registry has is not transferred.
 
-    Other files go to the registry without being stored. Only small files whose digest is unknown before are stored.
+    Other files are sent to the registry without being stored. The exceptions are small files, whose digest is not known
+    in advance.
     """
     with FakeRegistry() as registry:
         registry.put_blob("team/kit", WEIGHTS)
@@ -531,7 +532,7 @@ def layers(
 
 
 def test_directories_become_their_files() -> None:
-    """An entry for a directory becomes an entry for each of its files, with the same fields.
+    """An entry for a directory is replaced by entries with the same fields for each file below the directory.
 
     Files that belong to another entry are left out.
     """
@@ -595,7 +596,7 @@ def test_entries_that_are_not_there() -> None:
 
 
 def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, store: Store, tmp_path: Path) -> None:
-    """The layer is byte for byte the tar of a directory with the same files."""
+    """The layer of a directory has the same bytes as if kitfs had packed the same files from the disk."""
     from kitfs.ops.pack.pack import pack_to_store
 
     tree = {"m/b.bin": lfs(OTHER), "m/a/x.json": b"{}", "m/a.json": b"1", "m/é": b"2", "m/empty": b"", "z": b"z"}
@@ -627,7 +628,7 @@ def test_files_are_looked_at_in_part(snapshot: Open) -> None:
 
 
 def test_memory_stays_flat(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """An import of a file uses less memory than the size of the file."""
+    """An import needs less memory than the size of the file."""
     data = random.Random(9).randbytes(MiB) * 40
     fake.put("models", "team/net", {"a.gguf": lfs(data)})
     origin = snapshot()

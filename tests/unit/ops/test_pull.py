@@ -1,4 +1,4 @@
-"""Pulls from a registry on a socket: what is stored afterwards, what is transferred, and what makes a pull fail."""
+"""Pulls from a registry on a socket store, verify and pin the blobs of a kit, and resume after failures."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ MiB = 1 << 20
 LOG = logging.getLogger("kitfs.test")
 WEIGHTS = random.Random(3).randbytes(21 * MiB + 11)
 SMALL = random.Random(4).randbytes(100_001)
-TALK = 1 * MiB  # more than the socket buffers contain of a body that is no longer needed
+TALK = 1 * MiB  # more than socket buffers may contain when a request is aborted
 
 Pull = Callable[..., Digest]
 
 
 @pytest.fixture
 def bring(client: RegistryClient, store: Store) -> Pull:
-    """Return a function that pulls into the store."""
+    """Return a function that pulls a kit into the store."""
 
     def run(reference: str, *, into: Store = store, told: list[Event] | None = None) -> Digest:
         return pull_from(
@@ -60,7 +60,7 @@ def kit_of(*parts: kits.Part, **more: object) -> kits.Kit:
 
 
 def whole(store: Store, kit: kits.Kit, reference: str) -> None:
-    """Assert that a reference means a kit whose blobs are all stored, verified and pinned."""
+    """Assert that a reference names the kit in the store, and that all its blobs are verified and pinned."""
     found = find(store, Reference.parse(reference))
     assert found is not None
     assert found.digest == kit.digest
@@ -82,7 +82,7 @@ def total(kit: kits.Kit) -> int:
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, vintage: kits.Vintage) -> None:
-    """Manifest, config and layers are verified and pinned, and each byte was transferred once.
+    """The manifest, the config and the layers are verified and pinned, and each byte is transferred once.
 
     The tree can then be read offline.
     """
@@ -110,7 +110,7 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
 
 
 def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
-    """A pull reports totals with readable labels, every byte, and each blob when it is verified."""
+    """A pull reports a total with a readable label for each blob, every byte, and each verified blob."""
     kit = kit_of()
     told: list[Event] = []
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)
@@ -148,7 +148,7 @@ def test_a_kit_that_has_a_layer_twice(fake: FakeRegistry, store: Store, bring: P
 
 
 def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A kit that is pulled by its digest is stored without a tag."""
+    """A kit that is pulled by its digest gets no tag in the store."""
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
     bring(ref)
@@ -157,7 +157,7 @@ def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
 
 
 def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The tag then names the new kit, and the old kit stays in the store without a tag."""
+    """When a tag has moved, a pull moves it in the store too. The old kit remains in the store without a tag."""
     old, new = kit_of(), kit_of(kits.part("code", "b", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", old, "v1")
     bring(ref)
@@ -172,7 +172,7 @@ def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None
 
 
 def test_again(fake: FakeRegistry, bring: Pull) -> None:
-    """A second pull transfers only the manifest, and reports all bytes as done."""
+    """A second pull transfers only the manifest, and reports the bytes of all blobs as moved."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)
@@ -186,7 +186,6 @@ def test_again(fake: FakeRegistry, bring: Pull) -> None:
 
 
 def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull) -> None:
-    """Bytes that a mount has fetched are not transferred again."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     layer = next(d for d in Manifest.parse(kit.manifest).layers if d.size == len(WEIGHTS))
@@ -203,9 +202,10 @@ def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, 
 def test_while_a_mount_reads(
     fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener
 ) -> None:
-    """A pull and a mount of one blob together transfer each byte about once.
+    """A pull and a mount that read the same blob at the same time transfer most bytes only once.
 
-    A long request that reaches bytes of the other process is aborted, and the content of its socket buffers is lost.
+    A long request is aborted when it reaches bytes that the other process has fetched. The bytes in the request's
+    socket buffers are lost.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -220,7 +220,7 @@ def test_while_a_mount_reads(
 
 
 def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bring: Pull) -> None:
-    """Two pulls of one kit at the same time together transfer each byte about once."""
+    """Two pulls of one kit at the same time transfer each byte about once in total."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     other = open_store()
@@ -233,9 +233,9 @@ def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bri
 
 
 def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """Without ranges, one stream transfers the whole blob.
+    """If the registry ignores ranges, one stream transfers the whole blob.
 
-    The other requests are aborted, and the content of their socket buffers is lost.
+    The other requests are aborted, and the bytes in their socket buffers are lost.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -246,7 +246,7 @@ def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull
 
 
 def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The bytes come from the target of the redirect, although each of its locations serves only three requests."""
+    """Blobs are fetched from the target of a redirect, although each location is valid for three requests only."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as cdn:
@@ -258,7 +258,7 @@ def test_a_registry_that_redirects(fake: FakeRegistry, store: Store, bring: Pull
 
 
 def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A body that breaks off is resumed at its last received byte."""
+    """If the connection breaks during a body, the pull resumes after the last received byte."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", Cut(1 * MiB + 1), times=9)
@@ -268,7 +268,7 @@ def test_bodies_that_break_off(fake: FakeRegistry, store: Store, bring: Pull) ->
 
 
 def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """After a failed pull no kit is tagged, and the next pull does not transfer received bytes again."""
+    """A failed pull tags no kit. The next pull does not transfer the received bytes again."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail(f"/blobs/{kit.layers[0]}", After(1, Status(404, code="BLOB_UNKNOWN", message="gone")))
@@ -284,7 +284,7 @@ def test_what_broke_off_goes_on(fake: FakeRegistry, store: Store, bring: Pull) -
 
 
 def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """--cache-size does not limit a pull, because pulled blobs are pinned. They are never evicted."""
+    """A pull may exceed --cache-size, because pulled blobs are pinned and never evicted."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     tiny = open_store(size_limit=1)
@@ -297,7 +297,7 @@ def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bri
 def test_a_limit_takes_what_is_not_pinned(
     fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull
 ) -> None:
-    """A pull into a full store evicts blobs that are not pinned."""
+    """A pull into a full store evicts other blobs that are not pinned."""
     tiny = open_store(size_limit=2 * MiB)
     read = random.Random(9).randbytes(3 * MiB)
     other = Descriptor("", Digest.parse(fake.put_blob("team/kit", read)), len(read))
@@ -315,7 +315,7 @@ def test_a_limit_takes_what_is_not_pinned(
 
 
 def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """A pull may use the share of the disk that a cache leaves free."""
+    """A pull may use the share of the disk that must be free for a cache to grow."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     store = open_store(free_share=1.0)
@@ -328,7 +328,7 @@ def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, brin
 
 
 def test_parents_come_too(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The parents of a kit are pulled and pinned under their own names, and each is reported."""
+    """The parents of a kit are pulled and pinned under their own names, and each parent is reported."""
     first = kit_of(name="first")
     grand = fake.put_kit("base/first", first, "v1")
     second = kit_of(kits.part("code", "b", SMALL, format="raw"), parent=grand)
@@ -365,7 +365,7 @@ def test_parents_in_a_circle(fake: FakeRegistry, bring: Pull) -> None:
 
 
 def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None:
-    """As with kit, a chain of parents may have ten kits."""
+    """As with kit, a chain of parents is limited to ten kits."""
     for n in range(12):
         fake.put_kit(
             f"team/n{n}",
@@ -382,7 +382,7 @@ def test_parents_of_parents_without_end(fake: FakeRegistry, bring: Pull) -> None
 
 @pytest.mark.parametrize("place", [0, 9 * MiB, len(WEIGHTS) - 1])
 def test_a_wrong_byte(fake: FakeRegistry, store: Store, bring: Pull, place: int) -> None:
-    """A wrong byte fails the pull, tags nothing and leaves nothing of the layer. The next pull succeeds."""
+    """A wrong byte fails the pull. Nothing is tagged, the layer is not stored, and the next pull succeeds."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.fail(f"/blobs/{kit.layers[0]}", Lie(place))
@@ -413,7 +413,7 @@ def test_a_config_or_manifest_that_is_wrong(
 
 @pytest.mark.parametrize("by", [-1, 1, -5 * MiB, 3 << 40])
 def test_a_layer_of_another_size(fake: FakeRegistry, store: Store, bring: Pull, by: int) -> None:
-    """A layer with another size than its descriptor says fails the pull."""
+    """If the size of a layer differs from the size in its descriptor, the pull fails."""
     kit = kit_of(kits.part("model", "w.bin", WEIGHTS, format="raw", size=len(WEIGHTS) + by))
     ref = fake.put_kit("team/kit", kit, "v1")
     with pytest.raises(IntegrityError):
@@ -432,7 +432,7 @@ def test_a_layer_of_a_size_that_cannot_be(fake: FakeRegistry, store: Store, brin
 
 
 def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A repository, tag, digest or layer that does not exist raises NotFound."""
+    """If a repository, tag, digest or layer does not exist, NotFound is raised."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     for absent in (f"{fake.host}/team/none:v1", ref.replace("v1", "v2"), f"{fake.host}/team/kit@sha256:{'0' * 64}"):
@@ -445,7 +445,7 @@ def test_what_is_not_there(fake: FakeRegistry, store: Store, bring: Pull) -> Non
 
 
 def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A config above the size limit is refused, because no reader of kits would accept it."""
+    """A config above the size limit is refused."""
     kit = kits.build([kits.part("model", "m", SMALL, format="raw")])
     manifest = json.loads(kit.manifest)
     manifest["config"]["size"] = (8 << 20) + 1
@@ -459,7 +459,7 @@ def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Sto
 
 
 def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A container image is refused, and none of its blobs is fetched."""
+    """A container image is refused, and no blob of the image is fetched."""
     ref = fake.put_kit("team/image", kits.container_image(), "v1")
     with pytest.raises(ManifestError, match=f"reference {ref} does not refer to a model") as failure:
         bring(ref)
@@ -469,7 +469,7 @@ def test_an_ordinary_image(fake: FakeRegistry, store: Store, bring: Pull) -> Non
 
 
 def test_the_first_failure_ends_the_others(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """After a failure no further blob is requested."""
+    """After a failure, no further blobs are requested."""
     parts = [kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(40)]
     kit = kit_of(*parts)
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -490,7 +490,7 @@ def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
 
 
 class Expire:
-    """After every ``every`` authorized responses, all tokens expire. The response itself is not changed."""
+    """A fault that expires all tokens after every ``every`` authorized responses. The responses are not changed."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -505,7 +505,7 @@ class Expire:
 
 
 def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
-    """A pull gets a new token whenever a token stops working, even before its declared expiry."""
+    """A pull requests a new token when the registry refuses the old one, even before the token's declared expiry."""
     kit = kit_of(*(kits.part("code", f"c{n}", bytes([n]) * 1000, format="raw") for n in range(20)))
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as desk:
@@ -517,7 +517,7 @@ def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, cli
 
 
 def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The streams of the layer get new tokens, and each byte is transferred once."""
+    """The streams that fetch the layer get new tokens, and each byte is transferred once."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as desk:
@@ -529,7 +529,7 @@ def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store
 
 
 def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """After a 429 with Retry-After, a pull waits and retries, for manifests and for blobs."""
+    """After a response 429 with Retry-After, a pull waits and retries, for manifests and for blobs."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     later = Status(429, {"Retry-After": "1"}, code="TOOMANYREQUESTS", message="slow down", refuses=True)
@@ -544,7 +544,7 @@ def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, br
 
 
 def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
-    """As with kit, the kit is stored under the tag of the index. Without labels nothing is pulled."""
+    """As with kit, the selected kit gets the tag of the index in the store. Without labels, the pull fails."""
     made = [kit_of(kits.part("model", "w.bin", text.encode(), format="raw")) for text in ("q4", "q8")]
     for number, kit in enumerate(made):
         fake.put_kit("team/kit", kit, f"q{number}")
@@ -575,7 +575,7 @@ def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, 
 
 
 class BusyUntilItExpires:
-    """The first ``times`` responses are 429, and the token expires before the client retries."""
+    """A fault that answers the first ``times`` requests with 429 and lets the token expire before the retry."""
 
     def __init__(self, registry: FakeRegistry, times: int) -> None:
         self.registry = registry
@@ -592,7 +592,7 @@ class BusyUntilItExpires:
 def test_a_busy_registry_whose_tokens_do_not_live_that_long(
     fake: FakeRegistry, store: Store, client: RegistryClient
 ) -> None:
-    """A new token is requested after each wait."""
+    """If the token has expired during the wait, a new token is requested."""
     kit = kit_of(kits.part("code", "a", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.require_token()
@@ -602,7 +602,7 @@ def test_a_busy_registry_whose_tokens_do_not_live_that_long(
 
 
 def test_tokens_that_are_never_good(fake: FakeRegistry, bring: Pull) -> None:
-    """If the new token is refused too, the pull fails after one token request and one retry."""
+    """If a new token is refused too, the pull fails after one token request and one retry."""
     ref = fake.put_kit("team/kit", kit_of(), "v1")
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -624,7 +624,7 @@ def compressed_kit() -> kits.Kit:
 
 
 def decode_layers(store: Store, reference: str) -> None:
-    """Decode the layers of a kit that was pulled, as ``pull`` does."""
+    """Decode the layers of a pulled kit, as ``pull`` does."""
 
     def nowhere(reference: object) -> NoReturn:
         raise AssertionError("the kit is in the store")
@@ -634,7 +634,7 @@ def decode_layers(store: Store, reference: str) -> None:
 
 
 def test_compressed_layers_are_decoded(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The compressed blobs stay, because a push sends them."""
+    """The compressed blobs remain in the store, because a push sends them."""
     kit = compressed_kit()
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)
@@ -650,7 +650,7 @@ def test_compressed_layers_are_decoded(fake: FakeRegistry, store: Store, bring: 
 
 
 def test_nothing_is_evicted_for_decoded_layers(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """On a disk without free room the layers stay compressed, and verified layers of other kits stay too."""
+    """If the disk has no free space, the layers are not decoded, and layers of other kits are not evicted."""
     kit = compressed_kit()
     ref = fake.put_kit("team/kit", kit, "v1")
     store = open_store(free_share=1.0)
@@ -665,7 +665,7 @@ def test_nothing_is_evicted_for_decoded_layers(fake: FakeRegistry, open_store: O
 
 
 def test_a_layer_that_cannot_be_decoded_is_pulled(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A pull checks digests. What is in a layer is the business of a mount."""
+    """A pull checks only the digest of a layer. A mount reports layers that cannot be decoded."""
     kit = kit_of(kits.part("model", "m", b"", compression="gzip", blob=b"not gzip"))
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)

@@ -1,4 +1,4 @@
-"""Fixtures for Python programs: a kit in a store and at a registry."""
+"""Fixtures for the tests of the SDK: a registry, and a kit in a store and at the registry."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ datasets: [{name: train, path: data/train.csv}]
 class Place(NamedTuple):
     """A kit that was packed from ``tree``.
 
-    ``reference`` names it at a registry and in the store of ``options``. ``fresh`` are the options of another, empty
-    store.
+    ``reference`` names the kit at a registry, and in the store of ``options``. ``fresh`` contains the options for a
+    second, empty store.
     """
 
     reference: str

@@ -1,4 +1,4 @@
-"""Run Python programs that use kitfs as separate processes, to test their output, their exit code and that they end."""
+"""Run Python programs that use kitfs in separate processes, and return their output and exit code."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0  # seconds, which only a program that hangs needs
+PATIENCE = 120.0  # seconds, which are only used up by a program that hangs
 
 
 class Ended(NamedTuple):
-    """The result of a program. The code of a program that had to be killed is None."""
+    """The exit code and the output of a program. The code is None if the program was killed because it did not end."""
 
     code: int | None
     out: str
@@ -24,9 +24,9 @@ class Ended(NamedTuple):
 def run(
     home: Path, code: str, *args: str, options: tuple[str, ...] = (), environ: dict[str, str] | None = None
 ) -> Ended:
-    """Run a program with a store of its own in ``home``.
+    """Run a program with a store of its own below ``home``.
 
-    The program is written to a file, so that multiprocessing can spawn it.
+    The program is written to a file, because multiprocessing can spawn only from a file.
     """
     script = home / "program.py"
     script.write_text(textwrap.dedent(code))

@@ -1,4 +1,4 @@
-"""Kits across fork(2): a child opens its own store and connections, and the parent's are not affected."""
+"""After fork(2), a child opens its own store and connections, and those of the parent keep working."""
 
 from __future__ import annotations
 
@@ -131,10 +131,10 @@ def test_after_a_fork_parent_and_child_read_the_right_bytes(
 
 
 def test_a_child_keeps_none_of_its_parents_files_and_connections(place: Place, tmp_path: Path, model: str) -> None:
-    """A child closes the parent's files and connections, so that leases and locks end with the parent.
+    """A child closes the parent's files and connections. So leases and locks are released when the parent ends.
 
-    The fork happens after the parent has verified its layer. Before that, a thread of the parent may have files open
-    that have no lock.
+    The fork happens after the layer is verified. Before that, a thread of the parent may have files open that have no
+    lock.
     """
     ended = run(
         tmp_path,
@@ -158,7 +158,7 @@ print(bool(kept()), forked(lambda: not kept()))
 def test_a_lease_of_the_parent_outlives_its_children(place: Place, tmp_path: Path, model: str) -> None:
     """A child that used the kit releases its own lease when it ends.
 
-    The parent's lease stays, so nothing is evicted.
+    The parent's lease remains, so the parent's blobs are not evicted.
     """
     ended = run(
         tmp_path,

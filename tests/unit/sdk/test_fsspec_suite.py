@@ -1,4 +1,4 @@
-"""fsspec's own read tests of file systems. Files that they write become a kit, which is packed when they read."""
+"""fsspec's own tests of reading. The files that these tests write are packed into a kit before they are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READS = ("_open", "cat_file", "created", "info", "ls")
 
 
 class Packed(KitFileSystem):
-    """A KitFileSystem whose kit is packed from a local directory, to which writes go."""
+    """A KitFileSystem that writes to a local directory, and packs the directory into a kit before the next read."""
 
     cachable = False
 
@@ -50,7 +50,7 @@ class Packed(KitFileSystem):
 
 
 class Fixtures(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
-    """A kit in the store, at a path without a registry."""
+    """A kit in the store, with a path that does not begin with a registry."""
 
     @pytest.fixture
     def fs(self, tmp_path: Path) -> Packed:
@@ -69,13 +69,13 @@ class Fixtures(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
 
 
 class TestGet(Fixtures, AbstractGetTests):
-    """Files and directories are copied to the disk."""
+    """fsspec's tests of copying files and directories to the disk."""
 
 
 class TestOpen(Fixtures, AbstractOpenTests):
-    """Files can be opened only with modes for reading."""
+    """fsspec's tests of opening files for reading."""
 
     def test_open_exclusive(self, fs: Packed, fs_target: str) -> None:
-        """A kit is read-only, so that no file can be opened for writing, whether it exists or not."""
+        """A kit is read-only. Opening a file for writing fails, whether the file exists or not."""
         with pytest.raises(OSError, match="read-only"):
             fs.open(fs_target, "xb")

@@ -1,4 +1,4 @@
-"""Kits and files live until they are closed, their program ends, or no reference is left. Later uses raise an error."""
+"""A kit and its files can be used until they are closed, and are released when they are no longer referenced."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kit(place: Place) -> Iterator[Kit]:
 
 @pytest.fixture
 def data(place: Place) -> str:
-    """Return the reference of a kit with four files in one layer at the registry."""
+    """Return the reference of a kit at the registry, with four files in one layer."""
     tree = place.tree.parent / "data-kit"
     (tree / "data").mkdir(parents=True)
     for i in range(4):
@@ -45,14 +45,14 @@ def data(place: Place) -> str:
 
 
 def test_a_file_keeps_its_kit(place: Place) -> None:
-    """A file can be read although there is no other reference to its kit."""
+    """A file can be read even if the program has no other reference to the kit."""
     f = kitfs.open(place.reference, **place.fresh).open(WEIGHTS)
     gc.collect()
     assert f.read() == MODEL
 
 
 def test_a_zip_file_in_a_kit_of_which_only_the_file_is_held(place: Place) -> None:
-    """zipfile keeps a reference only to the file, and the file can still be read."""
+    """zipfile refers to the file only. The file can be read although the program has no reference to the kit."""
     with zipfile.ZipFile(place.tree / "model" / "a.zip", "w") as archive:
         archive.writestr("inside", b"content")
     kitfs.pack(place.tree, "zipped:v1", **place.options)
@@ -125,9 +125,9 @@ def test_a_closed_kit_says_what_it_was(kit: Kit) -> None:
 
 
 def test_what_is_closed_never_reads_another_file(place: Place, data: str, tmp_path: Path) -> None:
-    """Files that the program opens after ``close`` have the kit's former descriptor numbers.
+    """After ``close``, files that the program opens get the former descriptor numbers of the kit.
 
-    The store still has the layer.
+    A read through the closed kit raises an error. The layer is still in the store.
     """
     with kitfs.open(data, **place.fresh) as kit:
         right = kit.read("data/0.bin")
@@ -186,7 +186,7 @@ def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_
 
 
 def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
-    """Its descriptors and its lease are released, although the program did not close it."""
+    """The descriptors of a kit that is part of a reference cycle are closed by the garbage collector."""
     before = len(os.listdir("/proc/self/fd"))
     kit = kitfs.open(place.reference, **place.fresh)
     kit.read(WEIGHTS)
@@ -213,7 +213,7 @@ def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
-    """User names and passwords in URLs are left out. Credentials are looked up where the kit is unpickled."""
+    """User names and passwords in URLs are not pickled. Unpickling looks up credentials on its own machine."""
     options = place.options | {
         "proxy": "http://me:hunter2@127.0.0.1:9",
         "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},
@@ -274,7 +274,7 @@ kit.read('data/3.bin')""",
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_program_ends_in_silence(place: Place, data: str, tmp_path: Path, end: str) -> None:
-    """A program neither hangs nor prints at its end, even if Python shows every warning."""
+    """A program neither hangs nor prints anything when it ends, even with all warnings of Python enabled."""
     ended = run(tmp_path, f"import sys, kitfs\nR = sys.argv[1]\n{ENDS[end]}", data, options=("-X", "dev"))
     assert ended == (0, "", "")
 
@@ -288,6 +288,6 @@ def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(
 
 
 def test_what_was_fetched_is_remembered_beyond_the_end_of_the_program(place: Place, data: str, tmp_path: Path) -> None:
-    """The map of fetched chunks is saved although the program did not close the kit."""
+    """The map of fetched chunks is saved even if the program has not closed the kit."""
     run(tmp_path, "import sys, kitfs\nkit = kitfs.open(sys.argv[1])\nkit.read('data/1.bin', 0, 100)", data)
     assert list((tmp_path / "cache_dir").glob("unproven/*/blobs/sha256/*/*/synced"))

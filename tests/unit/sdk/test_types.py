@@ -1,4 +1,4 @@
-"""A type checker accepts correct programs that use the SDK, and finds errors in wrong programs."""
+"""mypy accepts correct programs that use the SDK, and reports the errors in wrong programs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ WRONG = {
 
 @pytest.mark.slow
 def test_mypy_accepts_right_programs_and_refuses_misspelled_options(tmp_path: Path) -> None:
-    """mypy --strict reports misspelled options and values of wrong types on their lines, and nothing else."""
+    """mypy --strict reports an error in each wrong line, and in no other line."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(RIGHT) + "\n".join(WRONG) + "\n")
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(program)]

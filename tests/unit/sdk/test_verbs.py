@@ -1,4 +1,4 @@
-"""The verbs of the SDK, with a real registry: their results and their errors."""
+"""The verbs of the SDK return results and raise errors. The tests use a real registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.sdk.scripts import run
 
 @pytest.fixture
 def second(place: Place) -> str:
-    """Return a kit in the store that differs from the kit of ``place`` in its data."""
+    """Return the reference of a second kit in the store. Only its data differs from the kit of ``place``."""
     (place.tree / "data" / "train.csv").write_text("a,b\n9,9,9\n")
     reference = place.reference.replace(":v1", ":v2")
     kitfs.pack(place.tree, reference, **place.options)
@@ -30,7 +30,7 @@ def second(place: Place) -> str:
 
 
 def test_pack_can_push_straight_to_the_registry(place: Place) -> None:
-    """No blob of the kit stays in the store. A tag without a registry is an error."""
+    """With push=True no blob of the kit is stored, and the tag must name a registry."""
     straight = place.reference.replace("example", "straight")
     digest = kitfs.pack(place.tree, straight, push=True, **place.fresh)
     assert kitfs.list(**place.fresh) == []
@@ -55,7 +55,7 @@ def test_init_returns_the_kitfile_that_it_writes(place: Place) -> None:
 def test_import_kit_makes_a_kit_of_a_repository_of_a_hub(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The function ``edit`` gets the generated Kitfile, and its result is packed."""
+    """The function ``edit`` gets the generated Kitfile and returns the Kitfile that is packed."""
     given: list[kitfs.Kitfile] = []
 
     def edit(kitfile: kitfs.Kitfile) -> kitfs.Kitfile:
@@ -137,7 +137,10 @@ def test_remove_can_remove_from_the_registry(place: Place) -> None:
 
 
 def test_export_writes_a_layout_that_can_be_opened(place: Place, tmp_path: Path) -> None:
-    """The target is a string, or a path for a directory. The source is in the store, at its registry, or a layout."""
+    """The target is a string or the path of a directory.
+
+    The source is a kit in the store or at its registry, or a layout.
+    """
     digest = kitfs.export(place.reference, f"oci:{tmp_path / 'a'}:v1", **place.options)
     assert kitfs.export(place.reference, tmp_path / "b", **place.fresh) == digest
     assert kitfs.export(f"oci:{tmp_path / 'a'}:v1", f"oci-archive:{tmp_path / 'c.tar'}", **place.fresh) == digest
@@ -174,7 +177,7 @@ def test_diff_tells_what_changed(place: Place, second: str) -> None:
 
 
 def test_an_index_chooses_a_kit_by_its_labels(place: Place, second: str) -> None:
-    """After create, add, info, push and pull, a kit can be opened by a label."""
+    """An index is created, pushed and pulled, and a kit in it is opened by a label."""
     name = place.reference.replace(":v1", ":all")
     kitfs.index.create(name, **place.options)
     kitfs.index.add(name, place.reference, labels={"bits": 4, "kind": "old"}, **place.options)
@@ -218,7 +221,7 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
 
 
 def test_the_store_is_read_back(place: Place) -> None:
-    """Changed blobs are removed and listed, with whether a kit in the store needs them."""
+    """Changed blobs are removed and listed. ``is_pinned`` tells whether a kit in the store needs the blob."""
     whole = kitfs.cache.verify(**place.options)
     assert (whole.blobs, whole.changed) == (4, ())
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
@@ -236,7 +239,7 @@ def test_the_store_is_read_back(place: Place) -> None:
 
 
 def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
-    """No layout is written, and the blob is removed from the store."""
+    """No layout is written, and the changed blob is removed from the store."""
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
     rot(place.options["cache_dir"], layer)
     with pytest.raises(errors.IntegrityError, match="has changed on the disk"):
@@ -248,7 +251,7 @@ def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
 
 
 def test_serve_runs_a_registry_for_the_time_of_a_block(place: Place, tmp_path: Path) -> None:
-    """The registry's store can be collected while it runs. After the block its process has ended."""
+    """Garbage in the registry's store can be collected while the registry runs. Its process ends with the block."""
     with kitfs.serve(tmp_path / "registry") as registry:
         copy = f"{registry.address}/copy:v1"
         digest = kitfs.push(place.reference, copy, **place.options)
@@ -284,7 +287,7 @@ with kitfs.serve() as registry:
 
 
 def test_login_and_logout_refuse_what_is_not_a_registry(place: Place) -> None:
-    """The registry of these tests needs no login, but login stores credentials and logout erases them."""
+    """The registry of these tests needs no login, but login stores credentials, and logout erases them."""
     host = place.reference.partition("/")[0]
     where = kitfs.login(host, "secret", username="ada", **place.fresh)
     assert where.startswith(str(place.fresh["config"]))

@@ -1,6 +1,6 @@
-"""Worker processes read one kit, as with PyTorch's DataLoader.
+"""Worker processes read files of one kit, as with PyTorch's DataLoader.
 
-They are forked or spawned, and the kit is opened before or after that.
+The workers are forked or spawned, and the kit is opened before or after the workers start.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ PROGRAM = """
 
 
 class Data(NamedTuple):
-    """A kit of ten files in one layer. ``environ`` is the environment that is needed to reach its registry."""
+    """A kit of ten files in one layer. ``environ`` contains the variables that are needed to reach its registry."""
 
     reference: str
     files: list[bytes]

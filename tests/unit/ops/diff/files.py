@@ -1,4 +1,4 @@
-"""Files in memory, in the form in which a diff compares them."""
+"""Files in memory, as a diff compares them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from kitfs.ops.diff.files import ComparedFile
 
 
 class ReadFile(ComparedFile):
-    """A file that records its reads in ``reads``."""
+    """A file that appends (offset, size) of each read to ``reads``."""
 
     reads: list[tuple[int, int]]
 
 
 def file_of(data: bytes, *, layer: str = "layer", is_whole_layer: bool = False) -> ReadFile:
-    """Return a regular file with the given bytes. Two files of one layer with the same bytes are the same file."""
+    """Return a regular file with the content `data`.
+
+    Two files with equal content in one layer count as the same file.
+    """
     reads: list[tuple[int, int]] = []
 
     def read(offset: int, size: int) -> bytes:

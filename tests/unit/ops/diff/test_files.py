@@ -1,4 +1,4 @@
-"""A diff compares files of two kits by the indexes of their layers, and by their bytes if that is requested."""
+"""A diff compares the files of two kits by the indexes of their layers and, on request, by their bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A diff pairs the layers of two manifests and leaves out layers that cannot make a difference."""
+"""A diff pairs the layers of two manifests, and leaves out equal layers that cannot cause a difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = Descriptor("application/vnd.kitops.modelkit.config.v1+json", Digest.of(
 
 
 def layer(content: str, path: str, kind: str = "model") -> Descriptor:
-    """Return a layer whose digest depends on ``content``."""
+    """Return the descriptor of a layer. The digest depends on ``content`` only."""
     return Descriptor(TAR.format(kind), Digest.of(content.encode()), len(content), {PATH: path} if path else {})
 
 
@@ -37,7 +37,7 @@ def test_a_layer_that_moved_to_another_path_is_shared() -> None:
 
 
 def test_a_layer_is_paired_once() -> None:
-    """If the second kit has a layer twice, the layer with the same path is shared, and the other is unique."""
+    """If the second kit has two layers with the digest, the layer with the same path is paired."""
     found = compare_layers(manifest(layer("a", "a")), manifest(layer("a", "b"), layer("a", "a")))
     assert (paths(found.shared), paths(found.first), paths(found.second)) == (["a"], [], ["b"])
 
@@ -60,7 +60,7 @@ def test_config_and_annotations_are_compared() -> None:
 
 @dataclass(eq=False)
 class Declared:
-    """A layer with its path. ``agrees`` says whether its first entry is below that path."""
+    """A layer with its path. ``agrees`` tells whether the first entry of the layer is below that path."""
 
     digest: str
     path: str | None
@@ -71,7 +71,7 @@ class Declared:
 
 
 def left(first: list[Declared], second: list[Declared]) -> tuple[list[str], list[str]]:
-    """Return the digests of the layers that must be compared."""
+    """Return the digests of the layers of each kit that must be compared."""
     a, b = without_equal_layers(first, second)
     return [layer.digest for layer in a], [layer.digest for layer in b]
 
@@ -98,6 +98,6 @@ def test_a_layer_whose_first_entry_is_outside_of_its_path_is_compared() -> None:
 
 
 def test_all_layers_are_compared_if_their_order_differs() -> None:
-    """The order of the layers decides which layer wins if two contain the same name."""
+    """If two layers contain the same name, the order of the layers decides which file the kit contains."""
     first, second = [Declared("a", "a"), Declared("b", "b")], [Declared("b", "b"), Declared("a", "a")]
     assert left(first, second) == (["a", "b"], ["b", "a"])

@@ -1,4 +1,4 @@
-"""A diff compares the tensors of two kits by the headers of their files."""
+"""A diff compares the tensors of two kits by the headers of the files that contain them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTHS = {"F32": 4, "F16": 2}
 
 
 def model(tensors: Shapes, *, layer: str) -> ReadFile:
-    """Return a safetensors file with the given tensors (name → (dtype, shape)), whose values are zeros."""
+    """Return a safetensors file of zeros. `tensors` maps the name of each tensor to its dtype and its shape."""
     header, at = {}, 0
     for name, (dtype, shape) in tensors.items():
         size = WIDTHS[dtype]
@@ -64,7 +64,7 @@ def test_a_name_that_is_twice_in_a_kit_has_not_moved() -> None:
 
 
 def test_only_headers_are_read() -> None:
-    """A diff does not read values, and does not read a file at all if both kits have it from the same layer."""
+    """The values of tensors are not read. A file that both kits have in the same layer is not read at all."""
     before, after = model({"w": ("F32", [1000])}, layer="1"), model({"w": ("F32", [1000])}, layer="2")
     shared = model({"x": ("F32", [1])}, layer="3")
     compare_tensors(

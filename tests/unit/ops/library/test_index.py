@@ -1,4 +1,4 @@
-"""Indexes in the store and at a registry: their bytes, their edits and their transfer (KITOPS §8)."""
+"""ModelKit indexes are edited in the store, and pushed to and pulled from a registry (KITOPS §8)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ALL = Reference.parse("test/model:all")
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    """Return a workspace without credentials that waits at most ten seconds for a silent registry."""
+    """Return a workspace without credentials whose client waits at most ten seconds for a response."""
     options = WorkspaceOptions(
         cache_dir=str(tmp_path / "store"), kit_home=str(tmp_path / "kit"), client=ClientOptions(read_timeout=10.0)
     )
@@ -52,7 +52,7 @@ def kit_of(text: str, vintage: kits.Vintage = "1.17") -> kits.Kit:
 
 
 def keep(store: Store, text: str, reference: str, vintage: kits.Vintage = "1.17") -> Digest:
-    """Store a kit under a name and return its digest."""
+    """Store a kit under a name and return the digest of its manifest."""
     kit = kit_of(text, vintage)
     for digest, content in {**kit.blobs, kit.digest: kit.manifest}.items():
         assert isinstance(content, bytes)
@@ -66,7 +66,7 @@ def of(repository: str, reference: str) -> Reference:
 
 
 def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
-    """The index lists the kits that were added, and deleting the index does not delete its kits."""
+    """Adding and removing kits changes the list in the index. Deleting the index does not delete the kits."""
     q4, q8 = keep(store, "q4", "test/model:q4"), keep(store, "q8", "test/model:q8")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse("test/model:q4"))
@@ -84,9 +84,9 @@ def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
-    """An entry is byte for byte as kit writes it.
+    """An entry has the bytes that kit writes.
 
-    It records the tag by which the kit was added, the size of its layers, its artifact type, its labels and its
+    An entry records the tag by which the kit was added, the total size of its layers, its artifact type, labels and
     annotations.
     """
     q4 = keep(store, "q4", "test/model:q4")
@@ -109,7 +109,7 @@ def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
 
 
 def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace) -> None:
-    """A kit whose manifest has neither a media type nor an artifact type can be added too."""
+    """A kit whose manifest has no media type and no artifact type can be added too."""
     index.create(store, ALL)
     for vintage in ("1.7", "modelpack"):
         keep(store, "x", f"test/model:{vintage}", vintage)
@@ -120,9 +120,9 @@ def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace)
 
 
 def test_adding_again_merges(store: Store, workspace: Workspace) -> None:
-    """Adding a kit again changes only the labels and annotations that are named.
+    """If a kit is added again, only the given labels and annotations change.
 
-    A name with "-" at its end removes the label. If the kit is added by digest, the recorded tag stays.
+    A label name that ends with "-" removes the label. Adding the kit by its digest does not change the recorded tag.
     """
     q4 = keep(store, "q4", "test/model:q4")
     named = Reference.parse("test/model:q4")
@@ -156,7 +156,7 @@ def test_what_cannot_be_added(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace) -> None:
-    """An index and a kit may have the same name, and each verb affects only its own kind."""
+    """Verbs for indexes do not affect the kit with the same name, and verbs for kits do not affect the index."""
     keep(store, "q4", "test/model:q4")
     same = keep(store, "all", "test/model:all")
     index.create(store, ALL)
@@ -173,9 +173,9 @@ def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace
 
 
 def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) -> None:
-    """A kit that was removed from the store stays in the index with its recorded size.
+    """A kit that was removed from the store remains in the index with its recorded size.
 
-    Only its digest can remove it from the index.
+    The entry can then be removed from the index by its digest only.
     """
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
@@ -192,9 +192,9 @@ def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) 
 
 
 def test_equal_indexes_of_many_names(store: Store, workspace: Workspace) -> None:
-    """If an index with many names is deleted or changed under one name, the other names keep it.
+    """If an index is deleted or changed under one of its names, the other names still refer to the old index.
 
-    An index that no name refers to is deleted immediately.
+    An index is deleted from the store with its last name.
     """
     keep(store, "q4", "other/model:q4")
     empty = index.create(store, of("test/model", "a"))
@@ -216,7 +216,7 @@ def test_force_takes_every_tag(store: Store) -> None:
 
 
 def test_json_for_programs(store: Store, workspace: Workspace) -> None:
-    """The JSON is byte for byte that of kit, with labels as they were written."""
+    """The JSON has the bytes that kit writes. Numbers in labels are not reformatted."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse(f"test/model@{q4}"), labels=label_edits(["f:=1.50", "e=<"]))
@@ -233,16 +233,16 @@ def test_json_for_programs(store: Store, workspace: Workspace) -> None:
 
 
 def pushed(workspace: Workspace, name: str, told: list[Event] | None = None) -> tuple[Digest, Repository]:
-    """Push an index. Return its digest and its repository."""
+    """Push an index. Return its digest and its repository at the registry."""
     source = Reference.parse(name)
     report = quiet if told is None else told.append
     return index.push(workspace, source, source, report=report), workspace.client.repository(source)
 
 
 def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """A push sends the kits and their blobs before the index. A second push sends only the index.
+    """A push sends the kits with their blobs, and then the index. A second push sends only the index.
 
-    A pull of the index then returns the same bytes.
+    A pull returns the bytes of the index that was pushed.
     """
     name = f"{fake.host}/team/model"
     q4, q8 = keep(store, "q4", f"{name}:q4"), keep(store, "q8", f"{name}:q8")
@@ -273,7 +273,7 @@ def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: S
 
 
 def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """If a kit of the index is neither in the store nor in the registry, nothing is sent."""
+    """If a kit of the index is neither in the store nor at the registry, the index is not pushed."""
     name = f"{fake.host}/team/model"
     keep(store, "q4", f"{name}:q4")
     named = Reference.parse(f"{name}:all")
@@ -289,7 +289,7 @@ def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Sto
 
 
 def test_add_from_a_registry(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """A kit that is not in the store can be added, and the index can be pushed if the registry has the kit."""
+    """A kit that only the registry has can be added to an index, and this index can be pushed."""
     kit = kit_of("q4")
     name = f"{fake.host}/team/model"
     kits.push(kit, fake.host, "team/model", "q4")

@@ -1,4 +1,4 @@
-"""Names of kits in the store: tags that move, and kits that lose their last tag."""
+"""Tags of kits in the store can move to another kit, and a kit can lose its last tag."""
 
 from __future__ import annotations
 

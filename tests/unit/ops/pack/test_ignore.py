@@ -1,6 +1,6 @@
-"""A .kitignore leaves out the same paths as moby does, by moby's own tables and recorded results.
+"""A .kitignore leaves out the same paths as moby does, as moby's own tables and recorded results show.
 
-The last tests are about paths that one layer leaves to another.
+The last tests are about layers whose paths contain each other.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ MOBY: list[tuple[str, str, bool]] = [
     ("*x", "xxx", True),
 ]
 
-# (.kitignore, path, result of ReadAll and MatchesOrParentMatches v0.6.0 with kit's own four patterns appended)
+# (.kitignore, path, whether it is ignored by v0.6.0's ReadAll and MatchesOrParentMatches plus kit's four patterns)
 RECORDED: list[tuple[bytes, str, bool]] = [
     (b"a|b*", "ax", True),
     (b"a|b*", "cbx", True),
@@ -194,8 +194,8 @@ RECORDED: list[tuple[bytes, str, bool]] = [
     (b"x*[a-]", "xa", True),
 ]
 
-# Patterns that moby refuses when they are read or first matched. The first one is an exception: moby reads it as a
-# digit, and kitfs refuses it.
+# Patterns that moby refuses when it reads or first matches them. The first pattern is an exception: moby reads it as
+# a digit, but kitfs refuses it.
 MALFORMED = [
     rb"\d*",
     b"[",
@@ -229,7 +229,7 @@ MALFORMED = [
     b"x" * 65536,
 ]
 
-# patterns for which a backtracking matcher does not terminate
+# patterns that would keep a backtracking matcher busy for ever
 HOSTILE = [
     (b"**/" * 9000 + b"x*", False),
     (b"*a" * 20000 + b"c", False),
@@ -246,7 +246,7 @@ LINES = st.lists(st.one_of(SIMPLE, SIMPLE.map("!{}".format), st.text(max_size=6)
 
 
 def answer(data: bytes, path: str) -> bool | str:
-    """Return whether a path is ignored, or the error."""
+    """Return whether the rules in `data` ignore the path, or the error message."""
     try:
         return IgnoreRules.parse(data).ignores(path)
     except KitfileError as e:
@@ -254,7 +254,7 @@ def answer(data: bytes, path: str) -> bool | str:
 
 
 def rules(text: str) -> IgnoreRules:
-    """Return the rules in a string, or no rules if it is malformed."""
+    """Return the rules in a string, or empty rules if the string is malformed."""
     try:
         return IgnoreRules.parse(text.encode("utf-8", "surrogatepass"))
     except KitfileError:
@@ -263,16 +263,12 @@ def rules(text: str) -> IgnoreRules:
 
 @pytest.mark.parametrize(("pattern", "path", "matches"), MOBY)
 def test_moby(pattern: str, path: str, matches: bool) -> None:
-    """Every row of moby's own tables has the same result here."""
     assert IgnoreRules.parse(pattern.encode()).ignores(path) is matches
 
 
 @pytest.mark.parametrize(("data", "path", "ignored"), RECORDED)
 def test_recorded(data: bytes, path: str, ignored: bool) -> None:
-    """Results are those that moby gave for unusual lines.
-
-    They are constructs of regular expressions, bytes that are not UTF-8, comments, BOMs, spaces and exceptions.
-    """
+    """moby gave the results for unusual lines, with regular expressions, comments, BOMs, spaces and invalid UTF-8."""
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
 
@@ -290,41 +286,44 @@ def test_recorded(data: bytes, path: str, ignored: bool) -> None:
     ],
 )
 def test_the_last_that_matches_decides(data: bytes, path: str, ignored: bool) -> None:
-    """In moby's rows with several patterns, an exception undoes earlier patterns and can be undone by later ones."""
+    """The last of several matching patterns decides, in the rows of moby's tables with exceptions."""
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
 
 @pytest.mark.parametrize("pattern", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_malformed_pattern_is_told_with_its_line(pattern: bytes) -> None:
-    """The error is one line that names the number of the line."""
+    """The error is one line and contains the line number of the pattern."""
     with pytest.raises(KitfileError, match=r"^line 3 of \.kitignore\b[^\n]*$"):
         IgnoreRules.parse(b"# first\n\n" + pattern + b"\n*.bin\n")
 
 
 @pytest.mark.parametrize(("pattern", "ignored"), HOSTILE, ids=range(len(HOSTILE)))
 def test_no_pattern_takes_for_ever(pattern: bytes, ignored: bool) -> None:
-    """Thousands of stars, double stars, repetitions and alternatives are matched against the longest paths."""
+    """Patterns with thousands of wildcards, repetitions and alternatives are matched against the longest paths."""
     ignore = IgnoreRules.parse(pattern)
     for path in ("a" * 4095, "a/" * 2047 + "a", "ab" * 2000):
         assert ignore.ignores(path) is ignored
 
 
 def test_exceptions_are_known() -> None:
-    """``has_exceptions`` is true only if a pattern undoes another. Then an ignored directory must be walked."""
+    """``has_exceptions`` is true if a line begins with "!". Only in this case must ignored directories be scanned."""
     assert [IgnoreRules.parse(d).has_exceptions for d in (None, b"", b"*.bin", b"#!a", b"a\n !b", b"\\!a")] == [
         False
     ] * 4 + [True, False]
 
 
 def test_lines_of_any_size_but_go_has_a_limit() -> None:
-    """A line of 65535 bytes is a pattern. A longer line is refused, as by bufio.Scanner."""
+    """A line may have 65535 bytes. A longer line is refused, as by Go's bufio.Scanner."""
     assert IgnoreRules.parse(b"x" * 65535).ignores("x" * 65535)
     with pytest.raises(KitfileError, match=r"^line 1 of \.kitignore is longer than 65535 bytes$"):
         IgnoreRules.parse(b"x" * 65536 + b"\n")
 
 
 def test_a_machine_forgets_and_goes_on() -> None:
-    """Results stay the same when there are more different paths than the matcher has cached states for."""
+    """The results are right even after the matcher has discarded cached states.
+
+    The number of cached states is limited.
+    """
     ignore = IgnoreRules.parse(b"*[!-\xf4\x8f\xbf\xbf]x?")
     for n in range(0x100, 0x9000):
         assert ignore.ignores(f"a{chr(n)}xb")
@@ -335,7 +334,7 @@ def test_a_machine_forgets_and_goes_on() -> None:
 def test_simple_patterns_are_what_they_say(pattern: str, path: str) -> None:
     """Stars, question marks and double stars match like the equivalent regular expression.
 
-    A path matches if the path itself or a directory above it matches.
+    A path also matches if a directory above the path matches.
     """
     parts = re.sub(r"(\*\*/)+\*\*$|(\*\*/)+", lambda m: "**" if m[0][-1] == "*" else "**/", pattern)
     wanted = (
@@ -351,7 +350,10 @@ def test_simple_patterns_are_what_they_say(pattern: str, path: str) -> None:
 
 @given(LINES, PATHS, PATHS)
 def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str, below: str) -> None:
-    """Without exceptions, everything below an ignored directory is ignored, so that a walk can skip it."""
+    """If no line is an exception, all paths below an ignored directory are ignored.
+
+    So the directory need not be scanned.
+    """
     ignore = rules(text)
     if not ignore.has_exceptions and ignore.ignores(directory):
         assert ignore.ignores(f"{directory}/{below}")
@@ -359,9 +361,9 @@ def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str
 
 @given(LINES, PATHS)
 def test_the_last_line_decides(text: str, path: str) -> None:
-    """A path that is the last line is ignored, and an exception after it undoes that.
+    """If the last line is a path, the path is ignored. If the last line is "!" and a path, the path is not ignored.
 
-    The four names that kit itself ignores cannot be excepted.
+    The four names that kit always ignores cannot be excepted.
     """
     base = f"{text}\n{path}" if rules(text).ignores(path) else path
     assert rules(f"{base}\n").ignores(path)
@@ -371,14 +373,14 @@ def test_the_last_line_decides(text: str, path: str) -> None:
 
 @given(st.binary(max_size=60), st.binary(min_size=1, max_size=20))
 def test_any_bytes_are_rules_or_an_error_of_one_line(data: bytes, name: bytes) -> None:
-    """Any .kitignore and any path give either a result or a KitfileError of one line."""
+    """Any bytes as a .kitignore give a result for any path, or a KitfileError of one line."""
     said = answer(data, name.decode("utf-8", "surrogateescape"))
     assert isinstance(said, bool) or (said.startswith("line ") and "\n" not in said)
 
 
 @given(st.text(alphabet="ab[]^-\\*?{}2,|:./", max_size=12), PATHS)
 def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> None:
-    """Brackets, braces, bars and backslashes in any order give either a result or an error."""
+    """Brackets, braces, bars and backslashes in any order give a result or an error."""
     said = answer(pattern.encode(), path)
     assert isinstance(said, bool) or said.startswith("line 1 of .kitignore: invalid pattern ")
 
@@ -390,7 +392,7 @@ def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> No
     PATHS,
 )
 def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path: str) -> None:
-    """Patterns that are matched together have the results that each of them has alone."""
+    """If several patterns match a path, the last of these patterns decides."""
     said = [
         (exception, text, answer(("!" if exception else "").encode() + text.encode(), path))
         for exception, text in lines
@@ -404,7 +406,7 @@ def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["dir{}/name", "*.tmp{}", "**/x{}", "**/*.t{}", "d{}/**", "logs{}/*.log"])
 def test_a_hundred_thousand_lines(form: str) -> None:
-    """The time for a path does not grow in proportion to the number of lines."""
+    """The rules of 100,000 lines are applied without testing every line."""
     data = "\n".join(("!" if n % 2 else "") + form.format(n) for n in range(100_000)).encode()
     rules = IgnoreRules.parse(data)
     name = form.replace("**", "y").replace("*", "z")
@@ -430,15 +432,15 @@ def test_a_hundred_thousand_lines(form: str) -> None:
     ],
 )
 def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: list[str], out: bool) -> None:
-    """A layer leaves out paths within another layer's path, unless that path contains or equals its own.
+    """A layer leaves out files within another layer's path, unless that path contains or equals the layer's own.
 
-    Paths are compared by whole names.
+    Paths are compared component by component.
     """
     assert left_out(path, layer, others) is out
 
 
 @given(PATHS, PATHS, st.lists(PATHS, max_size=4))
 def test_one_layer_at_least_keeps_a_path(path: str, layer: str, others: list[str]) -> None:
-    """The innermost of the layers whose paths contain a file contains the file."""
+    """Of the layers whose paths contain a file, the layer with the longest path contains the file."""
     around = [p for p in [*others, layer, "."] if is_within(path, p)]
     assert not left_out(path, max(around, key=lambda p: 0 if p == "." else p.count("/") + 1), [*others, layer, "."])

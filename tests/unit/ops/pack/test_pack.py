@@ -1,4 +1,4 @@
-"""Packing into a store: what is read, what makes a pack fail, and that a failed pack leaves nothing behind."""
+"""A pack reads each file once and stores a kit. A pack that fails leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SHAPE = KitFormat("1.17.0", created=0)
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a directory to pack: model/w.bin of a little more than 3 MiB, and README.md."""
+    """Return a directory to pack, with model/w.bin of a little more than 3 MiB and README.md."""
     root = tmp_path / "tree"
     (root / "model").mkdir(parents=True)
     (root / "model/w.bin").write_bytes(os.urandom(3 * MiB + 5))
@@ -67,7 +67,7 @@ def layer(store: Store, made: PackedKit, number: int = 0) -> tarfile.TarFile:
 
 
 def leftovers(store: Store) -> list[str]:
-    """Return ingests, tags, and files of the store that this process has open."""
+    """Return the ingests and tags in the store, and the files of the store that this process has open."""
     ingests = os.listdir(os.path.join(store.root, "ingest"))
     held = []
     for fd in os.listdir("/proc/self/fd"):
@@ -82,7 +82,7 @@ def leftovers(store: Store) -> list[str]:
 
 
 def test_each_byte_is_read_once(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each file is opened once and each byte is read once, by os.read. A hard link counts as a file of its own."""
+    """Each file is opened once, and each of its bytes is read once. A hard link is packed like a separate file."""
     os.link(tree / "model/w.bin", tree / "model/again.bin")
     opened: dict[str, int] = {}
     amount: dict[str, int] = {}
@@ -109,7 +109,7 @@ def test_each_byte_is_read_once(tree: Path, store: Store, monkeypatch: pytest.Mo
 
 
 def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_path: Path) -> None:
-    """By the kernel's count, the process reads little more than the files, which are not read again for a digest."""
+    """The kernel counts little more than the size of the files, so no file is read a second time for its digest."""
     with (tree / "model/big.bin").open("wb") as file:
         file.truncate(256 * MiB)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ncode: [{path: model}]\n")
@@ -134,7 +134,7 @@ def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_pa
 
 
 def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
-    """A pack reports a total and as many moved bytes for each layer.
+    """For each layer, a pack reports the total and as many moved bytes.
 
     It reports each layer, the config and the manifest as saved, in the order of the manifest.
     """
@@ -153,7 +153,7 @@ def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_equal_layers_are_two_descriptors_and_one_blob(tree: Path, store: Store, workers: int) -> None:
-    """Two bundles with the same bytes are one blob, and only the first is reported as added."""
+    """Two MCP bundles with equal bytes are stored as one blob, and only the first is reported as added."""
     for name in ("a.mcpb", "b.mcpb"):
         with zipfile.ZipFile(tree / name, "w") as bundle:
             bundle.writestr(zipfile.ZipInfo("manifest.json"), "{}")
@@ -167,7 +167,10 @@ def test_equal_layers_are_two_descriptors_and_one_blob(tree: Path, store: Store,
 
 
 def test_an_mcp_bundle_goes_in_as_it_is(tree: Path, store: Store) -> None:
-    """An MCP bundle becomes a raw layer with its own media type and its path, not a tar."""
+    """An MCP bundle becomes a raw layer with its path and a media type of its own.
+
+    The bundle is not packed into a tar.
+    """
     with zipfile.ZipFile(tree / "tool.mcpb", "w") as bundle:
         bundle.writestr("manifest.json", "{}")
         bundle.writestr("server.py", "print()")
@@ -211,7 +214,7 @@ def empty(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [not_a_zip, without_manifest, of_the_future, a_directory, a_link, empty])
 def test_an_mcp_server_must_be_a_zip_with_a_manifest(tree: Path, store: Store, make: Callable[[Path], None]) -> None:
-    """An mcpServers entry that is not a single zip file with manifest.json at its root fails the pack."""
+    """An mcpServers entry must be a single zip file with manifest.json at its root."""
     make(tree / "tool.mcpb")
     with pytest.raises(ContextError, match=r"^error processing mcpserver: tool\.mcpb(:| is not an MCP bundle)"):
         packed(tree, store, kitfile(mcpServers=[{"name": "tool", "path": "tool.mcpb"}]))
@@ -229,8 +232,8 @@ def test_a_prompt_is_a_code_layer_with_a_mark(tree: Path, store: Store) -> None:
 def test_the_order_is_that_of_bytes(tree: Path, store: Store) -> None:
     """Names are sorted by their bytes.
 
-    A byte that is not UTF-8 comes after every character, and the children of a directory come before a longer name with
-    the same beginning.
+    A byte that is not UTF-8 is sorted after every character. The children of a directory are sorted before a longer
+    name that begins with the name of the directory.
     """
     names = [b"z", b"z/a", b"z.txt", b"\xf0\x9f\x98\x80", b"\xff"]
     os.mkdir(os.path.join(os.fsencode(tree / "model"), b"z"))
@@ -307,7 +310,10 @@ CHANGES = [
 
 
 class Meddler:
-    """Changes a file once, either right before it is opened or after its first piece was read."""
+    """A patch for os.open and os.read.
+
+    The patch changes a file once, before the file is opened or after its first read.
+    """
 
     def __init__(
         self, monkeypatch: pytest.MonkeyPatch, path: Path, change: Callable[[Path], None], *, opened: bool
@@ -341,7 +347,7 @@ class Meddler:
 def test_a_file_that_changes_fails_the_pack(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], opened: bool, kind: str
 ) -> None:
-    """The error is one line that names the file. No ingest, tag or lease is left behind."""
+    """The error is one line that names the file. The failed pack leaves no ingest, tag or lease."""
     target = tree / "model/w.bin"
     made = codes("README.md", "model")
     if kind == "mcpServers":
@@ -379,7 +385,7 @@ def test_a_file_that_vanishes_while_the_tree_is_looked_at_fails_the_pack(
 def test_the_first_error_ends_a_pack_whichever_layers_it_is(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the first layer waits, the third layer fails, and its error is raised."""
+    """The third layer fails while the first layer is still being read, and the pack raises this error."""
     failed = threading.Event()
     real = os.read
 
@@ -404,7 +410,7 @@ def test_the_first_error_ends_a_pack_whichever_layers_it_is(
 
 
 def test_a_file_that_cannot_be_read_is_named(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error names the file by its path in the context, with the system's reason.
+    """The error contains the path of the file in the context, and the reason.
 
     Root may read every file, so os.open is replaced to raise the error.
     """
@@ -475,7 +481,7 @@ def test_a_path_below_a_link_outside_is_refused(tree: Path, store: Store) -> Non
 
 
 def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store: Store) -> None:
-    """As with kit, links are not followed, neither as the path of a layer nor within it."""
+    """As with kit, symbolic links are not followed, neither at the path of a layer nor below it."""
     (tree / "x").symlink_to("model")
     (tree / "model/link").symlink_to("/etc/passwd")
     events: list[Event] = []
@@ -491,7 +497,7 @@ def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store
 
 
 def test_files_that_only_their_owner_may_read_are_told(tree: Path, store: Store) -> None:
-    """A pack with such files gives one warning, which names one of them. Files that a group may read give none."""
+    """If only the owner may read some files, a pack gives one warning with one of their names."""
     (tree / "model/w.safetensors").write_bytes(b"w")
     (tree / "model/w.safetensors").chmod(0o600)
     (tree / "model/w.bin").chmod(0o640)
@@ -530,7 +536,7 @@ def test_a_kitignore_that_makes_no_sense_fails_the_pack(tree: Path, store: Store
 
 
 def test_a_kitignore_that_is_a_fifo_fails_the_pack(tree: Path, store: Store) -> None:
-    """The pack does not wait for a program that writes to the fifo."""
+    """The pack does not wait for a writer of the fifo."""
     os.mkfifo(tree / ".kitignore")
     with pytest.raises(ContextError, match=r"^cannot read \.kitignore: \.kitignore is not a regular file$"):
         packed(tree, store, codes("model"))
@@ -543,7 +549,7 @@ def test_a_kitignore_that_is_a_directory_fails_the_pack(tree: Path, store: Store
 
 
 def test_a_name_that_no_tar_can_hold_fails_when_the_layer_is_planned() -> None:
-    """A name that exceeds the limit for pax records is refused before anything is written."""
+    """A name that exceeds the limit for pax records is refused before a byte is written."""
     file = ScannedFile("n" * (1 << 20), directory=False, mode=0o644, size=0, identity=(0, 0, 0, 0, 0))
     with pytest.raises(ContextError, match="is too long for a tar"):
         LayerStream(".", LayerPlan(".", [file]), raw=False)
@@ -553,7 +559,7 @@ def test_a_name_that_no_tar_can_hold_fails_when_the_layer_is_planned() -> None:
 
 
 class CountingIngest:
-    """An ingest that keeps the first bytes and only counts the rest."""
+    """An ingest that retains the first bytes and counts the others."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -572,7 +578,7 @@ class CountingIngest:
 
 
 class CountingStore:
-    """A real store whose ingests write nothing and only count bytes."""
+    """A real store, except that its ingests are instances of CountingIngest."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -587,7 +593,7 @@ class CountingStore:
 
 
 def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size of the file is in a pax header, and the layer has the size that was reported before."""
+    """The size of the file is in a pax header. The total reported at the beginning is the size of the layer."""
     size = (8 << 30) + 1
     with (tree / "big").open("wb") as file:
         file.truncate(size)
@@ -598,7 +604,7 @@ def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest
         os, "read", lambda fd, n: zeros[:n] if os.readlink(f"/proc/self/fd/{fd}").endswith("/big") else real(fd, n)
     )
     events: list[Event] = []
-    with pytest.raises(StoreError, match="was evicted or removed"):  # the counting ingest keeps nothing
+    with pytest.raises(StoreError, match="was evicted or removed"):  # the counting ingest stores nothing
         packed(tree, cast(Store, counting), codes("big"), events.append)
     [total] = (e for e in events if isinstance(e, Total))
     assert counting.ingests[0].size == total.size == 3 * 512 + size + 511 + 1024
@@ -612,7 +618,7 @@ def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
-    """The error is one line with exit code 7, and the bytes that the pack wrote are removed from the disk."""
+    """The error is one line, the exit code is 7, and the bytes that the pack has written are removed."""
     needs_root()
     needs("mount")
     (tree / "model/big.bin").write_bytes(bytes(24 * MiB))
@@ -634,7 +640,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
 
 
 def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pack fails at any write of a layer, and at the writes of the config and the manifest."""
+    """The pack fails at any write of a layer, of the config or of the manifest."""
     real = os.pwrite
     for after in range(6):
         left = [after]
@@ -654,7 +660,7 @@ def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypat
 
 @pytest.fixture
 def endless(tree: Path) -> Path:
-    """Return a directory with a file of 64 GiB of zeros, which takes long to pack."""
+    """Return a directory with a file of 64 GiB of zeros. Packing the file takes minutes."""
     with (tree / "model/w.bin").open("wb") as file:
         file.truncate(64 << 30)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
@@ -672,7 +678,10 @@ def written(host: Host) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals) -> None:
-    """Ctrl-C leaves nothing behind and prints one line. The next store removes what SIGKILL leaves behind."""
+    """Ctrl-C leaves nothing behind and prints one line.
+
+    The remains of a killed pack are removed when a store is opened.
+    """
     with boxed() as host:
         process = host.start("pack", endless, "-t", "a:b", "--progress", "none")
         try:
@@ -699,7 +708,7 @@ def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals
 
 
 def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
-    """All packs succeed, with one kit and one copy of each blob."""
+    """All packs succeed. They produce one kit and one copy of each blob."""
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
     with boxed() as host:
         running = [
@@ -718,7 +727,7 @@ def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
 
 @pytest.mark.parametrize("before", [False, True], ids=["new layers", "layers that were there, of no kit"])
 def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, before: bool) -> None:
-    """At every event of the pack, another store on the same directory tries to evict everything."""
+    """At every event of the pack, another Store on the same directory tries to evict everything."""
     if before:
         pack_to_store(str(tree), codes("model", "README.md"), store, [], kit_format=SHAPE, report=quiet)
     greedy = Store.open(
@@ -739,7 +748,7 @@ def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, b
 
 
 def test_modes_are_those_of_files(tree: Path, store: Store) -> None:
-    """Setuid, setgid and sticky bits are kept, and names of directories have no slash at their end."""
+    """Setuid, setgid and sticky bits are packed. The name of a directory does not end with a slash."""
     (tree / "model/w.bin").chmod(0o4751)
     (tree / "model").chmod(0o1777)
     found = {m.name: (m.mode, m.type) for m in layer(store, packed(tree, store, codes("model")))}

@@ -1,4 +1,4 @@
-"""Converting a kit to an OCI image: its config and manifest, what is sent, and which kits cannot be converted."""
+"""A kit can be converted to an OCI image, unless an image would show other files than a mount."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def host(tmp_path: Path) -> Iterator[Workspace]:
 
 
 def a_kit(**more: Any) -> kits.Kit:
-    """Return a kit with one layer for each compression. Two of the layers contain a file of the same name."""
+    """Return a kit with one layer for each compression. Two of the layers contain a file with the same name."""
     parts = [
         kits.part("model", "m", kits.kit_tar({"m/w.bin": NOISE, "m/deep/x": b"x"}, modes={"m/w.bin": 0o600})),
         kits.part("code", "src", kits.kit_tar({"src/a.py": b"one", "src/b.py": b"b"}), compression="gzip"),
@@ -73,7 +73,7 @@ def config_of(fake: FakeRegistry, image: str) -> dict[str, Any]:
 
 
 def shown(fake: FakeRegistry, image: str) -> dict[str, bytes | None]:
-    """Return path → content of the image's merged layers, with None for a directory, after checking each diffId."""
+    """Return a dictionary from path to content, or None for a directory, of the image's layers. Check each diffId."""
     repository = image.partition("/")[2].rpartition(":")[0]
     tree: dict[str, bytes | None] = {}
     for layer, diff_id in zip(
@@ -105,7 +105,10 @@ def mounted_tree(host: Workspace, ref: str) -> dict[str, bytes | None]:
 
 
 def test_an_image_shows_what_a_mount_shows_and_no_layer_is_sent(fake: FakeRegistry, host: Workspace) -> None:
-    """Layers are mounted from the kit's repository. No layer is uploaded, and no compressed layer is downloaded."""
+    """The registry mounts the layers from the kit's repository.
+
+    No layer is uploaded, and no compressed layer downloaded.
+    """
     kit = a_kit()
     ref, image = fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/images/kit:v1"
     fake.forget()
@@ -130,7 +133,7 @@ def test_an_image_shows_what_a_mount_shows_and_no_layer_is_sent(fake: FakeRegist
 
 
 def test_config_and_manifest_are_an_images(fake: FakeRegistry, host: Workspace) -> None:
-    """Every field is that of an image, and the annotations of the kit's layers are left out."""
+    """Every field has the value that an image requires. The annotations of the kit's layers are left out."""
     kit = a_kit()
     ref, image = fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/team/kit:image"
     assert made(host, ref, image).existed
@@ -160,7 +163,7 @@ def test_config_and_manifest_are_an_images(fake: FakeRegistry, host: Workspace) 
 
 
 def test_the_same_kit_gives_the_same_image(fake: FakeRegistry, host: Workspace) -> None:
-    """A second conversion gives the same digest and sends nothing."""
+    """A second conversion returns the same digest and uploads nothing."""
     ref, image = fake.put_kit("team/kit", a_kit(), "v1"), f"{fake.host}/images/kit:a,b"
     first = made(host, ref, image)
     fake.forget()
@@ -185,7 +188,10 @@ def test_platforms_share_all_but_a_config(fake: FakeRegistry, host: Workspace) -
 
 
 def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace) -> None:
-    """Layers go from one registry to the other without being stored, or come from the store if it has them."""
+    """Layers are copied from one registry to the other without being stored.
+
+    Layers in the store are sent from the store.
+    """
     kit = a_kit()
     ref = fake.put_kit("team/kit", kit, "v1")
     sizes = sum(layer["size"] for layer in json.loads(kit.manifest)["layers"])
@@ -193,7 +199,7 @@ def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace
         assert made(host, ref, f"{other.host}/images/kit:v1")[1:] == (sizes, 0, 0)
         assert not host.store.has_sealed(
             Digest.parse(kit.layers[0])
-        )  # the other layers are smaller than one readahead, so they may be stored
+        )  # the other layers may be stored, because they are smaller than one readahead
         assert shown(other, f"{other.host}/images/kit:v1") == mounted_tree(host, ref)
     pull(host, Reference.parse(ref), report=quiet)
     fake.forget()
@@ -203,7 +209,7 @@ def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace
 
 
 def test_a_registry_that_mounts_nothing(fake: FakeRegistry, host: Workspace) -> None:
-    """If the registry mounts no blobs, the layers are uploaded."""
+    """If the registry does not mount blobs, the layers are uploaded."""
     ref = fake.put_kit("team/kit", a_kit(), "v1")
     fake.mounts = False
     done = made(host, ref, f"{fake.host}/images/kit:v1")
@@ -212,7 +218,7 @@ def test_a_registry_that_mounts_nothing(fake: FakeRegistry, host: Workspace) -> 
 
 
 def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) -> None:
-    """The model layer of a parent is mounted from the parent's own repository."""
+    """The model layer of a parent is the first layer, and is mounted from the parent's own repository."""
     parent = kits.build(
         [kits.part("model", "m", kits.kit_tar({"m/w": NOISE})), kits.part("code", "no", kits.kit_tar({"no": b""}))]
     )
@@ -230,9 +236,9 @@ def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) 
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "modelpack", "modctl", "cnai"])
 def test_kits_of_every_vintage(fake: FakeRegistry, host: Workspace, vintage: kits.Vintage) -> None:
-    """A diffId that the kit does not declare is computed by reading the layer.
+    """If the kit does not declare a diffId, the layer is read to compute the diffId.
 
-    A Kitfile or a creation time that the kit does not have is left out.
+    If the kit has no Kitfile or no creation time, the image has none.
     """
     ref, image = fake.put_kit("team/kit", a_kit(vintage=vintage), "v1"), f"{fake.host}/images/kit:v1"
     told: list[Event] = []
@@ -290,7 +296,7 @@ def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part:
 
 
 def conflicting() -> bytes:
-    """Return a tar with a file whose name it already used for a directory that is not empty."""
+    """Return a tar with the file m/x and then a file m, which conflicts with the directory m."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name in ("m/x", "m"):
@@ -315,9 +321,9 @@ def conflicting() -> bytes:
 def test_names_that_an_image_would_show_otherwise(
     fake: FakeRegistry, host: Workspace, parts: list[kits.Part], told: str
 ) -> None:
-    """Such kits are refused, because an image and a mount resolve the conflict differently.
+    """A kit is refused if a file in it has the name of a directory that is not empty.
 
-    In an image the later entry wins. In a mount a directory that is not empty stays.
+    An image would show the later entry. A mount would show the directory.
     """
     ref = fake.put_kit("team/kit", kits.build(parts), "v1")
     with pytest.raises(UnsupportedLayer, match=told):

@@ -1,4 +1,4 @@
-"""Pushes from a store: which requests the registry gets, in which order, and how a push fails."""
+"""A push sends the blobs of a kit in the store, and then its manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 30.0
 
 
 class FakeTarget:
-    """A repository that records the blobs and requests that it gets. ``how`` decides what happens to a blob."""
+    """A repository that records blobs and requests. ``how`` returns the result of an upload, such as "uploaded"."""
 
     def __init__(self, how: Callable[[Descriptor], str] = lambda _: "uploaded") -> None:
         self.how = how
@@ -72,7 +72,7 @@ class FakeTarget:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Return a directory of twelve files, of which the first is empty."""
+    """Return a directory of twelve files. The first file is empty."""
     root = tmp_path / "tree"
     root.mkdir()
     for number in range(12):
@@ -89,7 +89,7 @@ def packed(tree: Path, store: Store, *references: Reference) -> PackedKit:
 
 
 def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:
-    """Layers and config are sent once each, and then the manifest under every tag, with its media type."""
+    """Each layer and the config are sent once. The manifest is then sent with its media type under every tag."""
     made = packed(tree, store)
     target = FakeTarget()
     assert (
@@ -114,9 +114,9 @@ def test_a_digest_is_pushed_as_it_is(tree: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("how", ["uploaded", "mounted", "exists"])
 def test_what_is_pushed_is_told(tree: Path, store: Store, how: str) -> None:
-    """The moved bytes add up to the totals, whether blobs are uploaded, mounted or already there.
+    """For every blob, the moved bytes add up to its total, even if the blob is mounted or exists already.
 
-    Each blob is reported once, and then the manifest.
+    A push reports each blob once, and the manifest last.
     """
     packed(tree, store)
     events: list[Event] = []
@@ -128,7 +128,6 @@ def test_what_is_pushed_is_told(tree: Path, store: Store, how: str) -> None:
 
 
 def test_no_more_than_five_blobs_at_once(tree: Path, store: Store) -> None:
-    """Five blobs are sent at the same time, and never six."""
     packed(tree, store)
     together = threading.Barrier(5)
     first = iter(range(5))
@@ -163,9 +162,9 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
 
 def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Store) -> None:
-    """Blobs may be mounted from at most three other repositories, whose kits in the store have the blob.
+    """A blob may be mounted from at most three other repositories. Their kits in the store contain the blob.
 
-    Neither the destination itself nor other registries are named.
+    The destination itself and repositories at other registries are left out.
     """
     names = [
         "registry.test/a/b",
@@ -192,7 +191,7 @@ def test_a_damaged_tag_of_another_kit_is_no_reason_to_fail(tree: Path, store: St
 
 
 def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, store: Store) -> None:
-    """A push opens the files of all blobs at its start."""
+    """A push opens the files of all blobs before the first upload, so a later removal of the files does no harm."""
     made = packed(tree, store)
 
     def how(_: Descriptor) -> str:

@@ -1,4 +1,4 @@
-"""The index of a layer that is written while it is fetched is checked against the bytes outside its files."""
+"""The index of a layer that is written to files as it arrives is checked against the bytes outside the files."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Whole:
         self.size = len(data)
 
     def pread(self, offset: int, size: int) -> bytes:
-        """Return the bytes at an offset, or fewer at the end."""
+        """Return the bytes at an offset, or fewer at the end of the archive."""
         return self.data[offset : offset + size]
 
 
 def again(index: LayerIndex, data: bytes, piece: int) -> LayerIndex | None:
-    """Build the index of an archive again, from ``Headers`` that received pieces of the archive."""
+    """Add an archive to ``Headers`` in pieces, and build its index from the bytes that were retained."""
     headers = Headers(index, len(data))
     for at in range(0, len(data), piece):
         headers.add(at, memoryview(data)[at : at + piece])
@@ -42,14 +42,14 @@ def again(index: LayerIndex, data: bytes, piece: int) -> LayerIndex | None:
 
 @pytest.mark.parametrize("piece", [1, 511, 512, 4096, 1 << 20])
 def test_the_index_of_the_right_bytes_is_the_same(piece: int) -> None:
-    """The index is the same, whatever pieces the bytes arrive in."""
+    """The index does not depend on the size of the pieces."""
     data = kit_tar(FILES, modes={"m/a": 0o755})
     index = index_tar(Whole(data))
     assert again(index, data, piece) == index
 
 
 def test_only_bytes_outside_the_files_are_kept() -> None:
-    """All other bytes are replaced by zeros."""
+    """Bytes within the files are replaced by zeros."""
     data = kit_tar(FILES)
     headers = Headers(index_tar(Whole(data)), len(data))
     headers.add(0, memoryview(data))
@@ -71,7 +71,7 @@ def test_every_nasty_archive(name: str) -> None:
 
 
 def test_the_index_of_other_bytes_is_not() -> None:
-    """The index differs if any header differs."""
+    """If a header in the archive differs, the index differs."""
     data = kit_tar(FILES)
     index = index_tar(Whole(data))
     for changed in ({"m/a": b"a" * 5001}, {"m/x": b""}, {"m/b/c": b"short"}):

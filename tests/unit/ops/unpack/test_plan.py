@@ -1,4 +1,4 @@
-"""The plan of an unpack is small, however many names it has."""
+"""The plan of an unpack needs little memory, even for many names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES = 20_000
 
 
 def test_the_memory_of_a_plan() -> None:
-    """A name takes less than 300 bytes, its path included."""
+    """A name in the plan takes less than 300 bytes, including its path."""
     builder = IndexBuilder(max_entries=FILES)
     names = [f"data/{n // 100}/sample-{n:08}.json" for n in range(FILES)]
     for n, name in enumerate(names):

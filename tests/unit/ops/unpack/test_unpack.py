@@ -1,4 +1,4 @@
-"""Unpacking a kit: the tree, existing files in the way, wrong bytes, hostile kits and runs that resume."""
+"""An unpack writes the tree that a mount shows, detects wrong bytes, refuses hostile kits, and can be resumed."""
 
 from __future__ import annotations
 
@@ -111,12 +111,12 @@ class World:
 
     @property
     def workspace(self) -> Workspace:
-        """Return the parts of a workspace that an unpack needs: the store, the resolver and one option."""
+        """Return the parts of a workspace that an unpack needs: the store, the resolver and the option max_entries."""
         options = types.SimpleNamespace(max_entries=self.max_entries)
         return cast(Workspace, types.SimpleNamespace(store=self.store, resolver=self.resolver, options=options))
 
     def shown(self, reference: Reference, *filters: str) -> trees.Tree:
-        """Return the tree that a mount shows, in the form of ``trees.scan``, without hashes."""
+        """Return the tree that a mount shows, in the form of ``trees.scan`` but with contents instead of hashes."""
         kit = self.kit(reference, *filters)
         tree = tree_of(kit, counters=self.counters, log=LOG)
         found: trees.Tree = {}
@@ -131,7 +131,7 @@ class World:
         return found
 
     def written(self, directory: Path | None = None) -> trees.Tree:
-        """Return the tree that was written, in the same form."""
+        """Return the tree in the directory, in the same form as ``shown``."""
         top = directory or self.out
         found = trees.scan(top, hashes=False)
         for path, row in found.items():
@@ -141,7 +141,7 @@ class World:
 
     @property
     def lines(self) -> list[str]:
-        """Return the lines about the steps, which follow the line about the directory."""
+        """Return the lines of the last unpack after the first line, which names the directory."""
         first, *steps = [event.text for event in self.told if isinstance(event, Noted)]
         assert first == f"Unpacking to {self.out}"
         return steps
@@ -175,7 +175,7 @@ def tar(add: Callable[[tarfile.TarFile], None]) -> bytes:
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.17", "modelpack", "modctl"])
 def test_what_mounts_also_unpacks(world: World, vintage: kits.Vintage, compression: Compression) -> None:
-    """A kit of any vintage unpacks to the tree that a mount shows, and nothing else is left in the directory."""
+    """A kit of any vintage unpacks to the tree that a mount shows. The directory contains nothing else."""
     parts = [
         model(compression=compression),
         part("docs", "docs/x.md", b"raw", format="raw" if vintage != "1.7" else "tar"),
@@ -190,7 +190,7 @@ def test_what_mounts_also_unpacks(world: World, vintage: kits.Vintage, compressi
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 def test_a_raw_layer(world: World, compression: Compression) -> None:
-    """A raw layer becomes one file, compressed or not, with the mode in its annotation."""
+    """A raw layer, compressed or not, becomes one file with the mode in its annotation."""
     reference = world.put(
         [part("model", "w.bin", TREE["m/a/one.bin"], format="raw", compression=compression, mode=0o640)]
     )
@@ -200,9 +200,9 @@ def test_a_raw_layer(world: World, compression: Compression) -> None:
 
 
 def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
-    """A later file replaces an earlier one, and the first mode of a directory stays.
+    """A later file replaces an earlier file, but the first mode of a directory remains.
 
-    A directory replaces a file. A directory that is not empty is not replaced by a file.
+    A directory replaces a file. A file does not replace a directory that is not empty.
     """
     one = kit_tar({"d/x": b"one", "f": b"file", "both/x": b"1"}, modes={"d": 0o700})
     two = kit_tar({"d/x": b"two", "f/y": b"below", "both": b"file"}, modes={"d": 0o755})
@@ -214,7 +214,7 @@ def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
 
 
 def test_lines_are_kits_in_kits_order(world: World) -> None:
-    """The lines are about parents, their layers, the Kitfile and the layers, in this order."""
+    """The lines name each parent and its layers, then the Kitfile, and then the layers of the kit."""
     world.put(
         [
             part("model", "base.bin", b"b", format="raw", name="base"),
@@ -250,7 +250,7 @@ def test_lines_are_kits_in_kits_order(world: World) -> None:
 
 
 def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
-    """As with kit, there is a line about each parent, even if nothing of it is selected."""
+    """Even if the filter selects nothing of a parent, a line names the parent, as with kit."""
     world.put([part("model", "base.bin", b"b" * 5000, format="raw")], "r.io/parent")
     reference = world.put(
         build(
@@ -266,9 +266,10 @@ def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
-    """Each byte is counted once, when it is received from the registry, or when it is written from the store.
+    """The reported bytes of a layer add up to its total.
 
-    The totals are the sizes in the manifest.
+    If the layer is fetched, the total is its size in the manifest. If the layer is in the store, the total is the size
+    of its files.
     """
     data = os.urandom(200_000)
     kit = build([part("model", "m", kit_tar({"m/w.bin": data}), compression=compression)])
@@ -282,13 +283,13 @@ def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
 
 
 def test_a_filter_that_selects_nothing_is_told(world: World) -> None:
-    """A filter that selects nothing gives a warning, unlike with kit."""
+    """Unlike kit, an unpack prints a warning if a filter selects nothing."""
     world.unpack(world.put([model()]), "docs")
     assert world.warnings == ["docs: nothing of this kit is selected"]
 
 
 def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
-    """Files and directories get the modes of the layer, although files are written into the directories first."""
+    """Files and directories get the modes in the layer, even if a directory is read-only."""
     data = kit_tar({"d/ro/x": b"x"}, modes={"d/ro": 0o555, "d": 0o777, "d/ro/x": 0o666})
     before = os.umask(0o077)
     try:
@@ -297,12 +298,10 @@ def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
         os.umask(before)
     modes = {path: row["mode"] for path, row in world.written().items()}
     assert (modes["d"], modes["d/ro"], modes["d/ro/x"]) == ("0777", "0555", "0666")
-    os.chmod(world.out / "d/ro", 0o755)  # so that any user can remove it
+    os.chmod(world.out / "d/ro", 0o755)  # so that any user can remove the directory
 
 
 def test_symbolic_and_hard_links(world: World) -> None:
-    """Hard links share one file, and symbolic links have their targets."""
-
     def add(out: tarfile.TarFile) -> None:
         for name, kind, target in (
             ("l", b"2", "d/x"),
@@ -330,7 +329,7 @@ def test_symbolic_and_hard_links(world: World) -> None:
 
 
 def test_a_file_system_without_hard_links_gets_copies(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without hard links, each name is a copy of the same bytes."""
+    """If the file system has no hard links, each name becomes a copy of the file."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, "no")
@@ -363,7 +362,7 @@ def test_holes_stay_holes(world: World) -> None:
 
 
 def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) -> None:
-    """The lines are those of kit up to the layer with the conflict."""
+    """Up to the layer with the conflict, the lines are those of kit."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     world.out.mkdir()
     (world.out / "README.md").write_bytes(b"mine")
@@ -374,9 +373,9 @@ def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) 
 
 
 def test_overwrite_and_ignore_existing(world: World) -> None:
-    """``overwrite`` replaces existing files, and ``ignore_existing`` keeps whatever exists.
+    """``overwrite`` replaces existing files. ``ignore_existing`` leaves files and directories as they are.
 
-    The modes of existing directories stay.
+    The modes of existing directories are not changed.
     """
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     (world.out / "m").mkdir(mode=0o711, parents=True)
@@ -395,7 +394,7 @@ def test_overwrite_and_ignore_existing(world: World) -> None:
 
 
 def test_a_file_where_a_directory_is_needed(world: World) -> None:
-    """A file in the place of a directory is an error with every option."""
+    """If a file has the name of a directory in the kit, the unpack fails with every option."""
     reference = world.put([model()])
     world.out.mkdir()
     (world.out / "m").write_bytes(b"mine")
@@ -406,9 +405,9 @@ def test_a_file_where_a_directory_is_needed(world: World) -> None:
 
 
 def test_the_kitfile(world: World) -> None:
-    """An equal Kitfile is accepted. A different Kitfile is an error, except with ``overwrite``.
+    """An equal Kitfile in the directory is accepted. Another Kitfile is an error unless ``overwrite`` is given.
 
-    A directory in its place is always an error.
+    A directory with the name Kitfile is always an error.
     """
     reference = world.put([model()])
     world.unpack(reference, "kitfile")
@@ -429,7 +428,7 @@ def test_the_kitfile(world: World) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"ignore_existing": True}])
 def test_no_symbolic_link_in_the_directory_is_followed(world: World, options: dict[str, bool]) -> None:
-    """A symbolic link in the place of a directory or a file of the kit is not followed."""
+    """The unpack does not follow a symbolic link that has the name of a directory or a file in the kit."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     outside = world.root / "outside"
     outside.mkdir()
@@ -486,7 +485,7 @@ HOSTILE = {
 def test_what_leads_out_is_refused_before_anything_is_written(
     world: World, name: str, compression: Compression
 ) -> None:
-    """A kit with such a member is refused, whatever else it contains."""
+    """A kit is refused if one of its members leads out of the directory, even if the other members are harmless."""
     reference = world.put([model(), part("code", ".", file(b"first", BIG) + HOSTILE[name], compression=compression)])
     with pytest.raises(UnsafePath):
         world.unpack(reference, overwrite=True)
@@ -494,7 +493,7 @@ def test_what_leads_out_is_refused_before_anything_is_written(
 
 
 def test_a_link_of_one_layer_and_files_of_another_below_it(world: World) -> None:
-    """A link in one layer with files below it in another layer is refused as within one layer."""
+    """Files below a symbolic link are refused, even if the link and the files are in different layers."""
     reference = world.put(
         [
             part("model", ".", block(b"l", flag=b"2", link=b"d") + file(b"d/x") + END),
@@ -508,7 +507,7 @@ def test_a_link_of_one_layer_and_files_of_another_below_it(world: World) -> None
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x"])
 def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
-    """The path of a raw layer comes from its annotation."""
+    """The path of a raw layer is in its annotation, and a path outside of the directory is refused."""
     with pytest.raises((UnsafePath, KitfsError)):
         world.unpack(world.put(build([part("model", path, b"x", format="raw")], vintage="modctl")))
     assert not world.out.exists()
@@ -516,7 +515,10 @@ def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: str) -> None:
-    """Nothing is written outside of the directory, and nothing inside if the tar is refused."""
+    """Nothing is written outside of the directory.
+
+    If the tar is refused, nothing is written in the directory either.
+    """
     case = CASES[name]
     reference = world.put([part("model", ".", case.archive)])
     before = set(os.listdir(world.root)) | {"out"}
@@ -541,7 +543,7 @@ def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: 
 def test_a_layer_that_decodes_to_more_than_its_limit_is_refused(
     world: World, compression: Compression, limit: str
 ) -> None:
-    """Nothing of the layer is left in the directory or in the store."""
+    """The refused layer leaves nothing in the directory or in the store."""
     expansion = Expansion(factor=10, small=MiB) if limit == "growth" else Expansion()
     world.resolver = Resolver(world.store, world.origin_of, log=LOG, expansion=expansion)
     reference = world.put([part("model", "w", bytes(64 * MiB), format="raw", compression=compression)])
@@ -569,7 +571,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 class Disk:
-    """A replacement for os.pwrite that fails for the store's own files, as on a full disk."""
+    """A replacement for os.pwrite that fails for files in the store, as on a full disk."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._pwrite = os.pwrite
@@ -591,7 +593,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def damaged(shape: str, where: float) -> list[Part]:
-    """Return a kit with a model that has a wrong byte, and with a correct layer."""
+    """Return a kit with a model layer that has a wrong byte, and with a docs layer that is correct."""
     raw = SHAPES[shape].get("format") == "raw"
     content = TREE["m/a/one.bin"] if raw else kit_tar(TREE)
     right = part("model", "w" if raw else "m", content, **SHAPES[shape]).stored()
@@ -607,7 +609,7 @@ def damaged(shape: str, where: float) -> list[Part]:
 def test_a_wrong_byte_is_an_integrity_error(
     world: World, monkeypatch: pytest.MonkeyPatch, shape: str, where: float, full: bool
 ) -> None:
-    """A wrong byte in a header or in the content fails the unpack, and nothing of the layer is left."""
+    """A wrong byte in a header or a file fails the unpack, and no file of the layer remains."""
     reference = world.put(damaged(shape, where))
     if full:
         Disk(monkeypatch)
@@ -620,7 +622,7 @@ def test_a_wrong_byte_is_an_integrity_error(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_store_that_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatch, shape: str) -> None:
-    """If nothing can be stored, the layer is written while it is received."""
+    """If the store is full, a layer is written to the directory as it arrives."""
     raw = SHAPES[shape].get("format") == "raw"
     reference = world.put(
         [part("model", "w" if raw else "m", TREE["m/a/one.bin"] if raw else kit_tar(TREE), **SHAPES[shape])]
@@ -637,9 +639,9 @@ def test_a_store_that_takes_nothing(world: World, monkeypatch: pytest.MonkeyPatc
 def test_layers_of_many_requests_in_a_store_that_takes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch, compression: Compression, almost: bool
 ) -> None:
-    """A full store does not fail an unpack if the target has room, because layers are written while received.
+    """If the store is full but the directory is not, layers are written to the directory as they arrive.
 
-    This is also true if only the store's share of the disk is used up.
+    The same happens if only the store's share of the disk is used up.
     """
     files = {f"{name}/{n}.bin": RANDOM.randbytes(5 * MiB + n) for name in ("m", "d") for n in range(3)}
     parts = [
@@ -665,7 +667,7 @@ def test_layers_of_many_requests_in_a_store_that_takes_nothing(
 
 
 def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of opened directories for each name does not depend on its depth."""
+    """An unpack opens about as many directories for a deep name as for a name near the top."""
     chains, depth = 4, 800
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -692,13 +694,13 @@ def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytes
 
 
 def remove_deep(directory: Path) -> None:
-    """Remove a tree that is too deep for the recursion of shutil.rmtree."""
+    """Remove a tree that is too deep for shutil.rmtree, which is recursive."""
     subprocess.run(["rm", "-rf", directory], check=True)
 
 
 @pytest.mark.parametrize("name", ["a", "d"], ids=["file", "directory"])
 def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> None:
-    """An unpack checks its result at the end, and fails if another program has removed a part of it."""
+    """An unpack checks its result at the end, and fails if another program has removed a file or a directory."""
     one = io.BytesIO()
     with tarfile.open(fileobj=one, mode="w") as archive:
         for path, kind in (("a", tarfile.REGTYPE), ("d", tarfile.DIRTYPE)):
@@ -725,7 +727,7 @@ def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> No
 def test_a_file_of_another_size_than_its_annotation(
     world: World, monkeypatch: pytest.MonkeyPatch, said: int, full: bool
 ) -> None:
-    """The error has kit's words."""
+    """The unpack fails with kit's message."""
     lying = build([part("model", "w", b"12345", format="raw", compression="gzip")])
     manifest = json.loads(lying.manifest)
     notes = manifest["layers"][0]["annotations"]
@@ -744,7 +746,7 @@ def test_a_file_of_another_size_than_its_annotation(
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
-    """The layer has the right digest but is not in the compression that its media type says."""
+    """The layer has the right digest, but its bytes are not compressed as its media type says."""
     reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
     with pytest.raises(
         LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: the blob is not {compression}, or is damaged: "
@@ -753,7 +755,7 @@ def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Comp
 
 
 def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
-    """An index that was made from unproven bytes is compared with the verified bytes before anything is written."""
+    """An index that was built from unverified bytes is compared with the verified bytes before a file is written."""
     reference = world.put([model()])
     kit = world.kit(reference)
     layer = kit.layers[0]
@@ -773,12 +775,12 @@ def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
 
 
 class Killed(BaseException):
-    """An exception that ends a run in its middle, as a kill does."""
+    """An exception that ends an unpack in the middle, like a kill."""
 
 
 @pytest.mark.parametrize(("compression", "form"), [("none", "blobs"), ("gzip", "decoded")])
 def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compression: Compression, form: str) -> None:
-    """Verified bytes are read back before they are written. Changed bytes are removed and fetched again."""
+    """Bytes in the store are hashed before they are written to a file. Changed bytes are removed and fetched again."""
     reference = world.put([model(compression=compression)])
     with closing(world.kit(reference)) as kit:
         warm(world.store, kit, report=quiet)
@@ -793,9 +795,9 @@ def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compres
 
 
 def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
-    """A large layer is written while it is fetched, and the store keeps little more than its headers.
+    """A large uncompressed layer is written to the directory as it arrives. Only the layer's headers are stored.
 
-    A compressed layer is stored in its decoded form.
+    A compressed layer is stored in decoded form.
     """
     reference = world.put([model(), part("docs", "d", kit_tar({"d/x": RANDOM.randbytes(2 * MiB)}), compression="gzip")])
     world.unpack(reference)
@@ -805,7 +807,7 @@ def test_a_large_layer_takes_no_room_in_the_store(world: World) -> None:
 
 @pytest.mark.parametrize("max_headers", [MAX_HEADERS, 1024])
 def test_a_layer_of_many_headers_goes_through_the_store(world: World, max_headers: int) -> None:
-    """The headers of a layer that is written while it is fetched are kept in memory, so they must be few."""
+    """A layer with many headers is fetched into the store first, because its headers would need too much memory."""
     reference = world.put([model()])
     stop = threading.Event()
     with closing(world.kit(reference)) as kit:
@@ -817,7 +819,7 @@ def test_a_layer_of_many_headers_goes_through_the_store(world: World, max_header
 
 
 def test_a_layer_that_a_mount_has_fetched_is_not_fetched_again(world: World) -> None:
-    """If the store has most of a layer, the rest is fetched into the store, from which the files are copied."""
+    """If the store has most of a layer, the rest is fetched into the store, and the files are copied from there."""
     data = RANDOM.randbytes(8 * MiB)
     reference = world.put([part("model", "w", data, format="raw")])
     with closing(world.kit(reference)) as kit:
@@ -829,7 +831,7 @@ def test_a_layer_that_a_mount_has_fetched_is_not_fetched_again(world: World) -> 
 
 @pytest.mark.parametrize("shape", ["tar", "raw"])
 def test_wrong_bytes_of_a_mirror_are_fetched_again(world: World, shape: str) -> None:
-    """A layer that does not have its digest is fetched from the next endpoint in the same run."""
+    """If a layer does not match its digest, it is fetched again from the next endpoint in the same run."""
     raw = shape == "raw"
     right = TREE["m/a/one.bin"] if raw else kit_tar(TREE)
     reference = world.put([part("model", "w" if raw else "m", right, format="raw" if raw else "tar")])
@@ -839,7 +841,7 @@ def test_wrong_bytes_of_a_mirror_are_fetched_again(world: World, shape: str) -> 
         """A source whose first endpoint sends a wrong byte."""
 
         def distrust(self) -> bool:
-            """Use the second endpoint."""
+            """Switch to the second endpoint. Return whether the first was in use."""
             again, self.data = self.data != right, right
             return again
 
@@ -859,7 +861,7 @@ def test_wrong_bytes_of_a_mirror_are_fetched_again(world: World, shape: str) -> 
 
 
 def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> None:
-    """If only the store has the kit, the unpack fails, writes no file and removes the blob."""
+    """If no registry has the kit, the unpack fails, writes no file and removes the blob from the store."""
     reference = world.put([model()])
     pull_from(world.origin_of, world.store, reference, report=quiet)
     layer = max(world.store.sealed(), key=lambda blob: blob.size)
@@ -873,7 +875,7 @@ def test_changed_bytes_that_no_registry_has_are_not_written(world: World) -> Non
 
 
 def killed_after(count: int) -> Callable[[Event], None]:
-    """Return a Report that ends the unpack after ``count`` reports of moved bytes."""
+    """Return a Report that raises Killed after ``count`` reports of moved bytes."""
     left = [count]
 
     def report(event: Event) -> None:
@@ -891,7 +893,10 @@ def many() -> list[Part]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 12, 30])
 def test_the_same_command_goes_on(world: World, count: int) -> None:
-    """The same command resumes. Existing files stay, and the journal is removed at the end."""
+    """If a killed command is repeated, the unpack resumes. Existing files are not written again.
+
+    The journal is removed at the end.
+    """
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(count))
@@ -908,9 +913,9 @@ def test_the_same_command_goes_on(world: World, count: int) -> None:
 
 
 def in_the_middle(world: World, *, size: int = 12 * MiB) -> tuple[Reference, bytes, Path]:
-    """Kill an unpack of one file in its middle.
+    """Kill an unpack while the larger file of a kit is being written.
 
-    Returns the reference of the kit, the content of the file, and the partly written file under its temporary name.
+    Returns the reference of the kit, the content of the larger file, and the path of the partly written file.
     """
     data = RANDOM.randbytes(size)
     reference = world.put([part("model", "m", kit_tar({"m/a.txt": b"small", "m/big.bin": data, "m/c": b"last"}))])
@@ -922,7 +927,7 @@ def in_the_middle(world: World, *, size: int = 12 * MiB) -> tuple[Reference, byt
 
 
 def test_a_file_that_was_begun_is_resumed(world: World) -> None:
-    """Bytes of a partly written file are not fetched again."""
+    """The written bytes of a partly written file are not fetched again."""
     reference, data, temporary = in_the_middle(world)
     inode, size = temporary.stat().st_ino, temporary.stat().st_size
     asked: list[int] = []
@@ -950,7 +955,7 @@ def test_a_file_that_was_begun_is_resumed(world: World) -> None:
 
 
 def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) -> None:
-    """Bytes that an earlier run has written are hashed like fetched bytes."""
+    """The bytes that an earlier run has written are hashed like fetched bytes."""
     reference, data, temporary = in_the_middle(world)
     with temporary.open("r+b") as file:
         file.seek(MiB)
@@ -971,7 +976,10 @@ def test_a_file_that_was_begun_belongs_to_its_command(world: World) -> None:
 
 
 def test_directories_that_had_their_modes_already(world: World) -> None:
-    """A run that was killed at its very end resumes, and makes the directories writable while it writes."""
+    """A run that was killed after setting the modes is resumed.
+
+    Directories are writable until the end of the resumed run.
+    """
     reference = world.put(
         [part("model", "d", kit_tar({"d/ro/x": b"x", "d/y": b"y"}, modes={"d": 0o500, "d/ro": 0o000}))]
     )
@@ -980,9 +988,7 @@ def test_directories_that_had_their_modes_already(world: World) -> None:
     def look(_: Event) -> None:
         modes.add((world.out.joinpath("d").stat().st_mode & 0o777, world.out.joinpath("d/ro").stat().st_mode & 0o777))
 
-    with (
-        ExitStack() as last
-    ):  # until ``last`` is closed, the directory is as after a kill, with all files and a journal
+    with ExitStack() as last:  # until ``last`` is closed, all files and the journal exist, as after a kill at the end
         world.unpack(reference, last=last)
         assert (world.out / JOURNAL).exists()
         assert (world.out / "d").stat().st_mode & 0o777 == 0o500
@@ -992,11 +998,11 @@ def test_directories_that_had_their_modes_already(world: World) -> None:
     assert (world.out / "d").stat().st_mode & 0o777 == 0o500
     assert (world.out / "d/ro").stat().st_mode & 0o777 == 0
     for path in (world.out / "d", world.out / "d/ro"):
-        path.chmod(0o755)  # so that any user can remove it
+        path.chmod(0o755)  # so that any user can remove the directory
 
 
 def test_another_command_does_not(world: World) -> None:
-    """For another command the files of the first are in the way. The first command can still resume later."""
+    """Another command fails because the files of the first command exist. The first command can still resume."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(25))
@@ -1008,7 +1014,7 @@ def test_another_command_does_not(world: World) -> None:
 
 
 def test_what_an_earlier_run_left_is_cleared_away(world: World) -> None:
-    """An unpack removes temporary files of an earlier run of the same command, and of one that it supersedes."""
+    """An unpack removes the temporary files of an earlier run, even if the command has changed."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(25))
@@ -1020,9 +1026,9 @@ def test_what_an_earlier_run_left_is_cleared_away(world: World) -> None:
 
 
 def test_files_that_a_restart_may_have_torn_are_written_again(world: World) -> None:
-    """A journal from before a reboot shows which files are from kitfs, but not that they are complete.
+    """After a reboot, the files that the journal lists are written again, because they may be incomplete.
 
-    The reason is that files are not fsynced while an unpack runs.
+    An unpack does not fsync its files.
     """
     reference = world.put(many())
     with pytest.raises(Killed):
@@ -1037,7 +1043,7 @@ def test_files_that_a_restart_may_have_torn_are_written_again(world: World) -> N
 
 
 def test_a_file_that_somebody_put_there_meanwhile_is_in_the_way(world: World) -> None:
-    """A file that replaced an unpacked file is not overwritten, although the journal has its name."""
+    """If a user replaces an unpacked file, the resumed command does not overwrite the new file."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(30))
@@ -1051,7 +1057,7 @@ def test_a_file_that_somebody_put_there_meanwhile_is_in_the_way(world: World) ->
 
 
 def test_a_journal_that_is_cut_off_or_nonsense(world: World) -> None:
-    """With a damaged journal, only the files that it does not record are written again."""
+    """With a damaged journal and ``overwrite``, an unpack succeeds."""
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(30))
@@ -1065,7 +1071,7 @@ def test_a_journal_that_is_cut_off_or_nonsense(world: World) -> None:
 
 
 def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None:
-    """The second unpack fails and says that another is running."""
+    """The second unpack fails, and its error says that another unpack is running."""
     reference = world.put([model()])
     world.out.mkdir()
     with (world.out / JOURNAL).open("wb") as journal:
@@ -1076,7 +1082,7 @@ def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None
 
 
 def test_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk gives one line and no partly written file, and the next run resumes."""
+    """The unpack fails with one line and leaves no partly written file. The next run resumes."""
     reference = world.put([model(), part("docs", "x", b"x", format="raw")])
     pwrite = os.pwrite
     refusing = [True]
@@ -1103,7 +1109,7 @@ def test_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> N
 def test_file_systems_between_which_the_kernel_does_not_copy(
     world: World, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    """If copy_file_range fails, this process copies the bytes."""
+    """If copy_file_range fails, the bytes are copied by read and write."""
 
     def refuse(*_: Any) -> int:
         raise OSError(code, os.strerror(code))
@@ -1134,7 +1140,7 @@ def test_remote_datasets_are_left_out_unless_asked_for(world: World) -> None:
 def test_a_dataset_of_another_kit(world: World) -> None:
     """Only the datasets of the other kit are unpacked, below the path of the dataset.
 
-    A kit to which the other kit refers is unpacked too.
+    If the other kit refers to a further kit, that kit is unpacked too.
     """
     world.put([part("dataset", "deep.csv", b"deep", format="raw", name="deep")], "r.io/deeper")
     world.put([model(), part("dataset", "rows/a.csv", b"a", format="raw", name="rows")], "r.io/data")
@@ -1185,10 +1191,10 @@ class Bucket:
     """A replacement for the parts of boto3 and botocore that read an object."""
 
     class ClientError(Exception):
-        """The exception of boto3 for an error response."""
+        """The exception that boto3 raises for an error response."""
 
     class BotoCoreError(Exception):
-        """The exception of boto3 if there is no response."""
+        """The exception that boto3 raises without a response."""
 
     def __init__(self, data: bytes, etag: str, monkeypatch: pytest.MonkeyPatch) -> None:
         self.data, self.etag = data, etag
@@ -1211,7 +1217,7 @@ class Bucket:
 
 @pytest.mark.parametrize("version", ["", "?versionId=3"])
 def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    """An object is checked by its ETag, which is the MD5 of its content."""
+    """The object is checked against its ETag, which is the MD5 of the content."""
     import hashlib
 
     data = TREE["m/a/one.bin"]
@@ -1237,7 +1243,7 @@ def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version:
 
 
 def test_zstd_frames_without_sizes_are_no_problem(world: World) -> None:
-    """The size of the decoded stream is unknown before its end."""
+    """The size of the decoded stream is not known before its end."""
     content = kit_tar(TREE)
     stream = zstandard.ZstdCompressor(write_content_size=False).compress(content)
     world.unpack(world.put([part("model", "m", content, compression="zstd", blob=stream)]))
