@@ -1,8 +1,8 @@
-"""The same requests for any OCI registry, the content that they need, and the parts of a response that are compared.
+"""Requests that are sent to several OCI registries, and the parts of a response that are compared.
 
-A ``Case`` is a sequence of requests, each of which is compared. "@" in a target stands for the Location of the last
-response. Cases are generated from parameters, so that a new form of range is one line. ``prepare`` pushes the content
-with requests that every registry supports.
+A ``Case`` is a sequence of requests. Each response is compared. "@" in the target of a request stands for the Location
+of the last response. Cases are generated from parameters, and a new form of range is one line. ``content`` returns the
+content that the cases need.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ LIST = json.dumps(
 
 
 class Ask(NamedTuple):
-    """One request.
+    """A request.
 
-    ``length`` is the Content-Length if it is not the true one. In that case the missing bytes are never sent.
+    If ``length`` is set, it is sent as the Content-Length in place of the size of the body. If it is larger than the
+    body, the missing bytes are never sent.
     """
 
     method: str
@@ -100,7 +101,7 @@ class Ask(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A sequence of requests."""
+    """A sequence of requests with a name."""
 
     name: str
     asks: tuple[Ask, ...]
@@ -738,7 +739,7 @@ def _quoted(text: str, safe: str = "") -> str:
 
 
 def cases() -> list[Case]:
-    """Return every case in the order in which they are sent. Cases that change much come last."""
+    """Return the cases in the order in which they are sent. The cases that change the most content come last."""
     made = [*content(), *reading(), *names(), *methods(), *mounting(), *manifests(), *pushing(), *deleting()]
     assert len({case.name for case in made}) == len(made)
     return made

@@ -1,4 +1,4 @@
-"""Send requests to ``kitfs serve`` for its tests: pushes and pulls over httpx, and HTTP byte by byte over a socket."""
+"""Functions that push to and pull from ``kitfs serve`` over httpx, and a connection for raw bytes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def begun(client: httpx.Client, name: str) -> str:
 def received(client: httpx.Client, location: str) -> int:
     """Return how many bytes of an upload the server has.
 
-    One byte counts as zero, because the Range header cannot distinguish these cases.
+    The Range header cannot distinguish one byte from none, so one byte counts as zero.
     """
     answer = client.get(location)
     assert answer.status_code == 204
@@ -53,7 +53,7 @@ def until(size: int, client: httpx.Client, location: str) -> int:
 
 
 def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
-    """Send ``rest`` and end an upload. Afterwards the upload has the bytes ``data``."""
+    """End an upload with the bytes ``rest``, and assert that the server accepts the digest of ``data``."""
     answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
     assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), (
         answer.text
@@ -122,7 +122,7 @@ class Wire:
         self._file = self.socket.makefile("rb")
 
     def send(self, line: str, *headers: str, body: bytes = b"") -> None:
-        """Send a request, with its body as far as it is given."""
+        """Send the head of a request, and ``body``. The headers may announce more bytes than ``body`` has."""
         self.socket.sendall("\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode("latin-1") + body)
 
     def receive(self, *, body: bool = True) -> Answer:
@@ -138,7 +138,7 @@ class Wire:
         return self._file.read(size)
 
     def ended(self) -> bool:
-        """Wait until the server closes the connection, and discard what it sent before. Always returns True."""
+        """Wait until the server closes the connection, and discard the bytes before that. Always returns True."""
         try:
             while self._file.read(1 << 16):
                 pass
@@ -168,7 +168,7 @@ def refused_start(*options: str, env: dict[str, str] | None = None) -> tuple[int
 
 
 def no_traceback(log: Path) -> None:
-    """Assert that a log contains no traceback and no bug of kitfs."""
+    """Assert that a log contains neither a traceback nor the report of a bug."""
     text = log.read_text()
     assert "Traceback" not in text, text[-5000:]
     assert "a bug" not in text, text[-5000:]

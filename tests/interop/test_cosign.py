@@ -31,7 +31,10 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kit(either_registry: RegistryProcess | Server) -> str:
-    """Return the reference of a kit in each registry, of which only one has the referrers API."""
+    """Return the reference of a kit, in each of two registries.
+
+    Only one of the registries has the referrers API.
+    """
     return kits.push(KIT, either_registry.host, "team/kit", "v1")
 
 
@@ -63,7 +66,7 @@ def verify_with_cosign(home: Path, kit: str, key: Path, shape: str) -> subproces
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """cosign accepts a signature of kitfs in each format, but not with another key."""
+    """cosign accepts a signature of kitfs in each format, and refuses it for another key."""
     box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
     done = verify_with_cosign(tmp_path, kit, PUB, shape)
     assert done.returncode == 0, done.stderr
@@ -74,7 +77,7 @@ def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, 
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kitfs_verifies_what_cosign_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """kitfs accepts a signature of cosign in each format, but not with another key."""
+    """kitfs accepts a signature of cosign in each format, and refuses it for another key."""
     cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
     sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
     assert f"({shape})" in box.kitfs("verify", kit, "--key", tmp_path / "theirs.pub").stdout
@@ -110,7 +113,7 @@ def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str
 def test_cosign_verifies_signatures_of_every_kind_of_key(
     box: Host, kit: str, tmp_path: Path, options: list[str]
 ) -> None:
-    """cosign accepts signatures by OpenSSL's keys, even by keys with which cosign itself cannot sign."""
+    """cosign accepts signatures by keys of OpenSSL, even if cosign itself cannot sign with the key."""
     if shutil.which("openssl") is None:
         pytest.skip(f"{CANNOT} openssl is not on PATH")
     key, public = tmp_path / "k.pem", tmp_path / "k.pub"

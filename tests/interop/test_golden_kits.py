@@ -21,7 +21,7 @@ MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "model
 def in_no_layer(name: str) -> set[str]:
     """Return the paths of a recorded ModelPack tree that are in none of the layers.
 
-    The annotations of the layers name their paths.
+    The annotations of the layers name the paths that are in a layer.
     """
     held = [layer["annotations"]["org.cncf.model.filepath"] for layer in GOLDEN_KITS[name]["layers"]]
     return {path for path in trees.golden(GOLDEN, name) if not any(f == path or f.startswith(path + "/") for f in held)}
@@ -96,7 +96,7 @@ def _file_of(kit: str, path: str) -> bytes:
 def test_only_shows_what_its_filters_select(golden_registry: RegistryProcess, host: Host) -> None:
     """``--only model`` shows the model and its parts, and ``--only docs:README.md`` shows one document.
 
-    The Kitfile is shown only with the filter kitfile.
+    The Kitfile is shown only with ``--only kitfile``.
     """
     ref = f"{golden_registry.host}/golden/basic:v1"
     model = host.mount(ref, "--only", "model", at="model")

@@ -136,7 +136,7 @@ def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
-    """An import from a hub prints what kit prints, does not change the files, and puts the licence in its place."""
+    """An import from a hub prints what kit prints, keeps the files unchanged, and adds the licence to the Kitfile."""
     env = {"HF_ENDPOINT": hub.url}
     done = box.kitfs("import", "Team/Net", env=env)
     lines = done.stdout.splitlines()
@@ -178,9 +178,9 @@ def test_an_imported_kit_is_mounted(host: Host, hub: FakeHub) -> None:
 
 
 def test_straight_to_a_registry(box: Host, hub: FakeHub) -> None:
-    """With ``--push`` blobs go to the registry and not into the store.
+    """With ``--push`` blobs are sent to the registry and are not stored.
 
-    A blob that the registry has is not sent again.
+    A blob that the registry already has is not sent again.
     """
     with FakeRegistry() as registry:
         registry.put_blob("team/kit", WEIGHTS)
@@ -336,7 +336,7 @@ def test_large_files_come_from_an_lfs_server(
 ) -> None:
     """Large files are fetched from the LFS server and keep their modes.
 
-    This works without git-lfs and over connections that break.
+    git-lfs is not needed, and the import survives connections that break.
     """
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / "run.py").write_bytes(pointer(b"#!"))
@@ -433,7 +433,7 @@ def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
 def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, target: str) -> None:
     """An export removes only the temporary files of a killed export.
 
-    It keeps those of an export that still runs, and all other files.
+    The temporary files of an export that still runs are kept, and so are all other files.
     """
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     busy = tmp_path / f"out.{'b' * 32}~"
@@ -449,7 +449,7 @@ def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, 
 def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> None:
     """An export keeps manifests of other tags and unknown fields.
 
-    It replaces the manifest of its own tag, and writes a damaged blob again.
+    The export replaces the manifest of its own tag, and writes a damaged blob again.
     """
     place = tmp_path / "dir"
     skopeo("copy", "--preserve-digests", f"oci-archive:{GOLDEN / 'layouts/parts.tar'}:v1", f"oci:{place}:parts")
@@ -471,7 +471,7 @@ def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> No
 
 
 def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
-    """An export of a kit in a registry writes the blobs only to the layout.
+    """An export of a kit in a registry writes the blobs to the layout and not to the store.
 
     If a blob has wrong bytes, no layout is left behind.
     """

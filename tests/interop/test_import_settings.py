@@ -1,6 +1,6 @@
-"""Imports of git repositories do not depend on a user's settings, except for the transport.
+"""An import of a git repository does not depend on the user's settings for git, except for those of the transport.
 
-The bytes are those of the commit, and secrets stay secret.
+Files have the bytes of the commit, and secrets are not shown or stored.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def test_settings_of_the_user_do_not_change_an_import(
     ],
 )
 def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, environ: dict[str, str]) -> None:
-    """Variables that git sets for its hooks, from which kitfs may be run, do not change the kit."""
+    """The environment variables that git sets for its hooks do not change the kit.
+
+    A hook may run kitfs.
+    """
     assert imported(box, repository, **environ) == imported(box, repository)
 
 
@@ -139,7 +142,7 @@ def test_repositories_of_either_object_format(box: Host, tmp_path: Path, made: s
 
 
 def test_rewritten_urls_are_followed(box: Host, repository: Path, tmp_path: Path) -> None:
-    """url.*.insteadOf in the user's settings can lead to a mirror."""
+    """An import follows url.*.insteadOf in the user's settings, for example to a mirror."""
     (tmp_path / ".gitconfig").write_text(f'[url "file://{repository.parent}/"]\n insteadOf = https://git.example/\n')
     imported(box, "https://git.example/net", HOME=str(tmp_path))
     assert files(box, "here/net:v1")["a.txt"] == TREE["a.txt"]
@@ -188,9 +191,9 @@ def web(repository: Path, tmp_path: Path) -> Iterator[_Web]:
 
 
 def test_a_login_in_a_url_is_used_and_not_stored(box: Host, web: _Web, tmp_path: Path) -> None:
-    """The login is sent to the server and not stored or shown anywhere else.
+    """A login in a URL is sent to the server, and is not stored or shown anywhere else.
 
-    It does not appear in a message, a Kitfile, a manifest, a file of the store or the user's credential store.
+    No message, Kitfile, manifest or file of the store contains the login, nor does the user's credential store.
     """
     (tmp_path / ".gitconfig").write_text(f"[credential]\n helper = store --file={tmp_path}/kept\n")
     url = f"http://ada:p%40ss%2Fword@127.0.0.1:{web.server_port}/net.git"
@@ -205,7 +208,7 @@ def test_a_login_in_a_url_is_used_and_not_stored(box: Host, web: _Web, tmp_path:
 
 
 def test_a_refused_login_is_not_shown(box: Host, web: _Web) -> None:
-    """A refused login does not appear in the error, also if the server repeats it."""
+    """The error for a refused login does not contain the login, even if the response of the server does."""
     for login, args in (("ada:hunter22@", ()), ("", ("--token", "hunter22"))):
         url = f"http://{login}127.0.0.1:{web.server_port}/net.git"
         done = box.kitfs("import", url, "-t", "here/net:v1", *args, check=False)

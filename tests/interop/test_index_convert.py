@@ -1,6 +1,6 @@
-"""Indexes and images at CNCF distribution and at ``kitfs serve``.
+"""Indexes and images work with CNCF distribution and with ``kitfs serve``.
 
-Labels select the kit that is mounted, and other programs see the tree of the mount in an image.
+Labels select the variant of an index that is mounted. Other programs see the tree of a mount in the image of a kit.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def extracted(layout: Path, into: Path) -> trees.Tree:
 def test_an_image_is_the_tree_of_the_mount(
     either_registry: RegistryProcess | Server, host: Host, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """pack, push and convert send a config and a Kitfile but no layer.
+    """``convert`` sends only a config and a Kitfile, and mounts the layers from the repository of the kit.
 
-    Skopeo copies the image, and tar extracts the golden tree from it.
+    Skopeo copies the image, and tar extracts the golden tree from the copy.
     """
     needs("skopeo", "tar")
     for name in ("basic", "names"):
@@ -123,7 +123,8 @@ def test_labels_choose_what_is_mounted(
 ) -> None:
     """An index is pushed with its kits.
 
-    Each variant can be mounted, listed and unpacked from another store, and ``status --check`` asks the registry again.
+    Each kit can be chosen by its labels, and mounted, listed and unpacked from another store. ``status --check`` asks
+    the registry again.
     """
     name = f"{either_registry.host}/team/model"
 

@@ -1,6 +1,7 @@
-"""OpenSSF Model Signing v1.0, both ways with its reference implementation, the Python package model-signing.
+"""kitfs and the reference implementation of OpenSSF Model Signing v1.0 verify signatures of each other.
 
-It is used when the program ``model_signing`` is on PATH: it needs versions of packages that kitfs does not.
+The reference implementation is the Python package model-signing. The tests run if its program ``model_signing`` is on
+PATH. It is not a dependency, because it requires other versions of packages than kitfs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ KIT = kits.build([RAW, TAR])
 
 @pytest.fixture(params=CURVES)
 def key(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The file of a private key of each curve; that of its public key ends in .pub."""
+    """Return the file of a private key, for each curve. The file of the public key has the suffix .pub."""
     made, encoding = ec.generate_private_key(CURVES[request.param]()), serialization.Encoding.PEM
     path = tmp_path / "k.key"
     path.write_bytes(made.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
@@ -45,7 +46,10 @@ def model_signing(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def test_the_reference_implementation_verifies_what_kitfs_signed(
     box: Host, fake: FakeRegistry, key: Path, tmp_path: Path
 ) -> None:
-    """The unpacked kit and the signature that kitfs wrote verify; a file that is changed does not."""
+    """The reference implementation accepts kitfs' signature for the unpacked kit.
+
+    After a file was changed, it refuses the signature.
+    """
     kit, signature, tree = fake.put_kit("team/kit", KIT, "v1"), tmp_path / "model.sig", tmp_path / "kit"
     box.kitfs("sign", kit, "--oms", "--key", key, "--bundle", signature)
     box.kitfs("unpack", kit, "-d", tree)
@@ -60,7 +64,7 @@ def test_the_reference_implementation_verifies_what_kitfs_signed(
 def test_kitfs_verifies_what_the_reference_implementation_signed(
     box: Host, fake: FakeRegistry, key: Path, tmp_path: Path
 ) -> None:
-    """A signature over the unpacked kit verifies for the kit, and not for another one."""
+    """kitfs accepts a signature over the unpacked kit for the kit itself, and refuses it for another kit."""
     kit, signature, tree = fake.put_kit("team/kit", KIT, "v1"), tmp_path / "model.sig", tmp_path / "kit"
     box.kitfs("unpack", kit, "-d", tree)
     done = model_signing("sign", "key", tree, "--signature", signature, "--private_key", key)

@@ -1,6 +1,6 @@
-"""``kitfs pack`` of the golden trees gives byte for byte kit's layers and configs.
+"""``kitfs pack`` makes layers and configs of the golden trees that are byte for byte those of kit.
 
-The manifest is that of the requested version.
+The manifest is in the format of the requested version.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SAVED = re.compile(r"(Saved|Already saved) (\w+) layer: (sha256:[0-9a-f]{64})")
 
 @pytest.fixture(scope="module")
 def mirror() -> Iterator[tuple[str, str]]:
-    """Return ``--mirror`` and its value, a registry that contains golden/parts, the parent of ``child``."""
+    """Return the option ``--mirror`` for a registry that contains golden/parts, the parent of the kit ``child``."""
     archive, about = GOLDEN / "layouts/parts.tar", GOLDEN_KITS["parts"]
     with FakeRegistry() as registry:
         for blob in (about["config"], *about["layers"]):
@@ -88,7 +88,10 @@ def test_layers_and_config_of_a_golden_tree_are_those_of_kit(
 
 
 def without_digests(theirs: Any, ours: Any) -> Any:
-    """Return ``theirs`` with the digests of ``ours``, which are the diffIds in both."""
+    """Return ``theirs`` with the layer digests of ``ours``, after checking that the diffIds are equal.
+
+    kitfs packs the layers without compression, so their digests are equal to their diffIds.
+    """
     if isinstance(theirs, dict):
         found = {key: without_digests(value, ours[key]) for key, value in theirs.items()}
         if "diffId" in theirs:
@@ -166,7 +169,7 @@ def go_tar(*files: str) -> bytes:
 def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
     """Return the kit that tests/kits.py builds from ``tree``.
 
-    Paths in the config are as written, and those in annotations are clean.
+    Paths in the config are as in the Kitfile, and paths in annotations are clean.
     """
 
     def layer(kind: str, path: str, *files: str, name: str = "") -> kits.Part:
@@ -199,7 +202,7 @@ def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
 def test_a_manifest_has_the_shape_of_its_version(
     tree: Path, box: Host, vintage: kits.Vintage, version: str | None
 ) -> None:
-    """The fields and their order are those of an independent builder of the same vintage.
+    """A manifest has the same fields, in the same order, as that of an independent builder.
 
     Every version marks a prompt as a prompt.
     """

@@ -71,7 +71,7 @@ def size_of(kit: kits.Kit) -> int:
 
 
 def verified(box: Host, kit: kits.Kit) -> None:
-    """Assert that every blob of a kit is in the store, is sealed, and has its digest."""
+    """Assert that every blob of a kit is complete in the store and has its digest."""
     for digest, content in {**kit.blobs, kit.digest: kit.manifest}.items():
         algorithm, _, digits = digest.partition(":")
         entry = box.cache / "blobs" / algorithm / digits[:2] / digits
@@ -89,9 +89,9 @@ def tags(box: Host) -> str:
 
 @pytest.mark.parametrize("name", sorted(set(GOLDEN_KITS) - {"child"}))
 def test_pull_of_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) -> None:
-    """Pull of a golden kit of any form prints kit's words and the recorded digest.
+    """Pull of a golden kit of any form prints what kit prints and the recorded digest.
 
-    Afterwards the kit is read without the registry.
+    Afterwards the kit can be read without the registry.
     """
     ref = f"{golden_registry.host}/golden/{name}:v1"
     mark = golden_registry.mark()
@@ -106,7 +106,7 @@ def test_pull_of_a_golden_kit(golden_registry: RegistryProcess, box: Host, name:
 
 
 def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: Host) -> None:
-    """If the model of a kit is in another registry, pull pulls that parent too, through a mirror.
+    """If the parent of a kit is in another registry, pull fetches the parent too, through a mirror.
 
     The kit can then be unpacked offline.
     """
@@ -124,9 +124,9 @@ def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: 
 
 
 def test_pull_transfers_every_byte_once(either_registry: RegistryProcess | Server, box: Host, tmp_path: Path) -> None:
-    """Pull transfers every byte once from each registry, verifies it, and pins it whatever ``--cache-size`` says.
+    """Pull transfers, verifies and pins every byte once, whatever ``--cache-size`` says.
 
-    A second pull transfers the manifest only.
+    A second pull transfers only the manifest.
     """
     kit = big_kit(tmp_path)
     ref = kits.push(kit, either_registry.host, "team/kit", "v1")
@@ -163,7 +163,7 @@ def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tm
 
 
 def test_a_pull_decodes_compressed_layers(own_registry: RegistryProcess, box: Host) -> None:
-    """A mount of the kit has nothing to decode, and a push sends what was pulled."""
+    """After a pull, compressed layers are also stored decoded. A push sends the compressed layers."""
     kit = kits.build([kits.part("model", "m", kits.kit_tar({"m/w": b"w" * MiB}), compression="gzip")])
     ref = own_registry.push(kit, "team/kit")
     box.kitfs("pull", ref)
@@ -252,7 +252,7 @@ def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> N
 
 
 class Expire:
-    """After a number of authorized requests all tokens expire. The response itself is not changed."""
+    """A fault that lets all tokens expire after ``every`` authorized requests, and does not change the response."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -267,7 +267,7 @@ class Expire:
 
 
 def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
-    """Tokens that expire after two requests, whatever their expires_in says, are renewed, and pull and push succeed."""
+    """Pull and push succeed although tokens expire after two requests, whatever their expires_in says."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as desk, FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -399,7 +399,7 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
 def test_a_push_that_is_killed_again_and_again(box: Host, tmp_path: Path) -> None:
     """A push to ``kitfs serve`` that is killed many times succeeds when it is run again.
 
-    At most one chunk of each stream is sent twice.
+    After a kill, at most one chunk of each stream is sent again.
     """
     kit = big_kit(tmp_path, BIG)
     with FakeRegistry() as fake:

@@ -1,6 +1,6 @@
-"""Pushes to CNCF distribution and to ``kitfs serve``: in one request, in chunks, by mounts, after broken connections.
+"""Pushes to CNCF distribution and to ``kitfs serve``: in one request, in chunks, by mounts and over bad connections.
 
-skopeo reads the results.
+Skopeo reads the pushed kits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def uploads(registry: RegistryProcess, name: str) -> list[Path]:
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """A journal in memory."""
+    """A journal of uploads in memory."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = value
@@ -80,7 +80,6 @@ def test_a_blob_is_uploaded(own_registry: RegistryProcess, repository: Repositor
 
 
 def test_an_empty_blob_is_uploaded(registry: RegistryProcess, repository: Repositories) -> None:
-    """A blob of zero bytes, which has a digest too, is uploaded."""
     team, empty = repository(registry.host, "push/empty"), Descriptor("x", Digest.of(b""), 0)
     team.upload(empty, reader(b""))
     assert team.upload(empty, reader(b"")) == "exists"
@@ -108,7 +107,7 @@ def test_a_connection_that_breaks(
 ) -> None:
     """A blob is uploaded although a connection breaks.
 
-    This registry loses the session of a broken chunk, so the upload starts again.
+    If a connection breaks within a chunk, this registry loses the session, and the upload starts again.
     """
     with Relay(own_registry.port) as relay:
         relay.cut(after)
@@ -141,7 +140,7 @@ def test_a_later_call_resumes_or_starts_again(
 ) -> None:
     """A later call resumes an upload that ended between chunks.
 
-    An upload that ended within a chunk starts again, because this registry has lost its session.
+    An upload that ended within a chunk starts again, because this registry loses the session.
     """
 
     class Killed(BaseException):
@@ -290,7 +289,10 @@ def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Reposi
 
 
 def test_referrers_are_kept_under_a_tag(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """For this version, which has no referrers API, referrers are listed under a tag. Deleting one keeps the others."""
+    """This version has no referrers API, so referrers are listed under a tag.
+
+    If a referrer is deleted, the tag still lists the others.
+    """
     team = repository(own_registry.host, "team/kit")
     team.upload(Descriptor("", Digest.of(b"{}"), 2), reader(b"{}"))
     config = {"mediaType": "application/vnd.test", "digest": Digest.of(b"{}"), "size": 2}

@@ -131,9 +131,10 @@ def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Ho
 
 
 def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path) -> None:
-    """A push is killed in the middle of a layer.
+    """A push that was killed in the middle of a layer resumes.
 
-    With ``kitfs serve`` at most a chunk is sent again. Distribution loses the chunk, and gets the whole layer again.
+    With ``kitfs serve`` at most a chunk is sent again. CNCF distribution loses the session, and gets the whole layer
+    again.
     """
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
@@ -150,7 +151,7 @@ def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path
 
 
 def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host, big: Path) -> None:
-    """If the registry is killed and restarted, a push waits, asks how much has arrived, and completes."""
+    """If the registry is killed and restarted, a push waits, asks for the offset of the upload, and completes."""
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
     registry.meter.hold(SOME)
@@ -181,9 +182,9 @@ def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, b
 
 
 def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
-    """A push gets a token, and another one for mounts, with the credentials in docker's config.
+    """With the credentials in docker's config, a push gets a token, and another token for mounts of blobs.
 
-    Without credentials it is refused in one line.
+    Without credentials the push is refused in one line.
     """
     with FakeRegistry() as desk, FakeRegistry() as fake:
         fake.require_token({"ada": "secret"}, server=desk)

@@ -1,6 +1,6 @@
-"""Kits of every form pass through another registry and other programs without a change of their trees.
+"""Kits of every form keep their trees on the way through another registry and other programs.
 
-kitfs packs them and other programs read them, or the other way round.
+kitfs packs a kit that another program reads, or reads a kit that another program packed.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def foreign(name: str) -> str:
 def test_packed_here_and_carried_by_skopeo(
     host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """A kit that was pushed and copied by skopeo to another repository has the golden tree.
+    """A kit that was pushed, and copied by skopeo to another repository, has the golden tree.
 
-    It is pulled, mounted and unpacked.
+    The copy is pulled, mounted and unpacked.
     """
     needs("skopeo")
     name = "basic"

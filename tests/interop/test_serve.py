@@ -1,6 +1,6 @@
-"""``kitfs serve`` over real sockets passes the requests that the conformance suite of distribution-spec covers.
+"""``kitfs serve`` passes, over real sockets, the requests that the conformance suite of distribution-spec covers.
 
-The suite itself is not used.
+The suite itself is not run here.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name
 
 
 def test_a_blob_is_mounted_from_another_repository(client: httpx.Client, name: str) -> None:
-    """``mount`` and ``from`` mount a blob that the other repository has. Otherwise an upload begins."""
+    """A POST with ``mount`` and ``from`` mounts a blob that the other repository has. Otherwise an upload begins."""
     data = name.encode()
     digest = pushed(client, f"{name}/source", data)
     uploads = f"/v2/{name}/blobs/uploads/"
@@ -414,7 +414,7 @@ def test_a_manifest_has_4_mib_at_most(client: httpx.Client, name: str, size: int
 def test_what_is_not_a_manifest_is_refused(
     client: httpx.Client, name: str, data: bytes, media_type: str, expected: str
 ) -> None:
-    """Bytes that are not a manifest of their media type are refused with 400, and nothing is stored."""
+    """Bytes that are not a manifest of the given media type are refused with 400, and nothing is stored."""
     assert code(put(client, name, "v1", data, media_type)) == (400, expected)
     assert client.get(f"/v2/{name}/manifests/v1").status_code == 404
 
@@ -622,7 +622,7 @@ def test_read_only_refuses_every_write(tmp_path: Path) -> None:
 
 
 def test_htpasswd_asks_for_a_login(tmp_path: Path) -> None:
-    """With ``--htpasswd`` every request needs a login of the file."""
+    """With ``--htpasswd`` every request needs a user name and a password from the file."""
     users = tmp_path / "users"
     users.write_text(f"ann:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n")
     with Server(tmp_path / "root", tmp_path / "log", "--htpasswd", str(users)) as server:

@@ -1,7 +1,8 @@
 """docker-registry and ``kitfs serve`` return the same responses to the same requests, except for listed differences.
 
 Both have received the same pushes. The topic "server" of the manual lists the differences for people, and a test
-compares the two lists. ``registry_requests`` has the requests, and defines which parts of a response are compared.
+compares that list with DIFFERENCES. The requests are in ``registry_requests``, which also defines the parts of a
+response that are compared.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ pytestmark = pytest.mark.interop
 
 @dataclass(frozen=True)
 class Difference:
-    """A set of cases whose responses may differ, and the way in which they differ.
+    """A set of requests to which the two registries respond differently, and the difference.
 
-    ``what`` is the first cell of a row in the manual. ``cases`` must match the whole of "name [number of the request]".
+    ``what`` is the first cell of a row in the manual. ``cases`` is a pattern for "name [number of the request]".
     ``theirs`` and ``ours`` are statuses, where 0 means that the connection was closed without a response. ``code`` is
-    the error code of kitfs. ``fields`` names what may differ if the statuses are equal, with "" for everything.
+    the error code of kitfs. If the statuses are equal, ``fields`` names the parts of the responses that may differ.
     """
 
     what: str
@@ -179,7 +180,10 @@ def differing(theirs: Answer, ours: Answer) -> set[str]:
 
 
 def is_plain(theirs: Answer, ours: Answer) -> bool:
-    """Return whether both answers are the same refusal, in plain text there and as the specification's JSON here."""
+    """Return whether both registries refuse a request with the same status, and differ only in the body.
+
+    docker-registry answers in plain text, and kitfs in the JSON of the specification.
+    """
     if theirs["status"] != ours["status"] or ours["status"] < 400 or theirs.get("body") or not ours.get("body"):
         return False
     return differing(theirs, ours) <= {"body", "Docker-Distribution-Api-Version"}
@@ -228,7 +232,7 @@ def test_answers_are_the_same_or_a_known_difference(asked: list[Asked]) -> None:
 
 
 def test_every_difference_still_exists(asked: list[Asked]) -> None:
-    """Every row of the table still describes a difference."""
+    """Every entry of DIFFERENCES still explains a response that differs."""
     different = [one for one in asked if differing(one.theirs, one.ours)]
     stale = [d for d in DIFFERENCES if not any(d.explains(one.place, one.theirs, one.ours) for one in different)]
     assert stale == []

@@ -104,7 +104,10 @@ def client(server: Server) -> Iterator[httpx.Client]:
     ids=lambda b: ascii(b[:90]),
 )
 def test_a_request_that_is_not_http_ends_its_connection(server: Server, request_bytes: bytes) -> None:
-    """Bytes after a malformed request are never answered, so that no request can be smuggled past a proxy."""
+    """The server never answers bytes that follow a malformed request.
+
+    Otherwise a request could be smuggled past a proxy.
+    """
     with Wire(server.host) as wire:
         with contextlib.suppress(ConnectionError):
             wire.socket.sendall(request_bytes + b"GET /v2/smuggled HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -161,7 +164,10 @@ def test_pipelined_requests_are_answered_in_order(server: Server, client: httpx.
 
 
 def test_answers_that_nobody_reads_do_not_pile_up(server: Server, client: httpx.Client) -> None:
-    """A client that requests a manifest of 4 MiB a thousand times and reads no response does not fill the memory."""
+    """Responses that a client does not read do not fill the memory of the server.
+
+    The client requests a manifest of 4 MiB a thousand times.
+    """
     data = manifest(annotations={"a": "x" * (4 * MiB - 1000)})
     assert put(client, "pile", "v1", data).status_code == 201
     high = _memory(server)
@@ -248,7 +254,7 @@ def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Clie
 
 @pytest.mark.parametrize("wrong", [b"zz\r\nhello", b"-5\r\n", b"\r\n", b"XX", b"0\r\nno trailer\r\n\r\n"], ids=ascii)
 def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Client, wrong: bytes) -> None:
-    """A malformed chunk is answered with 400 at once and ends the connection, also in the middle of a body.
+    """A malformed chunk is answered with 400 at once and ends the connection, even in the middle of a body.
 
     Bytes that arrived before the chunk are kept.
     """
@@ -265,7 +271,10 @@ def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Clie
 
 
 def test_more_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
-    """Bytes after a body are the next request, which is answered with 400 and ends the connection."""
+    """Bytes after the announced body are read as the next request.
+
+    The request is answered with 400 and ends the connection.
+    """
     location = begun(client, "lies")
     with Wire(server.host) as wire:
         wire.send(f"PATCH {location}", "Content-Length: 5", body=b"hello, world\r\n\r\n")
@@ -299,7 +308,7 @@ def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
 
 
 def files(root: Path) -> dict[str, str]:
-    """Return the files and directories below a directory, with their kind by path."""
+    """Return the kind of each file and directory below ``root``, by path."""
     return {
         os.path.relpath(os.path.join(at, name), root): "link" if os.path.islink(os.path.join(at, name)) else "file"
         for at, below, names in os.walk(root)
@@ -315,7 +324,7 @@ PARTS = (
 
 
 def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
-    """Names that might lead out of the root touch nothing outside of it, at every place in every path."""
+    """No name at any place of a request path reads or changes a file outside of the root."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "rest").write_text("top secret")

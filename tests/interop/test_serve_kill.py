@@ -1,9 +1,9 @@
 """Clients push and pull while ``kitfs serve`` is killed again and again.
 
 Nothing that was acknowledged is lost, and nothing incomplete is served. There are 64 blobs of 1 to 8 MiB. With
-``SERVE_KILL_MIB=64`` in the environment they have 1 to 64 MiB and 2 GiB in total, which takes some minutes and 4 GiB of
-disk. A kill never comes at a given time, but when a random number of bytes was transferred since the last kill. The
-random numbers depend on a seed, which a failure shows.
+``SERVE_KILL_MIB=64`` in the environment, the blobs have 1 to 64 MiB and 2 GiB in total, which takes some minutes and 4
+GiB of disk. The server is killed when a random number of bytes was transferred since the last kill. The random numbers
+depend on a seed, which the message of a failed test contains.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Client:
             self._connection = None
 
     def again(self, do: Callable[[], T]) -> T:
-        """Repeat an action until the server is not killed during it."""
+        """Repeat an action until it ends without a kill of the server."""
         while True:
             try:
                 return do()
@@ -266,7 +266,7 @@ class Client:
     # -- pulling
 
     def pull(self, blob: Blob, rng: random.Random, *, acknowledged: bool) -> None:
-        """Pull a blob with HEAD, as a whole or as a range, and compare it with what was pushed.
+        """Request a blob by HEAD, as a whole or as a range, and compare the response with the pushed bytes.
 
         A blob that was not acknowledged may be missing, but must not have other bytes.
         """
@@ -296,9 +296,9 @@ class Client:
 
 
 def work(scene: Scene, number: int, seed: int) -> None:
-    """Run one client, which pushes its share of the blobs and pulls two blobs after each.
+    """Run one client, which pushes its share of the blobs, and pulls two blobs after each push.
 
-    Then it pulls until there were enough kills.
+    Then the client pulls until the server was killed often enough.
     """
     rng = random.Random(seed + number)
     client = Client(scene)

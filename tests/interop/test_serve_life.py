@@ -1,4 +1,4 @@
-"""``kitfs serve`` with broken connections, under kills and stops, with a full disk, and if it cannot start."""
+"""``kitfs serve`` survives broken connections, kills and full disks, and reports why it cannot start."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def chunk(wire: Wire, location: str, data: bytes, start: int = 0, size: int = len(DATA)) -> None:
-    """Send the headers of a PATCH for bytes up to ``size``, and ``data`` as a part of its body."""
+    """Send a PATCH that announces the bytes from ``start`` to ``size``, with ``data`` as the body.
+
+    ``data`` may be shorter than announced.
+    """
     wire.send(f"PATCH {location}", f"Content-Length: {size - start}", f"Content-Range: {start}-{size - 1}", body=data)
 
 
@@ -82,7 +85,7 @@ def test_an_upload_resumes_after_its_connection_broke(server: Server, reset: boo
 
 
 def test_a_chunk_that_hangs_is_taken_over(server: Server) -> None:
-    """A client can take over its upload if its connection broke without the server noticing.
+    """A client can take over its upload if a connection broke and the server did not notice.
 
     The old request is answered with 409.
     """
@@ -110,7 +113,7 @@ def test_an_end_takes_over_too(server: Server, method: str) -> None:
 
 
 def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Server) -> None:
-    """Nothing is written twice or in a wrong place, whichever of eight clients wins."""
+    """If eight clients take over an upload from each other, nothing is written twice or in a wrong place."""
     with client_of(server) as client:
         location = begun(client, "a")
         wires = [Wire(server.host) for _ in range(8)]
@@ -171,7 +174,10 @@ def test_an_upload_resumes_after_sigkill(server: Server) -> None:
 
 
 def test_sigterm_under_load_keeps_uploads(server: Server) -> None:
-    """SIGTERM ends a server that is pushing, pulling and idle, with exit code 0, and uploads resume after a restart."""
+    """After SIGTERM a server with busy and idle clients exits with 0.
+
+    Uploads resume after a restart.
+    """
     big = bytes(MiB) * 40
     with (
         client_of(server) as client,
@@ -350,7 +356,7 @@ def test_a_root_of_another_version(tmp_path: Path) -> None:
 
 
 def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
-    """A certificate or key that cannot be read or does not fit is refused in one line."""
+    """A certificate or key that cannot be read, or that does not match the other file, is refused in one line."""
     bad = tmp_path / "bad.pem"
     bad.write_text("no certificate")
     ca = Path(__file__).parents[1] / "unit" / "registry" / "tls" / "ca.pem"
@@ -456,7 +462,6 @@ def test_descriptors_are_given_back(server: Server) -> None:
 
 
 def test_silent_connections_do_not_block_others(server: Server) -> None:
-    """Connections on which nothing is sent do not keep others from being served."""
     host, _, port = server.host.rpartition(":")
     silent = [socket.create_connection((host, int(port)), PATIENCE) for _ in range(200)]
     with client_of(server) as client:

@@ -164,9 +164,9 @@ def test_deletion_works_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
 
 
 def test_young_blobs_of_removed_kits_are_kept(disk: Path, tmp_path: Path) -> None:
-    """For a day the blobs of a removed kit are kept, because a push that found them may still send its manifest.
+    """The blobs of a removed kit are kept for a day, because a push that found them may still send its manifest.
 
-    Later their room is used.
+    After that day, a push can use their room.
     """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         digest = kit(client, "a", "v1", DATA)
@@ -187,7 +187,7 @@ def test_young_blobs_of_removed_kits_are_kept(disk: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("how", ["full", "read-only"])
 def test_read_only_needs_no_writable_disk(disk: Path, tmp_path: Path, how: str) -> None:
-    """``--read-only`` starts on a full disk and on one that is mounted read-only, and serves everything."""
+    """With ``--read-only`` a server starts and serves everything from a full disk or a read-only disk."""
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         kit(client, "a", "v1", DATA)
         assert server.stop() == 0
@@ -288,7 +288,7 @@ def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None
 
 
 def test_a_busy_connection_is_not_shed(few: Server) -> None:
-    """A slow push is not disconnected in favour of idle connections."""
+    """If idle connections use up the descriptors, a slow push keeps its connection."""
     with client_of(few) as client, Wire(few.host) as slow:
         location = begun(client, "a")
         slow.send(f"PUT {location}?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:MiB])
@@ -334,7 +334,7 @@ def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Ser
 
 
 def test_a_blob_that_a_push_found_is_kept_until_its_manifest(server: Server) -> None:
-    """Pushes that find old blobs by HEAD can send their manifests although collectors run all the time."""
+    """A push that finds an old blob by HEAD can send its manifest, although collectors run all the time."""
     link = server.root / "served" / "a" / "blobs" / f"sha256-{Digest.of(DATA).hex}"
     stop = False
     collected = 0
@@ -395,7 +395,7 @@ def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
 
 
 def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> None:
-    """``kitfs cache`` neither counts nor frees what was pushed, and names the command that does."""
+    """``kitfs cache`` does not count or free what was pushed, and names the command that frees it."""
     with client_of(server) as client:
         kit(client, "a", "v1", DATA)
     for verb in ("info", "clear"):

@@ -41,7 +41,7 @@ def copy(source: str, target: str) -> None:
 
 
 def digest_at(address: str, repository: str, tag: str = "v1") -> str | None:
-    """Return the digest that HEAD of a tag names, after comparing it with the bytes of GET."""
+    """Return the digest in the response to HEAD of a tag, after comparing it with the bytes from GET."""
     connection = http.client.HTTPConnection(address, timeout=20)
     try:
         accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}

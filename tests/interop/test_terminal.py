@@ -37,7 +37,7 @@ VERBS = sorted(verbs(cli))
 
 
 def hostile_kit(text: str, data: bytes) -> kits.Kit:
-    """Return a kit that has ``text`` wherever a kit may have text."""
+    """Return a kit that contains ``text`` in every field that may contain a string."""
     about = {"name": text, "version": text, "description": text, "license": text, "authors": [text]}
     names = {f"data/{text}": data, f"data/{text} dir/x": b"x"}
     return kits.build(
@@ -54,7 +54,7 @@ def hostile_kit(text: str, data: bytes) -> kits.Kit:
 
 
 class Terminal:
-    """Runs verbs and checks everything that they print."""
+    """A runner of verbs that checks everything that the verbs print."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -174,7 +174,10 @@ def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_
 
 
 def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Media types and artifact types are escaped in refusals, also those of a layout, and so are its name and tags."""
+    """Media types and artifact types are escaped in refusals.
+
+    The name and the tags of a layout are escaped too.
+    """
     empty = kits.sha256(b"{}")
     fake.put_blob("team/kit", b"{}")
     for field in ("artifactType", "mediaType", "config"):

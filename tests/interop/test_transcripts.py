@@ -1,7 +1,7 @@
-"""Replay about a hundred commands of the real kit 1.7. Each has the same success or failure and the same stdout.
+"""kitfs repeats about a hundred commands of the real kit 1.7, with the same success or failure and the same stdout.
 
-The transcript is not copied into the repository: the tests read it from a directory beside the repository. The program
-replays all of it once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
+The transcript of kit is not part of the repository: the tests read it from a directory beside the repository. All
+commands are run once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
 trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
 """
 
@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 class Ours(NamedTuple):
-    """The result of kitfs."""
+    """The result of kitfs for a command."""
 
     stdout: str
     stderr: str

@@ -1,4 +1,4 @@
-"""``kitfs unpack`` as a program, with golden kits, kit's recorded output, kills, wrong bytes and a limit of memory."""
+"""``kitfs unpack`` with golden kits, kit's recorded output, kills, wrong bytes and a limit of memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, box:
 def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name: str) -> None:
     """If an unpack by an ordinary user is killed, it succeeds when it is run again.
 
-    Directories that already have modes without write permission are made writable for that.
+    Directories that the first run left without write permission are made writable.
     """
     host = Host(nobody)
     try:
@@ -112,9 +112,9 @@ def test_what_the_real_kit_printed(golden_registry: RegistryProcess, box: Host) 
 
 
 def test_references(golden_registry: RegistryProcess, box: Host) -> None:
-    """A reference without a tag means latest, and unpack says so.
+    """A reference without a tag means latest, and unpack prints a notice of that.
 
-    Several tags are refused before anything happens. An archive works like a registry.
+    Several tags are refused before anything is fetched. An archive works like a registry.
     """
     archive = GOLDEN / "layouts/basic.tar"
     golden_registry.push(build([part("docs", "x", b"x", format="raw")]), "unpack/basic", "latest")
@@ -168,7 +168,7 @@ def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, box
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_a_kill_at_any_moment(own_registry: RegistryProcess, box: Host, seed: int) -> None:
-    """After ten kills the next run unpacks the right tree and leaves nothing else behind.
+    """After ten kills, the next run unpacks the right tree and leaves no other file behind.
 
     What was transferred before a kill is not fetched again.
     """
