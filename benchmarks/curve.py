@@ -1,4 +1,4 @@
-"""Measure how long programs need to read a part of a model that the machine has never seen, by kitfs and by its peers.
+"""Measure how long programs need to read a part of a model that is new to the machine, by kitfs and by its peers.
 
 The curve is not a row of the table, because it has no target. benchmarks.plot draws it.
 """
@@ -19,7 +19,7 @@ PERCENT = (1, 10, 50, 100)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The seconds of each run of one way over one link, whose name is ``""`` for loopback."""
+    """The seconds of each run of one way over one link. The name of the link is ``""`` for loopback."""
 
     link: str
     way: str
@@ -33,20 +33,20 @@ class Point:
 
 
 def by_mount(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Mount the kit and read the part."""
+    """Return the seconds to mount the kit and read the part."""
     with bench.home() as home:
         return timed(lambda: read_span(home.mount(model.behind(port)) / FILE, *span))
 
 
 def by_second_mount(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Mount a kit that was pulled before, and read the part."""
+    """Return the seconds to mount a kit that was pulled before, and read the part."""
     with bench.home() as home:
         home.kitfs("pull", model.behind(port))
         return timed(lambda: read_span(home.mount(model.behind(port)) / FILE, *span))
 
 
 def by_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Unpack the kit with kit from the registry, and read the part."""
+    """Return the seconds to run ``kit unpack`` from the registry and read the part."""
     with bench.kit_home() as kit:
         out = kit.root / "out"
 
@@ -58,7 +58,7 @@ def by_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> f
 
 
 def by_pull_and_unpack(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Pull the kit with kit, unpack it, and read the part."""
+    """Return the seconds to run ``kit pull`` and ``kit unpack`` and read the part."""
     with bench.kit_home() as kit:
         out = kit.root / "out"
 
@@ -71,7 +71,7 @@ def by_pull_and_unpack(bench: Bench, model: Model, port: int, span: tuple[int, i
 
 
 def by_curl(bench: Bench, model: Model, port: int, span: tuple[int, int]) -> float:
-    """Download the layer with curl, and read a part of the same size."""
+    """Return the seconds to download the layer with ``curl`` and read a part of the same size."""
     out = bench.name("curl")
 
     def work() -> None:
@@ -97,7 +97,7 @@ WAYS: dict[str, tuple[Way, tuple[str, ...]]] = {  # name → (function, the prog
 def measure(bench: Bench, runs: int, show: Callable[[str], None]) -> list[Point]:
     """Measure every way for every part, on loopback and over the first of the links.
 
-    ``show`` prints a point.
+    ``show`` is called with each point.
     """
     found = []
     size = bench.model.file.stat().st_size

@@ -54,7 +54,7 @@ class Home:
 
 
 def one_run(reference: str, root: Path) -> dict[str, float]:
-    """Return the seconds until the tensor is read, by both ways, and the MiB that the mount fetched."""
+    """Return the seconds until the tensor is read by each of the two ways, and the MiB that the mount fetched."""
     before = Home(root)
 
     def unpack() -> None:

@@ -54,7 +54,7 @@ LINKS = (
 
 
 class Shared:
-    """The rate that all connections share. It records when the next byte may leave."""
+    """The rate that all connections share, and the time at which the next byte may leave."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -92,14 +92,14 @@ class Direction:
         return not (self.ended or self._full) and self._room() >= min(SEGMENTS, self._allowed // 4)
 
     def _room(self) -> int:
-        """Return the number of bytes that the window allows now."""
+        """Return the number of bytes that the window allows at this time."""
         return min(self._allowed, self._largest) - self._under_way
 
     def wants_output(self, now: float) -> bool:
         return not self.closed and bool(self._pieces) and self._pieces[0][0] <= now
 
     def next_time(self, now: float) -> float:
-        """Return when the next timed event happens: a piece or an acknowledgement arrives."""
+        """Return the time of the next event: the arrival of a piece or of an acknowledgement."""
         times = [queue[0][0] for queue in (self._pieces, self._unconfirmed) if queue and queue[0][0] > now]
         return min(times, default=now + 3600)
 
@@ -214,7 +214,7 @@ def relay(server: socket.socket, port: int, link: Link, window: int) -> None:
 
 @contextmanager
 def slow(port: int, link: Link) -> Iterator[int]:
-    """Run a link in front of a port of loopback as a separate process, and yield the port to connect to."""
+    """Run a link to a port of loopback as a separate process, and yield the port to which clients connect."""
     command = [sys.executable, "-m", "benchmarks.link", str(port), "--rtt", str(link.rtt), "--rate", str(link.rate)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -1,7 +1,6 @@
 """The parts from which rows build their measurements: homes of kitfs and of kit, a registry, files, clocks and reads.
 
-Everything is in one scratch directory, so that both sides use the same disk. Two runs share only the registry and the
-kits in it.
+Everything is in one scratch directory, so both sides use the same disk. Two runs share only the registry and its kits.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ RANDOM_READS = 20_000
 
 
 class Watch(Protocol):
-    """An observer of kitfs' processes while a row measures them, such as benchmarks.profile."""
+    """An observer of kitfs' processes during the measurement of a row, such as benchmarks.profile."""
 
     def watching(self, run_dir: Path) -> Any:
-        """Return a context in which the processes that use this run directory are watched."""
+        """Return a context. While it is active, the processes of this run directory are watched."""
 
 
 class Home:
-    """A machine with kitfs that has never seen a kit: an empty store, a run directory and a home for kit.
+    """A machine with kitfs to which every kit is new: an empty store, a run directory and a home for kit.
 
-    Python may write compiled modules, which an installed package has, whatever the environment says.
+    Python writes compiled modules here, because an installed package has them too.
     """
 
     def __init__(self, root: Path) -> None:
@@ -101,7 +100,7 @@ class Home:
 
 
 class KitHome:
-    """A machine with KitOps' ``kit`` that has never seen a kit."""
+    """A machine with KitOps' ``kit`` to which every kit is new."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -185,14 +184,14 @@ class Bench:
             made.close()
 
     def both(self, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-        """Call both functions in an order that alternates from run to run, and return (ours, theirs)."""
+        """Call both functions, and return (ours, theirs). The order of the calls alternates from run to run."""
         if self.run % 2:
             other = theirs()
             return ours(), other
         return ours(), theirs()
 
     def repeated(self, *works: Callable[[], float], times: int = 5) -> list[float]:
-        """Return the median of each of several short measurements, which are repeated in turn."""
+        """Repeat several short measurements in turn, and return the median of each."""
         found: list[list[float]] = [[work() for work in works] for _ in range(times)]
         return [statistics.median(column) for column in zip(*found, strict=True)]
 

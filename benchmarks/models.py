@@ -1,4 +1,4 @@
-"""The kits that rows read. Each kit is made once, and planted into the registry's storage instead of pushed."""
+"""The kits that rows read. Each kit is made once, and written directly into the registry's storage."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ SMALL_FILES = 100_000
 class Model(NamedTuple):
     """A kit with one layer.
 
-    ``reference`` names it in the registry, and ``blob`` is its layer in the registry's storage. ``file`` is the kit's
-    only file as a local file, if there is a local file. ``digest`` is the digest of the layer.
+    ``reference`` names the kit in the registry. ``blob`` is the file of the layer in the storage of the registry, and
+    ``digest`` is the digest of the layer. ``file`` is a local copy of the file or tree in the kit. For a sparse kit, it
+    is the tar itself.
     """
 
     reference: str
@@ -32,12 +33,12 @@ class Model(NamedTuple):
     file: Path
 
     def path(self, port: int) -> str:
-        """Return the URL of the layer on a port of loopback."""
+        """Return the URL of the layer at a port of loopback."""
         repository = self.reference.partition("/")[2].rpartition(":")[0]
         return f"http://127.0.0.1:{port}/v2/{repository}/blobs/{self.digest}"
 
     def behind(self, port: int) -> str:
-        """Return the reference of the kit on another port of loopback."""
+        """Return the reference of the kit at another port of loopback."""
         return f"127.0.0.1:{port}/{self.reference.partition('/')[2]}"
 
 
@@ -63,7 +64,7 @@ def header(mib: int) -> bytes:
 
 
 class Models:
-    """A factory that makes each kit in a directory at the first request and plants it into a registry."""
+    """A factory that makes each kit at the first request, and plants it into a registry."""
 
     def __init__(self, registry: RegistryProcess, directory: Path) -> None:
         self._registry, self._directory = registry, directory
@@ -105,8 +106,7 @@ class Models:
     def _sparse(self, mib: int) -> Model:
         """Return a kit of any size whose tensors are zeros and occupy no space on the disk.
 
-        The digest of the layer is made up, because hashing 100 GiB takes minutes. Therefore no row reads such a kit
-        whole.
+        The digest of the layer is made up, because hashing 100 GiB takes minutes. A row must not read the whole layer.
         """
         layer = self._directory / f"sparse-{mib}.tar"
         head = header(mib)

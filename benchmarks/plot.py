@@ -52,7 +52,7 @@ def machine_line(about: dict[str, Any]) -> str:
 
 
 def _distance(target: dict[str, Any], value: float, limit: float) -> float:
-    """Return how many times as bad as a limit a value is. A result below 1 is better than the limit."""
+    """Return a value divided by its limit, or the inverse if ``at_least`` is set. A result up to 1 meets the limit."""
     worse, better = (limit, value) if target["at_least"] else (value, limit)
     return max(worse, 0.01) / max(better, 0.01)
 
@@ -161,7 +161,7 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
 
 
 def tick_distance(most: float) -> float:
-    """Return a round distance between grid lines, such that four of them span ``most``."""
+    """Return a round distance between grid lines. Four of these distances cover ``most``."""
     power = float(10 ** math.floor(math.log10(most / 4)))
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power * 4 >= most)
 

@@ -28,9 +28,9 @@ THREAD = re.compile(r"thread \((\d+)\): ([^;]+)")
 
 
 class Profile:
-    """Collects the times of all homes of a row. ``lines`` returns a report and starts again from zero.
+    """A recorder of the times of all homes of a row. It has its own thread while it watches.
 
-    While it watches, it has its own thread.
+    ``lines`` returns a report and starts again from zero.
     """
 
     def __init__(self) -> None:

@@ -27,10 +27,7 @@ FORMS = ("in, one PUT", "in, PATCHes of 32 MiB", "out", "out, 8 at once", "out, 
 
 
 class Client:
-    """A connection that sends by sendfile(2) and discards received bytes without copying them (MSG_TRUNC).
-
-    It therefore costs next to nothing.
-    """
+    """A connection that costs little CPU time. It sends by sendfile(2) and discards received bytes by MSG_TRUNC."""
 
     def __init__(self, address: str) -> None:
         host, _, port = address.partition(":")
@@ -55,7 +52,7 @@ class Client:
         start: int = 0,
         stop: int = 0,
     ) -> str:
-        """Send a request and return the head of its response. Bytes [start, stop) of a file are the request's body."""
+        """Send a request and return the head of its response. The body is bytes [start, stop) of a file."""
         self._socket.sendall(
             f"{method} {target} HTTP/1.1\r\nHost: {self._address}\r\n"
             f"Content-Length: {stop - start}\r\n{headers}\r\n".encode()
@@ -73,7 +70,7 @@ class Client:
         return head
 
     def _head(self, expected: int) -> tuple[str, int]:
-        """Return (head, bytes of the body that have not arrived yet)."""
+        """Return (head, number of the body's bytes that have not arrived yet)."""
         data = b""
         while not data.endswith(b"\r\n\r\n"):
             there = self._socket.recv(4096, socket.MSG_PEEK)
@@ -120,7 +117,7 @@ def out(address: str, digest: str) -> None:
 
 
 def out_at_once(address: str, digest: str, size: int, clients: int = 8) -> None:
-    """Download a blob with eight clients at once, an eighth of it by each."""
+    """Download a blob with eight clients at once. Each client downloads an eighth of the blob."""
     share = size // clients
 
     def take(n: int) -> None:

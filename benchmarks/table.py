@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A number from one run: a ratio with the two measurements that it compares, or a measurement alone."""
+    """A number from one run: a ratio and the two measurements that it compares, or a single measurement."""
 
     value: float
     ours: float | None = None
@@ -42,9 +42,9 @@ Found = Mapping[str, "Sample | Absent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A number with its limits. ``goal`` and ``must`` are limits, or None if the table sets none.
+    """A number with its limits. ``goal`` and ``must`` are limits. They are None if the table sets no such limit.
 
-    ``unit`` is "" for a ratio. ``at_least`` means that the number should not be below its limits.
+    ``unit`` is "" for a ratio. With ``at_least``, the number must not be below its limits.
     """
 
     name: str
@@ -61,7 +61,10 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the table. ``measure`` measures every target once, and ``needs`` are the programs that it runs."""
+    """A row of the table.
+
+    ``measure`` measures every target once, and ``needs`` lists the programs that ``measure`` runs.
+    """
 
     number: int
     title: str
@@ -71,11 +74,11 @@ class Row:
 
     @property
     def describes(self) -> str:
-        """Return exactly what is measured, on both sides."""
+        """Return the description of what is measured, on both sides."""
         return self.measure.__doc__ or ""
 
     def only(self, text: str) -> Row:
-        """Return the row with only those targets whose name contains ``text``."""
+        """Return the row with only the targets whose name contains ``text``."""
         return replace(self, targets=tuple(target for target in self.targets if text in target.name))
 
 
@@ -103,7 +106,7 @@ class Result:
         self._absent: dict[str, str] = {}
 
     def add(self, found: Found) -> None:
-        """Add the numbers of a run, as far as the row has targets for them."""
+        """Add the numbers of a run for which the row has targets."""
         for name, sample in found.items():
             if name not in self._samples:
                 continue

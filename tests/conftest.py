@@ -114,7 +114,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def _broken_pipes_are_errors() -> Iterator[None]:
-    """Restore the disposition of SIGPIPE, which libfuse sets to SIG_DFL in a process that served a mount."""
+    """Restore the disposition of SIGPIPE. libfuse sets it to SIG_DFL in a process that served a mount."""
     before = signal.getsignal(signal.SIGPIPE)
     yield
     signal.signal(signal.SIGPIPE, before)
@@ -122,7 +122,7 @@ def _broken_pipes_are_errors() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unset the proxies and certificates in the environment in which the tests run."""
+    """Unset the environment variables for proxies and certificates."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
@@ -146,7 +146,7 @@ def store(open_store: stores.Opener) -> Store:
 
 @pytest.fixture(scope="session")
 def golden_trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the directories from which the golden kits were packed. No test changes these directories."""
+    """Return the directories from which the golden kits were packed. Tests must not change these directories."""
     root = tmp_path_factory.mktemp("golden")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", root], check=True)
     return root
@@ -164,7 +164,7 @@ def fake() -> Iterator[FakeRegistry]:
 
 @pytest.fixture(scope="session")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProcess]:
-    """Return the docker-registry of the whole run, for tests that neither stop it nor count all of its responses."""
+    """Return the docker-registry of the whole run. Tests must not stop it, and must not count all of its responses."""
     needs("docker-registry")
     with RegistryProcess(tmp_path_factory.mktemp("registry")) as running:
         yield running
@@ -172,7 +172,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryProce
 
 @pytest.fixture
 def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
-    """Return a docker-registry for this test alone, which may stop and start it and count its responses."""
+    """Return a docker-registry for this test alone. The test may stop and start it and count its responses."""
     needs("docker-registry")
     with RegistryProcess(tmp_path / "registry") as running:
         yield running
@@ -180,7 +180,7 @@ def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
 
 @pytest.fixture(scope="session")
 def golden_registry(registry: RegistryProcess) -> RegistryProcess:
-    """Return the session's registry with every golden kit, copied by skopeo as ``golden/NAME:v1``."""
+    """Return the session's registry. skopeo has copied every golden kit to it as ``golden/NAME:v1``."""
     needs("skopeo")
     for archive in sorted((GOLDEN / "layouts").glob("*.tar")):
         registry.copy_archive(archive, f"golden/{archive.stem}")
@@ -205,9 +205,9 @@ def _swept() -> None:
 
 @pytest.fixture(scope="session")
 def nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[interpreters.Python]:
-    """Return an interpreter that runs as an ordinary user, who may open /dev/fuse while the fixture lives.
+    """Return an interpreter that runs as an ordinary user. While the fixture exists, this user may open /dev/fuse.
 
-    If the tests do not run as root, this is the interpreter that runs the tests.
+    If the tests do not run as root, the interpreter is the one that runs the tests.
     """
     need_fuse()
     needs("fusermount3")
@@ -235,7 +235,7 @@ def sealing_works() -> None:
 
 @pytest.fixture
 def new_host(_swept: None) -> Iterator[Callable[..., hosts.Host]]:
-    """Return a function that makes hosts. At the end of the test, no host may leave a mount or a process behind."""
+    """Return a function that makes hosts. At the end of the test, no mount and no process of a host may exist."""
     made: list[hosts.Host] = []
 
     def make(python: interpreters.Python | None = None, *, patience: float = 240) -> hosts.Host:
@@ -257,7 +257,7 @@ def box() -> Iterator[hosts.Host]:
 
 @pytest.fixture
 def host(new_host: Callable[..., hosts.Host]) -> hosts.Host:
-    """Return a host whose kitfs runs as the user who runs the tests."""
+    """Return a host whose kitfs runs as the user of the tests."""
     return new_host()
 
 

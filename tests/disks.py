@@ -17,7 +17,7 @@ def tmpfs(directory: Path, options: str) -> Iterator[Path]:
     """Mount a tmpfs at ``directory`` and unmount it at the end of the block.
 
     The directory is created if it is missing. ``options`` are those of mount(8), for example ``size=8m``. The test is
-    skipped if it is not permitted to mount.
+    skipped if mounting is not permitted.
     """
     needs_root()
     needs("mount")

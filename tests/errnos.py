@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 
 def errno_of(action: Callable[[], object]) -> str:
-    """Return the name of the errno with which ``action`` fails, for example ``ENOENT``, or ``ok`` if it succeeds."""
+    """Return the name of the errno with which ``action`` fails, for example ``ENOENT``.
+
+    Return ``ok`` if it succeeds.
+    """
     try:
         action()
     except OSError as e:

@@ -1,9 +1,9 @@
 """A host for real mounts runs the ``kitfs`` program in subprocesses.
 
 Each host has its own store, run-time directory and home. The module imports nothing from kitfs: tests use the command
-line, as a user would. Only one thread may use a ``Host``. Its directory is in the system's temporary folder and has a
-short name, because the path of a Unix socket is limited to 108 bytes and because pytest's own folders are closed to
-other users. The name contains the pid of the test run, so that the next run can remove the remains of a killed run.
+line, as a user would. Only one thread may use a ``Host``. The directory of a host is in the system's temporary folder,
+because other users cannot read pytest's own folders. Its name is short, because the path of a Unix socket has at most
+108 bytes. It contains the pid of the test run, by which the next run finds and removes the remains of a killed run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOUNTED = re.compile(r"^(?P<digest>sha256:[0-9a-f]{64}) (?:pid (?P<pid>\d+)|seal
 
 @dataclass(frozen=True)
 class Mounted:
-    """The parsed output line of ``kitfs mount``. ``pid`` is 0 for a sealed mount, which no process serves."""
+    """The parsed output line of ``kitfs mount``. ``pid`` is 0 for a sealed mount, because no process serves it."""
 
     path: Path
     digest: str
@@ -48,10 +48,10 @@ class Mounted:
 
 
 class Host:
-    """A machine with a store, a run-time directory and a home of its own.
+    """A machine with its own store, run-time directory and home.
 
-    ``seal`` is the default of --seal. It is "never", so that complete kits stay FUSE mounts, whose daemons the tests
-    watch.
+    ``seal`` is the default of --seal. It is "never", because tests watch the daemons of FUSE mounts, and a complete kit
+    would otherwise become a sealed mount.
     """
 
     def __init__(self, python: Python, *, patience: float = 240) -> None:
@@ -185,7 +185,7 @@ class Host:
         return done.stdout
 
     def scan(self, mount: Mounted | Path) -> trees.Tree:
-        """Return the tree of a mount, which a process of this host's user reads."""
+        """Read a mount as this host's user and return its tree."""
         path = mount.path if isinstance(mount, Mounted) else mount
         if self.python.user is None:
             return trees.scan(path)
@@ -198,7 +198,7 @@ class Host:
         return mount_points_below(self.root)
 
     def processes(self) -> dict[int, str]:
-        """Return pid → command line of the processes whose environment has this host's run-time directory."""
+        """Return pid → command line of the processes that have this host's run-time directory in their environment."""
         return processes_of(self.run_dir)
 
     def kill_all(self) -> None:
@@ -211,7 +211,10 @@ class Host:
         wait_until(lambda: not alive(pid), f"process {pid} did not end", seconds=seconds)
 
     def close(self) -> list[str]:
-        """Unmount everything and remove the directory. Return what ``umount --all`` left behind."""
+        """Unmount everything and remove the directory.
+
+        Return the mounts and processes that ``umount --all`` left behind.
+        """
         left: list[str] = []
         if self.mount_points():
             done = self.kitfs("umount", "--all", check=False)
@@ -236,7 +239,7 @@ class Host:
 
 @contextlib.contextmanager
 def boxed(*, patience: float = 3600) -> Iterator[Host]:
-    """Provide a host that needs no FUSE. At the end, it must have left no mount and no process behind."""
+    """Provide a host that needs no FUSE. At the end, no mount and no process of the host may exist."""
     made = Host(own_python(), patience=patience)
     try:
         yield made

@@ -25,7 +25,7 @@ _DISTRIBUTION = "kitfs"
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter that can import kitfs, and the user as whom it runs (None: the user who runs the tests)."""
+    """An interpreter that can import kitfs. It runs as ``user``, or as the user of the tests if ``user`` is None."""
 
     executable: str
     path: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ def _copied_packages(scratch: Path) -> Path:
 def fuse_device_for_everybody() -> Iterator[None]:
     """Set the mode of /dev/fuse to 0666, as distributions do.
 
-    The last test process that uses the device restores the former mode.
+    The last test process that needs this mode restores the former mode.
     """
     device, shared = Path("/dev/fuse"), Path("/tmp") / f"{PREFIX}fuse"
     me = os.getpid()
@@ -154,10 +154,7 @@ def fuse_device_for_everybody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shared_json(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the content of a JSON file, which only one process at a time may change.
-
-    An empty value removes the file.
-    """
+    """Lock a JSON file, yield its content, and write the changed content back. An empty content removes the file."""
     while True:
         with path.open("a+") as f:
             fcntl.flock(f, fcntl.LOCK_EX)

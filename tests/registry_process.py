@@ -100,7 +100,7 @@ class RegistryProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the registry and wait until it answers."""
+        """Start the registry and wait until it responds."""
         # The kernel ends the registry when the test run is killed.
         leash = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command = [*leash, "docker-registry", "serve", str(self.directory / "config.yml")]

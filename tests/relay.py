@@ -89,7 +89,7 @@ class Relay:
             self._spawn(self._pump, pair, server, client, not self._requests)
 
     def _connect(self) -> socket.socket | None:
-        """Connect to the registry. If it is being restarted, retry for up to a minute."""
+        """Connect to the registry. Retry for up to a minute, because the registry may be restarting."""
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -136,7 +136,7 @@ class Relay:
             pair.server.close()
 
     def _burn(self, amount: int) -> int | None:
-        """Return how many of these bytes pass before the connection breaks, or None if it does not break."""
+        """Return how many bytes of ``amount`` pass before the connection breaks, or None if it does not break."""
         with self._lock:
             if self._fuse is None:
                 return None

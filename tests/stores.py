@@ -21,7 +21,7 @@ Opener = Callable[..., Store]
 def opener(directory: Path) -> Iterator[Opener]:
     """Provide a function that opens another Store on ``directory`` at each call. Each Store has its own counters.
 
-    The function passes its keywords to ``Store.open``. All stores are closed when the block ends.
+    The function passes its keyword arguments to ``Store.open``. All stores are closed when the block ends.
     """
     with contextlib.ExitStack() as stack:
 
@@ -37,9 +37,9 @@ def opener(directory: Path) -> Iterator[Opener]:
 
 @contextlib.contextmanager
 def unverified(store: Store) -> Iterator[None]:
-    """Hold back the thread on which a store verifies blobs, for the time of a block.
+    """Block the thread on which a store verifies blobs, for the duration of a ``with`` block.
 
-    A blob is verified as soon as its last byte is stored, which may be before its reader has returned.
+    Otherwise, a blob may be verified before a read of its last byte returns.
     """
     gate = threading.Event()
     store.prove(gate.wait)
@@ -50,7 +50,7 @@ def unverified(store: Store) -> Iterator[None]:
 
 
 def room_of(store: Store, **collaborators: Any) -> Room:
-    """Return a Room for a store without limits. The given collaborators list its blobs or measure its disk."""
+    """Return a Room without limits for a store. The given functions list its blobs or measure its disk."""
     return Room(
         store.root,
         store.pins,

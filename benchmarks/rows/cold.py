@@ -17,7 +17,7 @@ PATIENCE = 60.0  # seconds to wait for the state "verified"
 def cold_read(bench: Bench, reference: str, *, mounted: bool = False) -> float:
     """Return the seconds to read the model whole through a fresh mount with an empty store, from the first read on.
 
-    With ``mounted``, they include the time to mount.
+    With ``mounted``, the seconds include the mount.
     """
     with bench.home() as home:
         if mounted:
@@ -32,7 +32,7 @@ def read_seconds(path: Path) -> float:
 
 
 def curl(bench: Bench, url: str) -> float:
-    """Return the seconds of ``curl -o`` of the layer to a new file."""
+    """Return the seconds in which ``curl -o`` writes the layer to a new file."""
     out = bench.name("curl")
     try:
         return timed(lambda: run("curl", "-sSf", "-o", out, url))
@@ -66,7 +66,7 @@ def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, floa
 def against_curl(bench: Bench) -> Found:
     """Compare reading the model whole through a fresh mount with downloading its layer by ``curl -o``.
 
-    The store is empty and reads have 1 MiB. The clock of the read starts with the first read, after the mount. The
+    The store is empty, and reads have 1 MiB. The clock of the read starts with the first read, after the mount. The
     second number is the time from the last byte until the layer's state is "verified". Neither side syncs.
     """
     model = bench.model
@@ -91,7 +91,7 @@ def against_curl(bench: Bench) -> Found:
 def against_remote_unpack(bench: Bench) -> Found:
     """Compare reading the model whole through a fresh mount with ``kit unpack`` from the registry and then reading.
 
-    The clock of ours starts with the first read, and the store is empty. kit has never seen the kit, and verifies
+    The clock of kitfs starts with the first read, and its store is empty. The kit is new to kit, which verifies
     nothing.
     """
     reference = bench.model.reference
@@ -118,8 +118,8 @@ def against_remote_unpack(bench: Bench) -> Found:
 def against_pull_and_unpack(bench: Bench) -> Found:
     """Compare mounting and reading the model whole with ``kit pull`` and ``kit unpack``.
 
-    The store is empty and kit has never seen the kit. The clock of ours includes ``kitfs mount``. The clock of theirs
-    stops before a read.
+    The store is empty, and the kit is new to kit. The clock of kitfs includes ``kitfs mount``. The clock of kit stops
+    before a read.
     """
     reference = bench.model.reference
 

@@ -14,7 +14,7 @@ HANDLES = 64
 
 
 def read_at_once(file: Path) -> None:
-    """Read a file by 64 threads, each of which opens it and reads a part of its own."""
+    """Read a file by 64 threads. Each thread opens the file and reads its own part."""
     size = file.stat().st_size
     share = -(-size // HANDLES)
     with ThreadPoolExecutor(HANDLES) as pool:
@@ -30,8 +30,8 @@ def read_at_once(file: Path) -> None:
 def peak(bench: Bench) -> Found:
     """Measure VmHWM of the mount's processes, summed, in two cases.
 
-    In the first case, 64 threads with a handle each read the model through a cold mount at full speed, a part each. In
-    the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
+    In the first case, 64 threads read the model through a cold mount at full speed. Each has its own handle and its own
+    part. In the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
     """
     with bench.home() as home:
         read_at_once(home.mount(bench.model.reference) / FILE)

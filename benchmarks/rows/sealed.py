@@ -31,7 +31,7 @@ def targets(goals: tuple[float, float, float], musts: tuple[float, ...] = ()) ->
 
 
 def why_not_sealed(home: Home) -> str:
-    """Wait until the mount is sealed. Return "", or the reason in ``kitfs status`` why it is not."""
+    """Wait until the mount is sealed. Return "", or the reason in ``kitfs status`` if it is not sealed."""
     deadline = time.monotonic() + PATIENCE
     while (report := home.status()).get("mode") != "sealed":
         if "mode" not in report or time.monotonic() > deadline:
@@ -51,7 +51,7 @@ def sealed(bench: Bench) -> Iterator[Path | Absent]:
 
 
 def needs_daemon(home: Home, file: Path) -> bool:
-    """Return whether a read of an open file waits for the daemon, which is stopped for up to two seconds."""
+    """Stop the daemon for up to two seconds. Return whether a read of an open file waits for the daemon."""
     daemon = home.status()["pid"]
     read = threading.Event()
     with file.open("rb", buffering=0) as opened:
@@ -124,8 +124,8 @@ def sealed_dropped(bench: Bench) -> Found:
 def passthrough(bench: Bench) -> Found:
     """Measure row 6 for a layer that is the file itself, with a store on tmpfs, which EROFS refuses.
 
-    The local file is the blob in the store, so that both sides read the same pages. A preceding check stops the daemon
-    to make sure that reads do not need it.
+    The local file is the blob in the store, so both sides read the same pages. Before the measurement, the daemon is
+    stopped for a moment to check that reads do not need it.
     """
     model = bench.models.raw(bench.mib)
     with bench.home(below=Path("/dev/shm")) as home:
@@ -140,7 +140,7 @@ def passthrough(bench: Bench) -> Found:
 
 @contextmanager
 def minimal(bench: Bench, source: Path) -> Iterator[Path]:
-    """Mount a directory of the local disk with the smallest file system that fusepy can make (benchmarks.minimal)."""
+    """Mount a directory of the local disk with benchmarks.minimal, the smallest file system that fusepy can make."""
     mountpoint = bench.name("minimal")
     mountpoint.mkdir()
     before = mountpoint.stat().st_dev
@@ -166,8 +166,8 @@ def minimal(bench: Bench, source: Path) -> Iterator[Path]:
 def copy_mode(bench: Bench) -> Found:
     """Measure row 6 through a mount that copies every byte (FUSE, neither sealed nor passthrough).
 
-    It is compared with the local file, and with the same local file through a minimal file system of fusepy that calls
-    pread(2), whose pages are dropped too.
+    The first peer is the local file. The second peer is the local file through benchmarks.minimal, which calls
+    pread(2). The pages of its mounted file are dropped too.
     """
     with bench.home() as home, minimal(bench, bench.model.file.parent) as plain:
         local, simple = bench.model.file, plain / bench.model.file.name

@@ -27,9 +27,9 @@ def first_byte(home: Home, reference: str) -> None:
 def warm_start(bench: Bench) -> Found:
     """Measure ``kitfs mount`` of a pulled kit and the first byte of its model.
 
-    The time of ``python -c pass`` with the same interpreter is subtracted. Each time is the median of five, which
-    alternate. Then the processes of kitfs that still run are counted. A mount that is not sealed has at least its
-    daemon.
+    The time of ``python -c pass`` with the same interpreter is subtracted. Each time is the median of five
+    measurements, and the two alternate. The second number counts the processes of kitfs that still run. A mount that is
+    not sealed has at least its daemon.
     """
     with bench.home() as home:
         home.kitfs("pull", bench.model.reference)
@@ -54,8 +54,8 @@ def warm_start(bench: Bench) -> Found:
 def cold_start(bench: Bench) -> Found:
     """Measure ``kitfs mount`` with an empty store and the first byte of the model, for kits of two sizes.
 
-    Each number is the median of five, which alternate. The tensors are zeros, which occupy no space on the registry's
-    disk.
+    Each number is the median of five measurements, and the two sizes alternate. The tensors are zeros, which occupy no
+    space on the registry's disk.
     """
     models = {name: bench.models.sparse(mib) for name, mib in SIZES.items()}
 

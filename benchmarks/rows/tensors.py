@@ -1,4 +1,4 @@
-"""Row 11 measures how many bytes are transferred when a program wants one tensor."""
+"""Row 11 measures how many bytes are transferred if a program reads one tensor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WAYS = {"the SDK": 17.0, "safe_open": 24.0, "the header": 1.0}
 
 
 def program(home: Home, code: str, *args: str) -> str:
-    """Run Python code in a home. Return "", or the last line of its error output if it fails."""
+    """Run Python code in a home. Return "", or the last line of the error output if the code fails."""
     command = [sys.executable, "-c", code, *args]
     done = subprocess.run(command, env=home.env, capture_output=True, text=True, check=False)
     return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
@@ -41,7 +41,7 @@ def by_sdk(home: Home, reference: str, tensor: str) -> str:
 
 
 def by_safe_open(home: Home, reference: str, tensor: str) -> str:
-    """Read a tensor from a fresh mount, which safetensors maps."""
+    """Read a tensor from a fresh mount with safetensors, which maps the file."""
     return program(home, BY_MOUNT, str(home.mount(reference) / FILE), tensor)
 
 

@@ -56,7 +56,7 @@ def pull(bench: Bench) -> Found:
 
 
 def upload(port: int, repository: str, blobs: list[Path]) -> None:
-    """Upload blobs, whose file names are their digests, with ``curl -T``."""
+    """Upload blobs with ``curl -T``. The name of each file is the digest of its blob."""
     for blob in blobs:
         connection = http.client.HTTPConnection("127.0.0.1", port)
         connection.request("POST", f"/v2/{repository}/blobs/uploads/")
@@ -75,8 +75,8 @@ def upload(port: int, repository: str, blobs: list[Path]) -> None:
 def push(bench: Bench) -> Found:
     """Compare ``kitfs push`` of a packed kit, ``curl -T`` of the kit's blobs (POST, then PUT), and ``kit push``.
 
-    ``kit push`` sends the kit that kit packed from the same tree. Each of them sends to a registry that was just
-    started with an empty storage. Nothing is synced.
+    ``kit push`` sends a kit that kit packed from the same tree. Each program sends to a registry that was just started
+    with an empty storage. Nothing is synced.
     """
 
     def sent(send: Callable[[RegistryProcess], object]) -> float:

@@ -30,7 +30,8 @@ def walk(bench: Bench) -> Found:
     """Compare ``find -type f`` over mounts of a kit of 100,000 files with the same tree on the local disk.
 
     The mounts are a fresh mount with an empty store, the same mount again, and the sealed mount of the pulled kit. The
-    local tree was walked before. The last two numbers are medians of five, which alternate.
+    local tree was walked before. The last two numbers are medians of five walks, which alternate with walks of the
+    local tree.
     """
     many = bench.models.many
     find(many.file)

@@ -17,7 +17,7 @@ PIECE = 64 << 10
 
 
 class Broken(Exception):  # noqa: N818 - the word for it
-    """The connection ends in the middle of a response."""
+    """An exception that ends the connection in the middle of a response."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Answer:
             self.length = len(self.body)
 
     def pieces(self, closing: threading.Event) -> Iterator[memoryview]:
-        """Yield the body as the faults allow it, and raise Broken where they end it.
+        """Yield the body as far as the faults allow. Raise Broken where a fault ends the connection.
 
         Every wait ends when ``closing`` is set.
         """
@@ -75,7 +75,7 @@ class Fault(Protocol):
 
 @dataclass(frozen=True)
 class Cut:
-    """The body and the connection end after ``at`` bytes, with a TCP reset if ``reset`` is set."""
+    """A fault that ends the body and the connection after ``at`` bytes, with a TCP reset if ``reset`` is set."""
 
     at: int
     reset: bool = False
@@ -87,9 +87,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Stall:
-    """The server sends ``at`` bytes of the body and then nothing until ``until`` is set.
+    """A fault that sends ``at`` bytes of the body and then nothing until ``until`` is set.
 
-    If ``at`` is None, it does not even send the status line. ``reached`` is set when a request arrives at the stall.
+    If ``at`` is None, not even the status line is sent. ``reached`` is set when a request arrives at the stall.
     """
 
     at: int | None = None
@@ -109,7 +109,7 @@ class Stall:
 
 @dataclass(frozen=True)
 class Drip:
-    """The body is sent in pieces of ``size`` bytes, with a pause of ``pause`` seconds after each piece."""
+    """A fault that sends the body in pieces of ``size`` bytes, with a pause of ``pause`` seconds after each piece."""
 
     size: int
     pause: float
@@ -121,7 +121,7 @@ class Drip:
 
 @dataclass(frozen=True)
 class Status:
-    """The server sends another response: an error of distribution-spec, or ``body`` unchanged.
+    """A fault that sends another response: an error of distribution-spec, or ``body`` unchanged.
 
     With ``refuses``, the request also has no effect. The registry looks for this fault before any other.
     """
@@ -141,7 +141,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Restatus:
-    """The request takes effect, but the response has another status, such as 204 where 202 is expected."""
+    """A fault that changes only the status of the response, such as 204 where 202 is expected."""
 
     status: int
 
@@ -152,7 +152,7 @@ class Restatus:
 
 @dataclass(frozen=True)
 class IgnoreRange:
-    """The server returns 200 and the whole blob, whatever range was requested.
+    """A fault that returns 200 and the whole blob, whatever range was requested.
 
     The registry looks for this fault before it builds a response.
     """
@@ -163,7 +163,7 @@ class IgnoreRange:
 
 @dataclass(frozen=True)
 class Deaf:
-    """The server reads ``at`` bytes of the request's body and then ends the connection.
+    """A fault that ends the connection after ``at`` bytes of the request's body were read.
 
     With ``keeps``, the upload session stores these bytes. With ``answers``, the server first sends a response for these
     bytes. The registry looks for this fault before it reads the body.
@@ -180,7 +180,7 @@ class Deaf:
 
 @dataclass(frozen=True)
 class ContentRange:
-    """A 206 response has another Content-Range, or none if ``text`` is empty."""
+    """A fault that replaces the Content-Range of a 206 response, or removes it if ``text`` is empty."""
 
     text: str
 
@@ -193,7 +193,7 @@ class ContentRange:
 
 @dataclass(frozen=True)
 class Lie:
-    """One bit is wrong in the byte at offset ``at`` of the blob."""
+    """A fault that flips one bit in the byte at offset ``at`` of the blob."""
 
     at: int = 0
 
@@ -207,9 +207,9 @@ class Lie:
 
 @dataclass(frozen=True)
 class Resize:
-    """The body is ``by`` bytes longer than it should be, or shorter if ``by`` is negative.
+    """A fault that makes the body ``by`` bytes longer, or shorter if ``by`` is negative.
 
-    The Content-Length has the changed length.
+    The Content-Length states the changed length.
     """
 
     by: int
@@ -223,7 +223,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Chunked:
-    """The response has no Content-Length."""
+    """A fault that sends the response without Content-Length."""
 
     def apply(self, answer: Answer) -> Answer:
         answer.length = None
@@ -232,7 +232,7 @@ class Chunked:
 
 @dataclass(frozen=True)
 class Headers:
-    """The response has these headers too, which replace others of the same name. None removes a header."""
+    """A fault that adds these headers, and replaces headers of the same name. The value None removes a header."""
 
     headers: dict[str, str | None]
 
@@ -246,7 +246,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Pause:
-    """The response starts ``seconds`` late."""
+    """A fault that delays the response by ``seconds``."""
 
     seconds: float
 

@@ -5,8 +5,8 @@
         hub.redirect_to(cdn)                                     # LFS objects are redirected to a FakeRegistry
         hub.tokens = {"hf_secret"}                               # others get 401; ``gated`` repositories return 403
 
-The hub also implements the batch API of LFS at ``hub.url/lfs``. It returns its ``objects`` (hex → bytes) to requests
-that carry the header that the batch response names.
+The hub also implements the batch API of LFS at ``hub.url/lfs``, with the ``objects`` (hex → bytes). A batch response
+names a header, and requests for an object must have this header.
 
 Faults, the record of requests, start and stop are those of FakeRegistry. A page lists ``page`` files. If ``recursive``
 is False, a listing has one level, as on some mirrors of the hub. ``links`` is "absolute" or "relative" and selects the
@@ -36,7 +36,7 @@ SECRET = "RemoteAuth of-this-object"
 class Lfs:
     """A file that is an LFS object.
 
-    ``claimed`` is the digest in hex that the hub lists, if it is not the true digest.
+    The hub lists its digest, or ``claimed`` (hex) in place of the true digest.
     """
 
     data: bytes
@@ -84,7 +84,10 @@ class FakeHub(FakeRegistry):
         return sha
 
     def redirect_to(self, cdn: FakeRegistry) -> None:
-        """Redirect LFS objects (302) to a signed location on ``cdn``, which is valid until ``expire_locations``."""
+        """Redirect LFS objects (302) to a signed location on ``cdn``.
+
+        It is valid until ``expire_locations`` is called.
+        """
         self._target = cdn
 
     # -- answers

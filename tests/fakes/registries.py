@@ -37,9 +37,9 @@ class DockerHub(FakeRegistry):
 
 
 class GitHub(FakeRegistry):
-    """GitHub limits a request with a Content-Range to 4 MiB (416), but not a request without it.
+    """GitHub limits a request with a Content-Range to 4 MiB (416). A request without Content-Range has no limit.
 
-    It has no referrers API and no DELETE. Sources: ocx 237, rust-oci-client 35 (416).
+    GitHub has no referrers API and no DELETE. Sources: ocx 237, rust-oci-client 35 (416).
     """
 
     limit = 4 * MiB
@@ -112,7 +112,7 @@ class Google(FakeRegistry):
 
 
 class Artifactory(FakeRegistry):
-    """Artifactory returns 404 BLOB_UNKNOWN to a PUT with a body, and 403 where others return 404.
+    """Artifactory returns 404 BLOB_UNKNOWN to a PUT with a body, and 403 where other registries return 404.
 
     Sources: buildx 196, containerd 3533 (PUT), go-containerregistry 1691 (403).
     """
@@ -137,7 +137,7 @@ class Artifactory(FakeRegistry):
 
 
 class Quay(FakeRegistry):
-    """Quay returns 202 to the PUT of a manifest, and 400 MANIFEST_INVALID for media types that it does not know.
+    """Quay returns 202 to the PUT of a manifest, and 400 MANIFEST_INVALID for unknown media types.
 
     Sources: containers/image 381, containerd 3750.
     """
@@ -206,7 +206,7 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """GitLab has no referrers API, and treats the tag that replaces that API as the digest in the tag's name.
+    """GitLab has no referrers API. It confuses the tag that replaces the API with the digest in the tag's name.
 
     It returns 404 to DELETE of a tag. Source: oras-go 1396 (tag).
     """
@@ -230,8 +230,8 @@ class GitLab(FakeRegistry):
 class Harbor(FakeRegistry):
     """Harbor returns 401 for a mount from a project that does not exist, and for referrers before version 2.8.
 
-    test_upload tests its http: locations behind a proxy that terminates TLS. Sources: harbor 17097 (mount), 18305
-    (referrers).
+    Behind a proxy that terminates TLS, its locations begin with http: (see test_upload). Sources: harbor 17097 (mount),
+    18305 (referrers).
     """
 
     def __init__(self) -> None:

@@ -11,9 +11,9 @@
     FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise
     httpx errors at once
 
-Downloads: ``redirect_blobs_to(cdn)`` redirects blobs (307) to another FakeRegistry, with signatures that are valid
-until ``expire_locations``. ``tags_per_page`` pages lists of tags. If ``referrers_api`` is False, only the tag that
-replaces that API exists.
+Downloads: ``redirect_blobs_to(cdn)`` redirects blobs (307) to signed locations on another FakeRegistry. They are valid
+until ``expire_locations`` is called. ``tags_per_page`` pages lists of tags. If ``referrers_api`` is False, only the tag
+that replaces that API exists.
 
 Credentials: ``require_basic`` and ``require_token`` require credentials. Related settings are ``expire_tokens``,
 ``identity_tokens`` and another token server.
@@ -21,10 +21,10 @@ Credentials: ``require_basic`` and ``require_token`` require credentials. Relate
 Address: ``prefix`` moves /v2/ below a path, ``tls`` is a context for TLS, and ``start`` listens on ``address``.
 ``stop`` and ``start`` keep port and content.
 
-Pushes follow distribution-spec, in one request or in chunks in order. Upload sessions exist until ``lose_uploads``,
-even after a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending, ``body_limit`` is the
-limit of a proxy (413), and ``stateless`` sessions need no state in their query. If ``mounts`` is False, no blob is
-mounted. ``chunk_min`` is the value of OCI-Chunk-Min-Length.
+Pushes follow distribution-spec, in one request or in chunks in order. Upload sessions exist until ``lose_uploads`` is
+called, even after a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending,
+``body_limit`` is the limit of a proxy (413), and ``stateless`` sessions need no state in their query. If ``mounts`` is
+False, no blob is mounted. ``chunk_min`` is the value of OCI-Chunk-Min-Length.
 
 Any thread may call the methods. Every connection has its own thread, and all threads have ended when ``stop`` returns.
 """
@@ -68,8 +68,8 @@ class Served:
     """A request and its outcome.
 
     ``range`` is the requested range, or "" if none was requested. ``sent`` counts the bytes of the response's body,
-    also of a response that broke off. ``heard`` counts the bytes of the request's body. ``connection`` is the number of
-    the connection, in the order in which connections arrived at a server.
+    also if the response broke off. ``heard`` counts the bytes of the request's body. ``connection`` is the number of
+    the connection, in the order of arrival.
     """
 
     method: str
@@ -105,8 +105,8 @@ class _Repository:
 class _Door:
     """The access control of a registry.
 
-    If ``realm`` is None, requests need Basic credentials. Otherwise they need tokens, which ``users`` (None: everyone)
-    and holders of an ``identity`` token can get.
+    If ``realm`` is None, requests need Basic credentials. Otherwise they need a token. ``users`` (None: everyone) and
+    holders of an ``identity`` token can get tokens.
     """
 
     users: dict[str, str] | None
@@ -206,7 +206,7 @@ class FakeRegistry:
             server.end()
 
     def transport(self) -> httpx.MockTransport:
-        """Return a transport that serves the registry without a socket, for every host."""
+        """Return a transport that serves the registry without a socket, under every host name."""
         return httpx.MockTransport(self._mock)
 
     # -- content
@@ -258,12 +258,12 @@ class FakeRegistry:
     def redirect_blobs_to(self, cdn: FakeRegistry, *, uses: int | None = None) -> None:
         """Redirect GET of a blob (307) to a signed location on ``cdn``.
 
-        A location is valid until ``expire_locations``, or for ``uses`` requests.
+        A location is valid for ``uses`` requests, or until ``expire_locations`` is called.
         """
         self._cdn, self._uses = cdn, uses
 
     def expire_locations(self) -> None:
-        """Return 403 for every location that was signed before, as a CDN does."""
+        """Return 403 for every location that was signed so far, as a CDN does when a signature expires."""
         with self._lock:
             self._locations.clear()
 
@@ -289,12 +289,12 @@ class FakeRegistry:
         )
 
     def accept_token(self, token: str) -> None:
-        """Accept this token, which no token server returned."""
+        """Accept this token, although no token server returned it."""
         assert self._door is not None
         self._door.tokens.add(token)
 
     def expire_tokens(self) -> None:
-        """Invalidate every token that was returned before."""
+        """Invalidate every token that was returned so far."""
         with self._lock:
             assert self._door is not None
             self._door.tokens.clear()
@@ -316,7 +316,7 @@ class FakeRegistry:
     # -- record of requests
 
     def served(self, path: str = "", *, method: str = "") -> list[Served]:
-        """Return the requests in order. With a regex, return only those whose path matches it."""
+        """Return the recorded requests in order. If a regex is given, return only those whose path matches it."""
         with self._lock:
             return [s for s in self._served if re.search(path, s.path) and method in ("", s.method)]
 
@@ -342,7 +342,7 @@ class FakeRegistry:
             return dict(self._repository(repository).tags)
 
     def sessions(self, repository: str) -> dict[str, bytearray]:
-        """Return the open upload sessions with their bytes. A test may change both."""
+        """Return the open upload sessions and their bytes. A test may change both."""
         return self._repository(repository).uploads
 
     def uploads(self, repository: str) -> dict[str, int]:
@@ -630,7 +630,7 @@ class FakeRegistry:
 
 
 class _MockBody(httpx.SyncByteStream):
-    """The body of a mocked response. It raises the errors of httpx where a fault cuts or stalls it."""
+    """The body of a mocked response. It raises the errors of httpx at a cut or a stall."""
 
     def __init__(self, answer: Answer, served: Served) -> None:
         self._answer = answer

@@ -1,4 +1,4 @@
-"""A registry on a socket, and clients of that registry that are closed at the end of the test."""
+"""Provide a fake registry on a socket, and clients of that registry. The clients are closed at the end of the test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ TLS = Path(__file__).parent / "tls"  # the tests' own CA and the certificates th
 
 
 def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
-    """Return the settings of a server with a certificate of the CA, which may demand one from its clients."""
+    """Return the TLS settings of a server whose certificate is signed by the CA of the tests.
+
+    With ``wants_client``, the server demands a certificate from its clients.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     if wants_client:
@@ -37,13 +40,13 @@ def server_context(*, wants_client: bool = False) -> ssl.SSLContext:
 
 @pytest.fixture
 def counters() -> Counters:
-    """Return the counters of every client in a test."""
+    """Return the counters that all clients of a test share."""
     return Counters()
 
 
 @pytest.fixture
 def retries() -> RetryPolicy:
-    """Return the retry policy of clients. Modules whose clients retry often override it."""
+    """Return the retry policy of clients. Modules whose clients retry may override this fixture."""
     return RETRIES
 
 
@@ -51,7 +54,7 @@ def retries() -> RetryPolicy:
 def client(counters: Counters, tmp_path: Path, retries: RetryPolicy) -> Iterator[Callable[..., RegistryClient]]:
     """Return a function that makes clients.
 
-    ``auths`` is the section of a docker config, and ``options`` are fields of ClientOptions.
+    ``auths`` is a section of a docker config, and ``options`` are fields of ClientOptions.
     """
     made: list[RegistryClient] = []
 
@@ -96,5 +99,5 @@ def repository(client: Callable[..., RegistryClient], fake: FakeRegistry) -> Cal
 
 
 def descriptor(data: bytes, size: int = -1) -> Descriptor:
-    """Return the descriptor of a blob. It declares ``size`` if that is given."""
+    """Return the descriptor of a blob. It declares the given size, or the true size if none is given."""
     return Descriptor("application/octet-stream", Digest.of(data), len(data) if size < 0 else size)

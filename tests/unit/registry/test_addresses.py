@@ -1,4 +1,4 @@
-"""The addresses that a URL may have if a registry, a kit or a repository names it, for every kind of such URLs."""
+"""A URL that a registry, a kit or a repository names may lead only to some addresses, whatever the kind of URL."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ DATA = b"x" * 100
 def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
     """Loopback and unspecified addresses have the scope host. Link-local and metadata addresses have the scope link.
 
-    The same is true for these addresses inside IPv6 addresses.
+    An IPv6 address that contains such an IPv4 address has the scope of the IPv4 address.
     """
     assert scope_of(address) == scope
 
@@ -98,14 +98,14 @@ def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
 def test_the_scope_of_a_host_as_it_is_written(host: str, scope: AddressScope | None) -> None:
     """Addresses are recognized in every spelling of inet_aton(3).
 
-    A name has no scope before it is looked up, except names such as localhost.
+    A name has no scope before it is resolved, except names such as localhost.
     """
     assert scope_of_name(host) == scope
 
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Yield a listening port on loopback, over IPv4 and IPv6."""
+    """Yield a port on which a socket listens on loopback, over IPv4 and IPv6."""
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         server.setblocking(False)
         yield server
@@ -115,7 +115,7 @@ def listener() -> Iterator[socket.socket]:
     "host", ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0", "0.0.0.0", "::1", "::", "::ffff:127.0.0.1"]
 )
 def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.socket, host: str) -> None:
-    """A URL of a server elsewhere does not even open a connection to loopback, however its host is spelled."""
+    """If a server elsewhere names a URL on loopback, no connection is opened, however the host is spelled."""
     with pytest.raises(Forbidden):
         GuardedBackend(SyncBackend(), "global").connect_tcp(host, listener.getsockname()[1], 5.0)
     with pytest.raises(BlockingIOError):
@@ -124,14 +124,13 @@ def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.so
 
 @pytest.mark.parametrize("led_from", [None, "host"])
 def test_who_may_lead_to_loopback(listener: socket.socket, led_from: AddressScope | None) -> None:
-    """The user and a registry on loopback may name a URL on loopback."""
+    """A URL on loopback may be named by the user, or by a registry on loopback."""
     stream = GuardedBackend(SyncBackend(), led_from).connect_tcp("localhost", listener.getsockname()[1], 5.0)
     assert scope_of(stream.get_extra_info("server_addr")[0]) == "host"
     stream.close()
 
 
 def test_a_name_without_an_address(listener: socket.socket) -> None:
-    """A name that cannot be resolved raises ConnectError."""
     with pytest.raises(httpcore.ConnectError):
         GuardedBackend(SyncBackend(), None).connect_tcp("nobody.invalid", 1, 5.0)
 
@@ -155,7 +154,7 @@ def elsewhere() -> str:
 
 @pytest.fixture
 def outer(elsewhere: str) -> Iterator[FakeRegistry]:
-    """Yield a running registry that is not on loopback."""
+    """Yield a running registry at an address that is not on loopback."""
     registry = FakeRegistry()
     registry.address = elsewhere
     with registry:
@@ -164,7 +163,7 @@ def outer(elsewhere: str) -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def hub(elsewhere: str) -> Iterator[FakeHub]:
-    """Yield a running hub that is not on loopback, which also implements the LFS API."""
+    """Yield a running hub at an address that is not on loopback. It also implements the LFS API."""
     hub = FakeHub()
     hub.address = elsewhere
     with hub:
@@ -173,7 +172,7 @@ def hub(elsewhere: str) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def inner() -> Iterator[FakeRegistry]:
-    """Yield a running server on loopback, to which no server elsewhere may lead."""
+    """Yield a running server on loopback. Servers elsewhere must not lead to it."""
     with FakeRegistry() as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         running.put_blob("team/kit", DATA)
@@ -270,9 +269,9 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
     lead: Callable[[FakeRegistry, str, RegistryClient], None],
     spelled: str,
 ) -> None:
-    """A URL on loopback that a registry elsewhere names is refused and never requested.
+    """If a registry elsewhere names a URL on loopback, the URL is refused and never requested.
 
-    The error is one line that names both.
+    The error is one line that names the registry and the URL.
     """
     port = inner.host.rpartition(":")[2]
     with pytest.raises(RegistryError, match=rf"{spelled}:{port}(, which)? is this machine itself"):
@@ -284,7 +283,7 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
 def test_a_hub_elsewhere_does_not_lead_to_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, lead: Callable[[FakeHub, str, RegistryClient], None]
 ) -> None:
-    """URLs of list pages and files on loopback that a hub elsewhere names are refused."""
+    """If a hub elsewhere names a list page or a file on loopback, its URL is refused."""
     with pytest.raises(RegistryError, match="is this machine itself"):
         lead(hub, inner.url, client(plain_http=True, read_timeout=5.0))
     assert inner.served() == []
@@ -293,7 +292,7 @@ def test_a_hub_elsewhere_does_not_lead_to_loopback(
 def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, tmp_path: Path
 ) -> None:
-    """An href on loopback in the response of the batch API of LFS is refused."""
+    """If a response of the LFS batch API has an href on loopback, the href is refused."""
     oid = hashlib.sha256(DATA).hexdigest()
     batch = {"objects": [{"oid": oid, "size": len(DATA), "actions": {"download": {"href": f"{inner.url}/x"}}}]}
     hub.fail("/batch", Status(200, body=json.dumps(batch).encode()))
@@ -305,7 +304,7 @@ def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
 def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, tmp_path: Path
 ) -> None:
-    """lfs.url in .lfsconfig is named by the repository, not by the user, so it may not be on loopback."""
+    """The repository, not the user, names lfs.url in .lfsconfig. So this URL may not be on loopback."""
     with pytest.raises(RegistryError, match="this machine itself"):
         _lfs(f"{inner.url}/lfs", client(plain_http=True), tmp_path, named_by=f"{hub.url}/a.git")
     assert inner.served() == []
@@ -314,7 +313,7 @@ def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
 def test_an_open_connection_to_loopback_is_not_used_for_a_redirect_from_elsewhere(
     outer: FakeRegistry, inner: FakeRegistry, client: Clients
 ) -> None:
-    """A redirect from a registry elsewhere does not use an open connection to a registry on loopback."""
+    """The redirect is refused, even if a connection to the registry on loopback is open."""
     one = client(plain_http=True)
     one.repository(Reference.parse(f"{inner.host}/team/kit")).manifest("v1")
     inner.forget()
@@ -327,14 +326,14 @@ def test_an_open_connection_to_loopback_is_not_used_for_a_redirect_from_elsewher
     "target", ["http://169.254.169.254/latest/meta-data", "http://[fe80::1]/x", "http://[::ffff:169.254.169.254]/x"]
 )
 def test_a_registry_on_loopback_does_not_lead_to_the_link(fake: FakeRegistry, client: Clients, target: str) -> None:
-    """A registry on loopback may not lead to a link-local address."""
+    """A registry on loopback may not name a URL with a link-local address."""
     fake.fail("/manifests/", Status(302, {"Location": target}))
     with pytest.raises(RegistryError, match="is a link-local or metadata address"):
         client().repository(Reference.parse(f"{fake.host}/team/kit")).manifest("v1")
 
 
 def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: FakeRegistry, client: Clients) -> None:
-    """A registry on loopback may lead to another port and to another name of this machine."""
+    """A registry on loopback may name a URL with another port, or with another name of this machine."""
     fake.fail(
         "/manifests/",
         Status(302, {"Location": f"http://localhost:{inner.host.rpartition(':')[2]}/v2/team/kit/manifests/v1"}),
@@ -349,9 +348,9 @@ def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: Fak
 def test_a_parent_on_loopback_of_a_kit_that_is_here(
     inner: FakeRegistry, client: Clients, holder: Reference | LayoutReference
 ) -> None:
-    """A kit that was packed here may name a parent on loopback.
+    """A kit from this machine may name a parent on loopback.
 
-    So may a layout on disk, and a kit in a registry on loopback.
+    Such a kit was packed here, or is in a layout on disk or in a registry on loopback.
     """
     parent = Reference.parse(f"{inner.host}/team/kit:v1").held_by(holder)
     assert client().repository(parent).manifest("v1")[1] == BODY
@@ -361,7 +360,7 @@ def test_a_parent_on_loopback_of_a_kit_that_is_here(
     "to", ["http://127.0.0.1:1/x", "http://0x7f.1:1/x", "http://localhost:1/x", "http://169.254.169.254/x"]
 )
 def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry, client: Clients, to: str) -> None:
-    """Behind a proxy, which looks names up, only the URL itself is checked.
+    """Behind a proxy, which resolves names itself, only the spelling of the host is checked.
 
     Addresses and names of this machine are refused without a request to the proxy.
     """
@@ -374,7 +373,7 @@ def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry,
 
 @pytest.mark.parametrize("credentials", [False, True])
 def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Clients, credentials: bool) -> None:
-    """A registry over TLS may not name a token server without TLS, with or without credentials, on loopback or not."""
+    """A registry over TLS may not name a token server without TLS, not even on loopback or without credentials."""
     with FakeRegistry(tls=server_context()) as secure:
         secure.fail("/manifests/", Status(401, {"WWW-Authenticate": f'Bearer realm="{inner.url}/token"'}))
         auths = {secure.host: {"auth": base64.b64encode(b"u:p").decode()}} if credentials else {}
@@ -385,7 +384,7 @@ def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Client
 
 
 def test_cookies_are_not_kept(fake: FakeRegistry, client: Clients) -> None:
-    """A cookie that a registry sets is not sent back."""
+    """A cookie of a registry is not sent back."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/v2/", Headers({"Set-Cookie": "a=b; Path=/"}))
     one = client().repository(Reference.parse(f"{fake.host}/team/kit"))

@@ -1,4 +1,4 @@
-"""Authentication: Basic, bearer tokens, identity tokens, expiry of tokens, and the hosts that get credentials."""
+"""Authentication: Basic, bearer tokens, identity tokens, expiry of tokens, and which hosts get credentials."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _kit(fake: FakeRegistry) -> None:
 
 
 def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
-    """Basic credentials are sent after the first 401 and with every later request. A password may contain a colon."""
+    """After the first 401, Basic credentials are sent with every request. A password may contain a colon."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={fake.host: USER})
     assert [one.manifest("v1")[1] for _ in range(3)] == [BODY] * 3
@@ -41,7 +41,7 @@ def test_basic(fake: FakeRegistry, repository: Repositories) -> None:
 def test_basic_without_the_right_password(
     fake: FakeRegistry, repository: Repositories, auths: dict[str, object]
 ) -> None:
-    """Wrong or missing Basic credentials raise Unauthorized after at most one attempt with them."""
+    """Wrong or missing Basic credentials raise Unauthorized. Wrong credentials are sent only once."""
     fake.require_basic({"u": "p:w"})
     one = repository(auths={k.replace("HOST", fake.host): v for k, v in auths.items()})
     for _ in range(2):
@@ -52,9 +52,9 @@ def test_basic_without_the_right_password(
 
 
 def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without credentials an anonymous token is requested from the realm, once for many requests.
+    """Without credentials, the realm is asked once for an anonymous token, which is used for many requests.
 
-    The request has the service and the scope.
+    The token request has the service and the scope.
     """
     fake.require_token()
     one = repository()
@@ -65,7 +65,7 @@ def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> Non
 
 
 def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -> None:
-    """Basic credentials are sent to the token server, and the bearer token to the registry."""
+    """Basic credentials are sent to the token server only. The registry gets the bearer token."""
     with FakeRegistry() as desk:
         fake.require_token({"u": "p:w"}, server=desk)
         assert repository(auths={fake.host: USER}).manifest("v1")[1] == BODY
@@ -74,14 +74,14 @@ def test_a_token_for_credentials(fake: FakeRegistry, repository: Repositories) -
 
 
 def test_an_identity_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """A refresh token is posted as OAuth2 requires. The token is read from access_token in the response."""
+    """A refresh token is sent by POST, as OAuth2 requires. The token is read from access_token in the response."""
     fake.require_token({}, identity_tokens=frozenset({"refresh-me"}))
     assert repository(auths={fake.host: {"identitytoken": "refresh-me"}}).manifest("v1")[1] == BODY
     assert [s.method for s in fake.served("/token")] == ["POST"]
 
 
 def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry token is sent as the bearer token, without a token server."""
+    """A registry token is sent as the bearer token, without a request to a token server."""
     fake.require_token({})
     fake.accept_token("ready-made")
     assert repository(auths={fake.host: {"registrytoken": "ready-made"}}).manifest("v1")[1] == BODY
@@ -89,7 +89,7 @@ def test_a_registry_token_is_used_as_it_is(fake: FakeRegistry, repository: Repos
 
 
 def test_an_expired_token_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 401 for an expired token one new token is requested, and the request is sent once more."""
+    """After a 401 for an expired token, a new token is requested, and the request is sent once more."""
     fake.require_token()
     one = repository()
     one.manifest("v1")
@@ -104,7 +104,7 @@ def test_an_expired_token_is_replaced(fake: FakeRegistry, repository: Repositori
 
 
 def test_a_token_is_not_used_to_its_last_moment() -> None:
-    """A token is used for nine tenths of its life. After a refusal, only the refused token is discarded."""
+    """A token is used for nine tenths of its lifetime. A refusal discards only the refused token."""
     now = [0.0]
     tokens = Tokens(lambda: now[0])
     tokens.put("h", "s", "Bearer a", 100)
@@ -118,7 +118,7 @@ def test_a_token_is_not_used_to_its_last_moment() -> None:
 
 
 def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """While one thread requests a token, other threads wait for its result."""
+    """While a thread requests a token, the other threads wait for that token."""
     fake.require_token()
     one = repository()
     stall = Stall()
@@ -136,7 +136,7 @@ def test_many_readers_fetch_one_token(fake: FakeRegistry, repository: Repositori
 
 
 def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a token request times out, every thread that waits for it fails at the same time."""
+    """If a token request times out, all threads that wait for the token fail at the same time."""
     fake.require_token()
     one = repository(read_timeout=0.5)
     fake.fail("/token", Stall())
@@ -189,7 +189,7 @@ BROKEN: list[tuple[Fault, type[RegistryError], str]] = [
 def test_a_token_server_that_answers_nonsense(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[RegistryError], words: str
 ) -> None:
-    """An invalid response of a token server raises an error of the class that fits, in one line."""
+    """An invalid response of a token server raises an error of the right class, in one line."""
     fake.require_token()
     fake.fail("/token", fault)
     with pytest.raises(RegistryError, match=words) as caught:
@@ -202,14 +202,14 @@ def test_a_token_server_that_answers_nonsense(
     "asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""]
 )
 def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositories, asks: str) -> None:
-    """A challenge that cannot be answered raises one error of kitfs."""
+    """The error has the class KitfsError."""
     fake.fail("/manifests/", Status(401, {"WWW-Authenticate": asks} if asks else {}))
     with pytest.raises(RegistryError):
         repository(auths={fake.host: USER}).manifest("v1")
 
 
 def test_challenges_are_read_as_they_come() -> None:
-    """A header may have several schemes, quotes, commas in quotes, no blanks and upper case."""
+    """A header may have several schemes, upper-case names, no blanks, quotes, and commas in quotes."""
     assert challenges('Bearer realm="https://a/t",service="r",scope="repository:x:pull,push"') == {
         "bearer": {"realm": "https://a/t", "service": "r", "scope": "repository:x:pull,push"}
     }
@@ -243,7 +243,7 @@ def test_challenges_are_read_as_they_come() -> None:
     ],
 )
 def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]) -> None:
-    """Challenges are parsed in the spellings of RFC 9110 §11.6.1 and in those that servers use in practice.
+    """Challenges are parsed in the spellings of RFC 9110 §11.6.1, and in those of common servers.
 
     The spellings include escapes, blanks, empty elements and several headers.
     """
@@ -251,7 +251,7 @@ def test_challenges_in_every_spelling(headers: list[str], bearer: dict[str, str]
 
 
 def test_several_challenge_headers(fake: FakeRegistry, repository: Repositories) -> None:
-    """A bearer challenge is found in any of several headers."""
+    """If a response has several WWW-Authenticate headers, the bearer challenge is found in any of them."""
     fake.require_token()
     fake.fail(
         "/manifests/",
@@ -267,7 +267,7 @@ HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", "a=b,", '"', "=", 'a=
 @pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
 def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
-    """Parsing takes linear time, because every step consumes a character and none starts after the limit."""
+    """Parsing takes linear time. Every step consumes a character, and no step starts after the limit."""
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
     while (match := CHALLENGE_PART.match(header, at)) is not None:
@@ -278,7 +278,7 @@ def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> 
 
 
 def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
-    """Return the token request that results from a challenge with this realm."""
+    """Return the token request that follows a challenge with this realm."""
     auth = RegistryAuth(
         "r.test", "repository:x:pull", GivenCredential(Credential("u", "p")), Tokens(), plain_http=plain_http
     )
@@ -303,15 +303,15 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
 def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
     """Credentials are sent over TLS.
 
-    Without TLS they are sent only with --plain-http, to loopback, or to the registry's own host if that uses plain
-    HTTP.
+    Without TLS, they are sent only with --plain-http, to loopback, or to the registry's own host if the registry uses
+    plain HTTP.
     """
     assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
 
 
 @pytest.mark.parametrize("url", ["https://r.test/v2/", "http://127.0.0.1:5000/v2/", "http://mirror.test/v2/"])
 def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
-    """A realm on another host without TLS gets no credentials."""
+    """A realm without TLS on a host that is not the registry's gets no credentials."""
     with pytest.raises(Unauthorized, match="without TLS; allow that with --plain-http"):
         flow(url, "http://auth.test/token", plain_http=False)
 
@@ -319,7 +319,10 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
 def test_public_content_needs_no_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """A missing helper is a warning if anonymous access is enough. Otherwise the error names the helper."""
+    """If a credential helper is missing, anonymous access is tried, with a warning.
+
+    If that fails, the error names the helper.
+    """
     fake.require_token()
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
@@ -329,7 +332,7 @@ def test_public_content_needs_no_credential_helper(
 def test_a_refusal_names_the_missing_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """Unauthorized names the missing helper, after a Basic and after a Bearer challenge."""
+    """Unauthorized names the helper, both after a Basic and after a Bearer challenge."""
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
     for require in (lambda: fake.require_basic({"u": "p"}), lambda: fake.require_token({"u": "p"})):
@@ -342,7 +345,7 @@ def test_a_refusal_names_the_missing_credential_helper(
 def test_a_registry_that_repeats_our_credentials_is_not_quoted(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """Neither the header that was sent nor its decoded form appears in an error, however the response spells them."""
+    """An error contains neither the Authorization header nor its decoded form, however the response spells them."""
     header = "Basic " + base64.b64encode(b"u:hunter22").decode()
     fake.require_basic({"u": "hunter22"})
     message = f"you sent {header}, that is u:hunter22; hunter22 is wrong"
@@ -356,7 +359,7 @@ def test_a_registry_that_repeats_our_credentials_is_not_quoted(
 
 
 def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, repository: Repositories) -> None:
-    """A stalled token server raises Unavailable after the read timeout of the request."""
+    """The read timeout of a request also applies to its token request. A stalled token server raises Unavailable."""
     fake.require_token()
     fake.fail("/token", Stall())
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.2 s"):
@@ -364,7 +367,7 @@ def test_a_token_request_has_the_timeouts_of_its_request(fake: FakeRegistry, rep
 
 
 def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a token server is unreachable, the error names it and the registry."""
+    """If a token server is unreachable, the error names the token server and the registry."""
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
         desk.stop()
@@ -390,12 +393,12 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
     ],
 )
 def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
-    """The requested scope joins the scopes of the challenge and of the client, with each resource once."""
+    """The scopes of the request, the challenge and the client are joined, with each resource once."""
     assert widened(asked, own) == whole
 
 
 def test_a_login_in_the_url_of_a_mirror_is_used_and_not_shown(fake: FakeRegistry, repository: Repositories) -> None:
-    """User and password in the URL of a mirror are sent to that mirror only, and appear in no message."""
+    """User and password in the URL of a mirror are sent to that mirror only. No message shows them."""
     with FakeRegistry() as mirror:
         mirror.put_manifest("team/kit", BODY, tag="v1")
         mirror.require_basic({"u": "hunter22"})

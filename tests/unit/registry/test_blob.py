@@ -1,4 +1,4 @@
-"""Blobs from a hostile registry (DESIGN §6), over real sockets."""
+"""Blobs are read over real sockets from a registry with faults (DESIGN §6)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(blob: RemoteBlob, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def read_until(error: type[KitfsError], words: str, blob: RemoteBlob, start: int, stop: int | None) -> bytes:
-    """Return the bytes that are yielded before the expected error."""
+    """Read until the expected error, and return the bytes that were yielded before it."""
     got = bytearray()
 
     def take() -> None:
@@ -53,7 +53,7 @@ def blob_of(fake: FakeRegistry, repository: Repositories, size: int = -1, **opti
 
 
 def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """A range is read with one request for that range, with identity encoding. Bytes and requests are counted."""
+    """A range is read by one request with identity encoding. Bytes and requests are counted."""
     assert read(blob_of(fake, repository), 1000, 5096) == DATA[1000:5096]
     (served,) = fake.served()
     assert (served.method, served.range, served.sent) == ("GET", "bytes=1000-5095", 4096)
@@ -68,13 +68,13 @@ def test_nothing_is_asked_before_it_is_read(fake: FakeRegistry, repository: Repo
 
 
 def test_an_empty_blob_needs_no_request(fake: FakeRegistry, repository: Repositories) -> None:
-    """An empty blob is read without a request, since no range can have zero bytes."""
+    """An empty blob is read without a request, because a range must have at least one byte."""
     assert read(repository().blob(descriptor(b""))) == b""
     assert fake.served() == []
 
 
 def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: Repositories) -> None:
-    """A body that was read to its end leaves its connection for the next request."""
+    """After a body was read to its end, its connection is used for the next request."""
     blob = blob_of(fake, repository)
     for n in range(20):
         pieces = blob.read_range(n * 100, n * 100 + 100)
@@ -85,7 +85,7 @@ def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
-    """After a body breaks off, the next request starts at the first missing byte."""
+    """If a body breaks off, the next request starts at the first missing byte."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(300_000, reset=reset), times=3)
     assert read(blob) == DATA
@@ -97,7 +97,7 @@ def test_a_cut_body_is_taken_up_where_it_stands(fake: FakeRegistry, repository: 
 
 
 def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """The number of consecutive attempts without progress is limited. The error names the host and the byte."""
+    """Consecutive attempts without a new byte are limited. The error names the host and the offset."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(0))
     with pytest.raises(Unavailable, match=f"{fake.host}") as caught:
@@ -107,7 +107,7 @@ def test_a_body_that_never_brings_a_byte_is_given_up(fake: FakeRegistry, reposit
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that cuts every body after 50 kB is read to the end."""
+    """A blob is read to its end even if the registry cuts every body after 50 kB."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(50_000))
     assert read(blob) == DATA
@@ -115,7 +115,10 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 
 
 def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 200 to a range ``ranged`` is False, and the body counts from byte 0. Nothing is requested twice."""
+    """After a 200 to a range request, ``ranged`` is False and the body counts from byte 0.
+
+    No byte is requested twice.
+    """
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     pieces = list(blob.read_range(500_000, 500_010))
@@ -130,7 +133,7 @@ def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: R
 
 
 def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, repository: Repositories) -> None:
-    """200 to a request for the whole blob does not set ``ranged`` to False."""
+    """If the requested range is the whole blob, a 200 does not set ``ranged`` to False."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange(), times=1)
     assert read(blob) == DATA
@@ -138,7 +141,10 @@ def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, reposit
 
 
 def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without ranges a second body starts at byte 0, and the bytes that were yielded before are skipped."""
+    """If the registry ignores ranges, the second body starts at byte 0.
+
+    The bytes that were already yielded are skipped.
+    """
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", IgnoreRange())
     fake.fail("/blobs/", Cut(400_000), times=1)
@@ -152,7 +158,7 @@ def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, r
 
 
 def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a range breaks off and the next response is 200, the read continues within its range.
+    """If a range breaks off and the next response is 200, the range is still read to its end.
 
     Later reads are streams.
     """
@@ -196,7 +202,7 @@ WRONG: list[tuple[Fault, type[KitfsError], str]] = [
 def test_wrong_answers_are_errors_of_their_class(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError], words: str
 ) -> None:
-    """An invalid response raises an error of its class that names the host and the blob, and no byte is yielded."""
+    """An invalid response yields no byte. The error has the right class and names the host and the blob."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", fault)
     with pytest.raises(KitfsError) as caught:
@@ -209,7 +215,7 @@ def test_wrong_answers_are_errors_of_their_class(
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 416])
 def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """A 4xx status is not retried, except 408 and 429."""
+    """A 4xx status except 408 and 429 is not retried."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(status))
     with pytest.raises(KitfsError):
@@ -218,7 +224,7 @@ def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob that is too short is found by the length of a 200 and by the total of a 206."""
+    """A blob that is too short is found by the Content-Length of a 200 or by the total of a 206."""
     with pytest.raises(IntegrityError, match="has 1000000 bytes, but the descriptor declares 1000001"):
         read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
     fake.fail("/blobs/", IgnoreRange())
@@ -230,9 +236,9 @@ def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repo
 def test_a_stream_without_length_that_is_shorter_or_longer(
     fake: FakeRegistry, repository: Repositories, by: int
 ) -> None:
-    """A body without a length is checked at its end.
+    """The length of a body without Content-Length is checked at its end.
 
-    Missing bytes are requested again a few times, and extra bytes raise IntegrityError.
+    Missing bytes are requested again a few times. Extra bytes raise IntegrityError.
     """
     blob = blob_of(fake, repository)
     for fault in (IgnoreRange(), Resize(by), Chunked()):
@@ -242,7 +248,7 @@ def test_a_stream_without_length_that_is_shorter_or_longer(
 
 
 def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """A read fails if no byte arrives for the read timeout, and is not retried.
+    """If no byte arrives for the read timeout, the read fails without a retry.
 
     The error names the host and the seconds.
     """
@@ -257,14 +263,14 @@ def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Re
 
 
 def test_a_slow_drip_is_not_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """A body may take longer than the read timeout, as long as it arrives at the minimum speed (1 KiB/s)."""
+    """A body that arrives at the minimum speed (1 KiB/s) may take longer than the read timeout."""
     blob = blob_of(fake, repository, read_timeout=1.0)
     fake.fail("/blobs/", Drip(500, 0.05))
     assert read(blob, 0, 20_000) == DATA[:20_000]
 
 
 def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """A body below the minimum speed is a stall. The error says how many bytes arrived."""
+    """The error states how many bytes arrived."""
     blob = blob_of(fake, repository, read_timeout=0.5)
     fake.fail("/blobs/", Drip(1, 0.05))
     got = read_until(Unavailable, rf"{fake.host} sent only \d+ bytes in 0.5 s \(--read-timeout\)", blob, 0, None)
@@ -273,7 +279,7 @@ def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository:
 
 
 def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """Bytes that arrived before a stall are yielded without waiting for a full buffer."""
+    """Bytes are yielded as they arrive, not only when a buffer is full."""
     blob = blob_of(fake, repository)
     stall = Stall(1_000)
     fake.fail("/blobs/", stall)
@@ -284,7 +290,7 @@ def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry
 
 
 def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry, repository: Repositories) -> None:
-    """A redirect's target is used for later ranges, and gets the range but no credentials."""
+    """The target of a redirect is reused for later ranges. It gets no credentials."""
     fake.require_basic({"u": "p"})
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
@@ -296,7 +302,10 @@ def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry
 
 
 def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a cached target returns 403, the registry is asked for a new target. A 403 from the new target is an error."""
+    """If a reused target returns 403, the registry is asked for a new target.
+
+    A 403 from that new target is an error.
+    """
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         blob = blob_of(fake, repository)
@@ -311,7 +320,7 @@ def test_an_expired_target_is_resolved_once_more(fake: FakeRegistry, repository:
 
 
 def test_a_target_whose_host_is_gone_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the host of a cached target is unreachable, the registry is asked for a new one."""
+    """If the host of a reused target is unreachable, the registry is asked for a new target."""
     with FakeRegistry() as old, FakeRegistry() as new:
         fake.redirect_blobs_to(old)
         blob = blob_of(fake, repository)
@@ -322,7 +331,7 @@ def test_a_target_whose_host_is_gone_is_replaced(fake: FakeRegistry, repository:
 
 
 def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
-    """A cycle of redirects raises an error after five of them."""
+    """A cycle of redirects raises an error after five redirects."""
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Status(307, {"Location": "/v2/team/kit/blobs/again"}))
     with pytest.raises(RegistryError, match="redirects more than 5 times"):
@@ -331,7 +340,7 @@ def test_redirects_end(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, repository: Repositories) -> None:
-    """The next endpoint continues where a mirror broke off."""
+    """If a mirror breaks off, the next endpoint is asked for the missing bytes only."""
     with FakeRegistry() as mirror:
         mirror.put_blob("team/kit", DATA)
         stall = Stall(100_000)
@@ -343,7 +352,7 @@ def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, re
 
 
 def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all endpoints fail, the error has the registry's own class and names the cause of each mirror."""
+    """If all endpoints fail, the error has the class of the registry's error, and names the cause for each mirror."""
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
         blob = blob_of(fake, repository, mirrors={fake.host: (empty.url, dead.url)})
@@ -359,7 +368,7 @@ def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Reposito
 
 
 def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repository: Repositories) -> None:
-    """The redirect of one mirror is not used for another mirror on the same host."""
+    """A redirect target of one mirror is not used for another mirror on the same host."""
     with FakeRegistry(prefix="/a") as one, FakeRegistry() as cdn:
         one.put_blob("team/kit", DATA)
         one.redirect_blobs_to(cdn)
@@ -370,7 +379,7 @@ def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repo
 
 
 def test_sixty_four_readers_at_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """Each of 64 readers gets its own connection without waiting for the pool."""
+    """Each of 64 readers gets a connection without waiting for another reader."""
     blob = blob_of(fake, repository)
     gate = threading.Barrier(64)
     wrong: list[int] = []

@@ -1,4 +1,4 @@
-"""Repositories: manifests, small blobs, referrers, mirrors, and messages of errors."""
+"""Repositories: manifests, small blobs, referrers, mirrors, and error messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 
 
 def test_a_tag_is_resolved_to_its_manifest(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """A tag is resolved to a descriptor and bytes, with the media type of the response.
+    """The result has the bytes of the manifest and a descriptor with the response's media type.
 
     Manifests and indexes are accepted.
     """
@@ -50,7 +50,7 @@ def test_a_tag_is_resolved_to_its_manifest(fake: FakeRegistry, repository: Repos
 
 
 def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Repositories) -> None:
-    """Another manifest under the requested digest raises IntegrityError."""
+    """A manifest that does not have the requested digest raises IntegrityError."""
     digest = fake.put_manifest("team/kit", BODY)
     assert repository().manifest(digest)[1] == BODY
     fake.fail("/manifests/", Lie(3))
@@ -61,7 +61,7 @@ def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Reposit
 def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(
     fake: FakeRegistry, repository: Repositories
 ) -> None:
-    """A manifest must match Docker-Content-Digest, unless that header is missing or not a digest."""
+    """The digest must be that of the header Docker-Content-Digest, unless the header is missing or invalid."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": "nonsense"}), times=1)
     assert repository().manifest("v1")[1] == BODY
@@ -73,7 +73,7 @@ def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(
 
 
 def test_a_manifest_must_be_what_its_content_type_says(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that is served with the type of an index is refused (CVE-2021-41190)."""
+    """A manifest whose Content-Type is that of an index is refused (CVE-2021-41190)."""
     kit = build([])
     index = "application/vnd.oci.image.index.v1+json"
     fake.put_manifest("team/kit", kit.manifest, tag="v1", media_type=index)
@@ -82,7 +82,7 @@ def test_a_manifest_must_be_what_its_content_type_says(fake: FakeRegistry, repos
 
 
 def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest above 4 MiB raises an error, and the rest of it is not read."""
+    """A manifest above 4 MiB raises an error. The bytes above the limit are not read."""
     fake.put_manifest("team/kit", b" " * (32 << 20), tag="v1")
     with pytest.raises(ManifestError, match="larger than 4194304 bytes"):
         repository().manifest("v1")
@@ -90,7 +90,7 @@ def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> N
 
 
 def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that breaks off is requested three times. Then the error names the registry."""
+    """A manifest that breaks off is requested three times in all. Then an error names the registry."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Cut(20), times=2)
     assert repository().manifest("v1")[1] == BODY
@@ -100,7 +100,7 @@ def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repos
 
 
 def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repositories) -> None:
-    """A small blob must have its size and digest. A config that declares a huge size is not requested."""
+    """A small blob must have its size and digest. If its declared size is above the limit, it is not requested."""
     fake.put_blob("team/kit", BODY)
     assert repository().blob_bytes(descriptor(BODY), 1000) == BODY
     with pytest.raises(ManifestError, match="the limit for a config is 10"):
@@ -113,7 +113,7 @@ def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repo
 
 
 def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
-    """``exists`` sends HEAD. It returns True or False, or raises an error."""
+    """The method sends HEAD. It returns True or False, or raises an error."""
     fake.put_blob("team/kit", BODY)
     assert repository().exists(descriptor(BODY))
     assert not repository().exists(descriptor(b"other"))
@@ -127,7 +127,7 @@ def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
 def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> None:
     """Referrers come from the API, or from the tag sha256-<hex> if the registry has no such API.
 
-    They are filtered by artifact type.
+    A filter selects by artifact type.
     """
     fake.referrers_api = api
     subject = fake.put_manifest("team/kit", BODY, tag="v1")
@@ -153,7 +153,7 @@ def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> N
 
 
 def test_referrers_go_on_to_the_next_page(fake: FakeRegistry, repository: Repositories) -> None:
-    """A Link header leads to the next page of referrers, up to a limit of pages."""
+    """A Link header leads to the next page, up to a limit of pages."""
     fake.put_manifest("team/kit", BODY)
     page = {"schemaVersion": 2, "manifests": [{"mediaType": MANIFEST, "digest": Digest.of(b"x"), "size": 1}]}
     link = {"Link": f'</v2/team/kit/referrers/{Digest.of(BODY)}?page=2>; rel="next"'}
@@ -191,7 +191,7 @@ SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
 def test_errors_say_what_and_where(
     fake: FakeRegistry, repository: Repositories, fault: Fault | None, what: str, kind: type[KitfsError], words: str
 ) -> None:
-    """An error says in one line what was requested, from which host, what the host returned, and what to do."""
+    """The error states in one line what was requested from which host, what the host returned, and what to do."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     if fault:
         fake.fail("/manifests/", fault)
@@ -205,7 +205,7 @@ def test_errors_say_what_and_where(
 
 
 def test_error_bodies_are_capped(fake: FakeRegistry, repository: Repositories) -> None:
-    """At most 8 KiB of an error's body are read."""
+    """At most 8 KiB of the body of an error are read."""
     fake.fail("/manifests/", Status(403, body=b"x" * (64 << 20)))
     with pytest.raises(Unauthorized):
         repository().manifest("v1")
@@ -213,14 +213,17 @@ def test_error_bodies_are_capped(fake: FakeRegistry, repository: Repositories) -
 
 
 def test_an_error_body_that_breaks_off_is_still_that_error(fake: FakeRegistry, repository: Repositories) -> None:
-    """The status of an error counts although its body breaks off."""
+    """The error has the class of its status, even if its body breaks off."""
     fake.fail("/manifests/", Cut(5))
     with pytest.raises(NotFound):
         repository().manifest("v1")
 
 
 def test_a_refused_connection_is_retried_within_one_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """Manifests and blobs of an unreachable registry raise Unavailable. Its mirrors share the budget of retries."""
+    """If a registry is unreachable, requests raise Unavailable.
+
+    The registry and its mirrors share a budget of retries.
+    """
     fake.stop()
     mirrored = repository(mirrors={fake.host: (fake.url, fake.url)})
     assert sum(endpoint.patience for endpoint in mirrored.endpoints) == pytest.approx(CONNECT_BUDGET)
@@ -231,7 +234,7 @@ def test_a_refused_connection_is_retried_within_one_budget(fake: FakeRegistry, r
 
 
 def test_a_registry_that_comes_back_is_not_missed(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a registry was restarted, requests succeed although pooled connections are closed."""
+    """After a restart of the registry, requests succeed although the pooled connections are closed."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     one = repository()
     assert one.manifest("v1")[1] == BODY
@@ -241,13 +244,12 @@ def test_a_registry_that_comes_back_is_not_missed(fake: FakeRegistry, repository
 
 
 def test_an_unknown_host_fails_at_once(repository: Repositories) -> None:
-    """A name that cannot be resolved is not retried."""
     with pytest.raises(Unavailable, match=r"cannot reach no-such-host\.invalid"):
         repository(registry="no-such-host.invalid").manifest("v1")
 
 
 def test_a_manifest_that_stalls_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """A stall before the response or within its body raises Unavailable after the read timeout."""
+    """A stall before or within the response raises Unavailable."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     for at in (None, 10):
         fake.heal()
@@ -257,7 +259,7 @@ def test_a_manifest_that_stalls_fails_after_the_read_timeout(fake: FakeRegistry,
 
 
 def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
-    """A server of another protocol raises an error of one line."""
+    """A server that does not speak HTTP causes an error of one line."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
 
@@ -280,7 +282,7 @@ def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
 
 
 def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, repository: Repositories) -> None:
-    """Mirrors are tried in order before the host. The URL of a mirror may have a path."""
+    """The URL of a mirror may have a path."""
     with FakeRegistry(prefix="/proxy/up") as first, FakeRegistry() as second:
         second.put_manifest("team/kit", BODY, tag="v1")
         one = repository(mirrors={fake.host: (f"{first.url}/", second.url)})
@@ -290,7 +292,7 @@ def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, reposito
 
 
 def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a mirror returns bytes with another digest, the next endpoint is tried."""
+    """If a mirror returns bytes with a wrong digest, the next endpoint is tried."""
     digest = fake.put_manifest("team/kit", BODY)
     with FakeRegistry() as mirror:
         mirror.put_manifest("team/kit", BODY)
@@ -301,7 +303,7 @@ def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repos
 def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositories) -> None:
     """If all endpoints fail, the error has the class of the registry's own error.
 
-    Only the registry can decide whether a tag exists.
+    For example, only the registry can decide that a tag does not exist.
     """
     with FakeRegistry() as mirror:
         mirror.stop()
@@ -313,19 +315,19 @@ def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositorie
 
 @pytest.mark.parametrize("registry", ["127.0.0.1:99999", "a..b:5000", "x" * 64 + ".test"])
 def test_a_registry_that_no_connection_can_reach(repository: Repositories, registry: str) -> None:
-    """An invalid port or name raises an error of one line."""
+    """An invalid port or host name raises an error of one line."""
     with pytest.raises(RegistryError, match=f"{registry}: no such host or port"):
         repository(registry=registry, plain_http=True).manifest("v1")
 
 
 def test_a_mirror_that_is_not_a_url(repository: Repositories, fake: FakeRegistry) -> None:
-    """A mirror that is not a URL raises UsageError with its text."""
+    """A mirror that is not a URL raises UsageError, which quotes it."""
     with pytest.raises(UsageError, match="is not the URL of a registry"):
         repository(mirrors={fake.host: ("http://[::bad",)})
 
 
 def test_a_reference_without_a_registry_has_no_repository(client: Clients) -> None:
-    """A reference to localhost means the store, so it has no repository at a registry."""
+    """A reference to localhost means the local store, which is not a registry."""
     with pytest.raises(NotFound, match="does not name a registry"):
         client().repository(Reference.parse("team/kit:v1"))
 
@@ -352,6 +354,6 @@ def test_docker_io_is_asked_at_its_registry(client: Clients) -> None:
 def test_plain_http_is_for_loopback_unless_asked(
     client: Clients, registry: str, plain: bool | None, scheme: str
 ) -> None:
-    """By default plain HTTP is used for localhost, 127.0.0.0/8 and ::1 only."""
+    """By default, only localhost, 127.0.0.0/8 and ::1 use plain HTTP."""
     repository = client(plain_http=plain).repository(Reference.parse(f"{registry}/team/kit:v1"))
     assert repository.endpoints[-1].base == f"{scheme}://{registry}/v2/team/kit"

@@ -1,4 +1,4 @@
-"""Credential files of kit and docker, credsStore and credHelpers."""
+"""Credentials come from the files of kit and docker, from credsStore and from credHelpers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def written(path: Path, config: Any) -> str:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put docker-credential-here on PATH, and return the file to which it writes the requested keys."""
+    """Put docker-credential-here on PATH. Return the file in which this helper records the requested keys."""
     log = tmp_path / "asked"
     for name, user in (("here", "helped"), ("token", "<token>")):
         script = tmp_path / "bin" / f"docker-credential-{name}"
@@ -67,7 +67,7 @@ def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_auths(tmp_path: Path, entry: Any, expected: Credential | None) -> None:
-    """Every form of an entry that docker and kit write is read."""
+    """Every form of an entry that docker and kit write can be read."""
     path = written(tmp_path / "c.json", {"auths": {HOST: entry}})
     assert Credentials((path,)).of(HOST) == expected
     assert Credentials((path,)).of("other.test") is None
@@ -76,7 +76,7 @@ def test_auths(tmp_path: Path, entry: Any, expected: Credential | None) -> None:
 @pytest.mark.parametrize("scheme", ["", "https://", "http://"])
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v2", "/v2/"])
 def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None:
-    """A host matches with and without a scheme, a slash and the version of the API, for auths and for credHelpers."""
+    """In auths and credHelpers, a host may have a scheme, a slash at its end, and the version of the API."""
     key = f"{scheme}{HOST}{path}"
     assert Credentials((written(tmp_path / "c.json", {"auths": {key: AUTH}}),)).of(HOST, "team/kit") == Credential(
         "u", "p:w"
@@ -98,22 +98,22 @@ def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None
     ],
 )
 def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
-    """The longest repository is the best match (containers-auth.json).
+    """The longest matching repository is used, then the host as kit writes it, then other spellings of the host.
 
-    The host as kit writes it comes next, and then its other spellings.
+    Source: containers-auth.json(5).
     """
     assert matching(keys, HOST, "team/kit") == expected
 
 
 def test_an_empty_entry_hides_no_other(tmp_path: Path) -> None:
-    """An empty entry, which docker leaves if a store has the credentials, does not hide another one."""
+    """docker leaves an empty entry if a store has the credentials. Such an entry is ignored."""
     path = written(tmp_path / "c.json", {"auths": {HOST: {}, f"https://{HOST}": AUTH}})
     assert Credentials((path,)).of(HOST) == Credential("u", "p:w")
 
 
 @pytest.mark.parametrize("host", ["docker.io", "index.docker.io", "registry-1.docker.io"])
 def test_docker_hub_has_a_name_of_its_own(tmp_path: Path, host: str) -> None:
-    """Credentials of Docker Hub are read under https://index.docker.io/v1/."""
+    """Credentials for Docker Hub have the key https://index.docker.io/v1/."""
     assert Credentials((written(tmp_path / "c.json", {"auths": {"https://index.docker.io/v1/": AUTH}}),)).of(
         host
     ) == Credential("u", "p:w")
@@ -136,7 +136,7 @@ def test_kits_file_comes_before_dockers(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
-    """A change of a credential file is seen by the next lookup."""
+    """If a credential file changes, the next lookup reads the new content."""
     path = tmp_path / "c.json"
     credentials = Credentials((str(path),))
     assert credentials.of(HOST) is None
@@ -145,7 +145,7 @@ def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Path, helper: Path) -> None:
-    """credHelpers is used before credsStore, and credsStore before auths."""
+    """The order is credHelpers, credsStore, auths."""
     path = written(
         tmp_path / "c.json",
         {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}},
@@ -156,7 +156,7 @@ def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Pat
 
 
 def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> None:
-    """The user name <token> means that the secret is an identity token. docker.io has a key of its own."""
+    """If the user name is <token>, the secret is an identity token. docker.io has a key of its own."""
     path = written(tmp_path / "c.json", {"credsStore": "token"})
     assert Credentials((path,)).of("docker.io") == Credential(identity_token="s3cret")
     assert helper.read_text().splitlines() == ["https://index.docker.io/v1/"]
@@ -176,7 +176,7 @@ def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> N
     ],
 )
 def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, words: str) -> None:
-    """A missing or broken helper, and an invalid name, raise UsageError with the name of the helper."""
+    """A missing or broken helper, and an invalid name of a helper, raise UsageError with the name."""
     with pytest.raises(UsageError, match=words):
         Credentials((written(tmp_path / "c.json", {"credsStore": store}),)).of(host)
 
@@ -193,14 +193,14 @@ def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, wor
     ],
 )
 def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
-    """An invalid file raises UsageError with its path."""
+    """The UsageError has the path of the file."""
     path = written(tmp_path / "c.json", config)
     with pytest.raises(UsageError, match=r"c\.json"):
         Credentials((path,)).of(HOST)
 
 
 def test_a_file_that_is_a_fifo_is_named(tmp_path: Path) -> None:
-    """A FIFO raises UsageError with its path, without waiting for a writer."""
+    """A FIFO raises UsageError with its path. kitfs does not wait for a writer of the FIFO."""
     os.mkfifo(tmp_path / "c.json")
     with pytest.raises(UsageError, match=r"c\.json: .*c\.json is not a regular file"):
         Credentials((str(tmp_path / "c.json"),)).of(HOST)
@@ -208,14 +208,14 @@ def test_a_file_that_is_a_fifo_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [{"auths": []}, {"auths": None}, {"credHelpers": []}, {"credsStore": ""}, {}])
 def test_sections_of_another_shape_are_passed_over(tmp_path: Path, config: Any) -> None:
-    """Sections with values of unexpected types are ignored."""
+    """Sections whose values have unexpected types are ignored."""
     assert Credentials((written(tmp_path / "c.json", config),)).of(HOST) is None
 
 
 def test_a_helper_of_the_current_directory_is_not_run(
     tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A helper in the current directory is not run, even if PATH contains that directory."""
+    """This is true even if PATH contains the current directory."""
     monkeypatch.chdir(tmp_path / "bin")
     monkeypatch.setenv("PATH", ".::bin")
     with pytest.raises(UsageError, match="docker-credential-here is not on PATH"):
@@ -224,7 +224,7 @@ def test_a_helper_of_the_current_directory_is_not_run(
 
 
 def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line ends that a Windows program adds to a secret are removed."""
+    """Line ends of Windows are removed too."""
     script = tmp_path / "bin/docker-credential-crlf"
     written(script, '#!/bin/sh\nprintf \'{"Username":"u\\\\r\\\\n",\\r\\n"Secret":"s3cret\\\\r\\\\n"}\\r\\n\'\n')
     script.chmod(0o755)
@@ -234,14 +234,14 @@ def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypa
 
 @pytest.mark.usefixtures("helper")
 def test_what_is_broken_does_not_hide_what_is_not(tmp_path: Path) -> None:
-    """If a helper is missing, the file's auths and the next file are still used."""
+    """If a helper is missing, the auths of its file and the next file are still used."""
     broken = written(tmp_path / "a.json", {"credsStore": "missing", "auths": {HOST: AUTH}})
     torn = written(tmp_path / "b.json", "{")
     assert Credentials((torn, broken)).of(HOST) == Credential("u", "p:w")
 
 
 def test_what_cannot_be_looked_up_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A failed lookup returns no credential, and logs its reason once."""
+    """A failed lookup returns no credential, and its reason is logged once."""
     credentials = Credentials((written(tmp_path / "c.json", {"credsStore": "missing"}),))
     cause = "the credential helper docker-credential-missing is not on PATH"
     assert [credentials.find(HOST), credentials.find(HOST)] == [(None, cause)] * 2
@@ -249,5 +249,4 @@ def test_what_cannot_be_looked_up_is_warned_of_once(tmp_path: Path, caplog: pyte
 
 
 def test_a_credential_does_not_print_its_secret() -> None:
-    """``repr`` of a credential does not contain its secret."""
     assert "p" not in repr(Credential("u", "p")).removeprefix("<Credential of ")

@@ -1,4 +1,4 @@
-"""Large bodies are received into one buffer. The tests are about the size of their pieces, with and without TLS."""
+"""Large bodies are received into one buffer. The tests check the sizes of the yielded pieces, with and without TLS."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Repositories = Callable[..., Repository]
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repository: Repositories) -> None:
-    """The pieces of a body are contiguous, both with TLS records and with the kernel's segments."""
+    """The yielded pieces are contiguous, whatever the sizes of TLS records or network segments."""
     with FakeRegistry(tls=server_context() if tls else None) as fake:
         fake.put_blob("team/kit", DATA)
         options = {"plain_http": not tls, "tls_certs": (str(TLS / "ca.pem"),)}
@@ -39,7 +39,10 @@ def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repos
     ("mib_per_second", "step"), [(5, 0), (50, UNIT), (120, 3 * UNIT), (240, 7 * UNIT), (1000, BUFFER)]
 )
 def test_the_pieces_of_a_fast_body_are_what_arrives_within_4_ms(mib_per_second: int, step: int) -> None:
-    """Pieces of a slow body are returned without waiting. Pieces of a fast body end at whole chunks of the store."""
+    """The pieces of a slow body are yielded as they arrive.
+
+    Those of a fast body end at multiples of the store's chunk size.
+    """
     assert fast_step(UNIT, UNIT / (mib_per_second << 20)) == step
 
 

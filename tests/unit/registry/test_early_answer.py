@@ -1,4 +1,7 @@
-"""Responses that arrive before the whole body was sent, from servers that keep the connection open but stop reading."""
+"""A response may arrive before the whole body was sent.
+
+The server then stops reading but leaves the connection open.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,9 @@ Servers = Callable[..., str]
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Return a function that starts a server for one connection, which stays open until the end of the test.
+    """Return a function that starts a server for one connection and returns the server's URL.
 
-    The function returns the server's URL.
+    The connection stays open until the end of the test.
     """
     sockets: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -59,7 +62,7 @@ def serve() -> Iterator[Servers]:
 
 
 def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
-    """Send a PUT, and return (status, pieces of 1 MiB that were read from the body)."""
+    """Send a PUT. Return its status, and how many pieces of 1 MiB were taken from the body."""
     made = 0
 
     def body() -> Iterator[bytes]:
@@ -74,7 +77,7 @@ def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]
 
 
 def head(one: socket.socket) -> bytes:
-    """Read the head of a request and the part of the body that arrived with it."""
+    """Read the head of a request, and the part of the body that arrived with the head."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += one.recv(4096)
@@ -90,7 +93,10 @@ def hear(one: socket.socket, heard: int, size: int) -> int:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("after", [0, 3 * MiB])
 def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None:
-    """An early response stops the body and is returned, although the server keeps the connection open."""
+    """After an early response, no more of the body is sent, and the response is returned.
+
+    The server leaves the connection open.
+    """
 
     def handler(one: socket.socket) -> None:
         hear(one, len(head(one)), after)
@@ -103,7 +109,7 @@ def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_an_early_answer_before_a_reset_is_heard(serve: Servers, tls: bool) -> None:
-    """An early response is returned although the server closes the connection with most of the body unread."""
+    """An early response is returned even if the server closes the connection with most of the body unread."""
 
     def handler(one: socket.socket) -> None:
         hear(one, len(head(one)), MiB)
@@ -115,7 +121,7 @@ def test_an_early_answer_before_a_reset_is_heard(serve: Servers, tls: bool) -> N
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_body_that_is_heard_arrives_whole(serve: Servers, tls: bool) -> None:
-    """A slow reader, or a TLS session ticket that arrives first, does not stop a body."""
+    """The body is sent whole to a server that reads slowly, or that sends a TLS session ticket first."""
     heard = []
 
     def handler(one: socket.socket) -> None:
@@ -127,7 +133,7 @@ def test_a_body_that_is_heard_arrives_whole(serve: Servers, tls: bool) -> None:
 
 
 def test_an_interim_response_is_not_final(serve: Servers) -> None:
-    """After a 1xx in the middle of a body the rest is sent, and the final response is returned."""
+    """After a 1xx response, the rest of the body is sent, and the final response is returned."""
 
     def handler(one: socket.socket) -> None:
         heard = hear(one, len(head(one)), MiB)
@@ -139,14 +145,12 @@ def test_an_interim_response_is_not_final(serve: Servers) -> None:
 
 
 def test_a_server_that_reads_nothing_times_out(serve: Servers) -> None:
-    """A server that reads nothing raises WriteTimeout."""
+    """The error is WriteTimeout."""
     with pytest.raises(httpx.WriteTimeout):
         put(serve(head), timeout=0.2)
 
 
 def test_a_close_without_a_response_is_an_error(serve: Servers) -> None:
-    """A server that closes the connection without a response raises an error."""
-
     def handler(one: socket.socket) -> None:
         head(one)
         one.close()
@@ -156,7 +160,7 @@ def test_a_close_without_a_response_is_an_error(serve: Servers) -> None:
 
 
 def test_what_came_early_is_read_first() -> None:
-    """The bytes of an early response are returned before those of the socket, in pieces of the requested size."""
+    """Reads return the bytes of an early response before those of the socket, and never more than requested."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")

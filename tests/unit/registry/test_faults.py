@@ -1,6 +1,6 @@
 """Faults of registries, token servers, redirect targets and proxies (DESIGN §6), over real sockets.
 
-These tests involve several modules. Other files in this directory test each module alone.
+These tests involve several modules. Other files in this directory test single modules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Repositories = Callable[..., Repository]
 
 @pytest.fixture
 def fake(fake: FakeRegistry) -> FakeRegistry:
-    """Return the fake registry, with one manifest and one blob in team/kit."""
+    """Return the fake registry with one manifest and one blob in team/kit."""
     return fill(fake)
 
 
@@ -56,7 +56,7 @@ def read(team: Repository, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
-    """Return the message of the error that ``attempt`` raises, whose class is ``error`` or a direct subclass."""
+    """Return the message of the error that ``attempt`` raises. Its class must be ``error`` or a direct subclass."""
     with pytest.raises(error) as caught:
         attempt()
     assert error in type(caught.value).__mro__[:2]  # the class itself or a direct subclass
@@ -65,7 +65,7 @@ def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
 
 
 def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) -> None:
-    """A port that accepts a connection and does not respond to TLS is given up after the connect timeout."""
+    """If a port accepts a connection but does not respond to TLS, the attempt ends after the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         team = repository(registry=f"127.0.0.1:{silent.getsockname()[1]}", plain_http=False, connect_timeout=0.3)
         message = error_of(lambda: team.manifest("v1"), Unavailable)
@@ -74,7 +74,7 @@ def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The second request is sent after the second that Retry-After specifies."""
+    """The second request is sent after the one second that Retry-After specifies."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "1"}), times=1)
     began = time.monotonic()
     assert repository().manifest("v1")[1] == MANIFEST
@@ -83,14 +83,14 @@ def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories,
 
 
 def test_the_status_of_an_error_counts_though_its_body_stalls(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 404 raises NotFound although the body of the response stalls."""
+    """A 404 raises NotFound even if the body of the response stalls."""
     fake.fail("/manifests/", Status(404, body=b"x" * 100))
     fake.fail("/manifests/", Stall(10))
     error_of(lambda: repository(read_timeout=0.5).manifest("v1"), NotFound)
 
 
 def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Repositories) -> None:
-    """An error contains a few hundred characters of the registry's message, in one line."""
+    """An error contains at most a few hundred characters of the registry's message, in one line."""
     fake.fail("/manifests/", Status(403, code="DENIED", message="no\nno\r\n" * 500))
     assert len(error_of(lambda: repository().manifest("v1"), Unauthorized)) < 600
 
@@ -98,7 +98,7 @@ def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Reposit
 def test_200_to_a_range_becomes_one_stream_for_every_reader(
     fake: FakeRegistry, repository: Repositories, tmp_path: Path
 ) -> None:
-    """If a registry ignores ranges, many readers of a cold blob share one request and one body."""
+    """If a registry ignores ranges, many readers of a cold blob share a single request."""
     big = random.Random(8).randbytes(8 * MiB)
     digest = Digest.parse(fake.put_blob("team/kit", big))
     fake.fail("/blobs/", IgnoreRange())
@@ -132,7 +132,7 @@ def in_parallel(run: Callable[[int], object], count: int) -> None:
 
 
 def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a location is valid for one request only, the registry is asked for a new location for each read."""
+    """If a location is valid for one request only, the registry is asked for a new location before each range."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn, uses=1)
         blob = repository().blob(BLOB)
@@ -144,7 +144,7 @@ def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegist
 
 @pytest.mark.parametrize("door", ["basic", "token"])
 def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repositories, door: str) -> None:
-    """Neither Basic credentials nor a token are sent to a redirect's target, to another port, or to a mirror."""
+    """Basic credentials and tokens are not sent to a redirect target, to another port, or to a mirror."""
     if door == "basic":
         fake.require_basic({"u": "p"})
     else:
@@ -161,7 +161,7 @@ def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repos
 
 
 def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 401 from a redirect's target is an error, and no credentials are sent to the target."""
+    """A 401 from a redirect target is an error. No credentials are sent to the target."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
         cdn.fail("/cdn/", Status(401, {"WWW-Authenticate": 'Basic realm="cdn"'}))
@@ -170,7 +170,7 @@ def test_a_target_that_asks_for_a_password_gets_none(fake: FakeRegistry, reposit
 
 
 def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a target stalls, before its body or within it, the next read asks the registry for a new target."""
+    """If a redirect target stalls before or within a body, the next read asks the registry for a new target."""
     for stall in (Stall(), Stall(0), Stall(5)):
         with FakeRegistry() as ill, FakeRegistry() as well:
             fake.redirect_blobs_to(ill)
@@ -183,9 +183,9 @@ def test_a_target_that_stalls_is_not_asked_for_ever(fake: FakeRegistry, reposito
 
 
 def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a body without a byte the registry is asked for a new target.
+    """If a body breaks off before its first byte, the registry is asked for a new target.
 
-    A body that breaks off later is resumed at the same target.
+    If a body breaks off later, it is resumed at the same target.
     """
     with FakeRegistry() as ill, FakeRegistry() as well:
         fake.redirect_blobs_to(ill)
@@ -204,10 +204,7 @@ def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistr
 def test_a_retry_after_beyond_the_read_timeout_is_not_waited_for(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """If Retry-After is longer than the read timeout, the response is an error at once.
-
-    No second request is sent.
-    """
+    """The response is an error at once, and no second request is sent."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
     error_of(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
     assert len(fake.served()) == 1
@@ -235,7 +232,7 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, name: str) -> None:
-    """A faulty token server raises an error of the right class, which names it. Later requests succeed."""
+    """The error has the right class and names the token server. After the fault, requests succeed."""
     fault, error = TOKENS[name]
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -247,7 +244,7 @@ def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, n
 
 
 def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositories, tmp_path: Path) -> None:
-    """A login is used by the next request that needs a token, because the files are read each time."""
+    """The credential files are read for each token request, so a new login is used at once."""
     fake.require_token({"u": "p"})
     team = repository()
     error_of(lambda: team.manifest("v1"), Unauthorized)
@@ -259,14 +256,14 @@ def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositor
     "body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"]
 )
 def test_referrers_that_are_not_an_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """A 200 whose body is not an index raises ManifestError instead of returning no referrers."""
+    """If the body of a 200 is not an index, ManifestError is raised. The result is not an empty list."""
     fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
     error_of(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
 
 
 @pytest.fixture
 def secure() -> Iterator[FakeRegistry]:
-    """Yield the same registry behind TLS."""
+    """Yield the fake registry behind TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     with FakeRegistry(tls=context) as running:
@@ -283,7 +280,7 @@ def test_a_redirect_away_from_tls_is_refused(secure: FakeRegistry, repository: R
 
 
 class Tunnel(http.server.BaseHTTPRequestHandler):
-    """A proxy that supports only CONNECT, and connects to ``target`` whatever host was requested."""
+    """A proxy that supports only CONNECT. It connects to ``target``, whatever host was requested."""
 
     target: tuple[str, int]
     asked: list[str]
@@ -307,14 +304,14 @@ class Tunnel(http.server.BaseHTTPRequestHandler):
             pass  # one of the two sides has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Log nothing, because ``asked`` records the requests."""
+        """Log nothing. The attribute ``asked`` records the requests."""
 
 
 @pytest.mark.parametrize("environment", [False, True])
 def test_tls_goes_through_a_proxy_as_a_tunnel(
     secure: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, environment: bool
 ) -> None:
-    """A request to a registry over TLS uses CONNECT at a plain proxy, and verifies the certificate of the registry."""
+    """A request over TLS is sent by CONNECT through a plain HTTP proxy. The certificate of the registry is verified."""
     handler = type("_Tunnel", (Tunnel,), {"target": ("127.0.0.1", int(secure.host.partition(":")[2])), "asked": []})
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as proxy:
         proxy.daemon_threads = True  # a tunnel ends with the client, which may be after this test

@@ -111,7 +111,7 @@ def changed(**more: Any) -> dict[str, Any]:
     ],
 )
 def test_other_bundles_are_refused(fields: Any) -> None:
-    """A bundle without a part, with two signatures, of another version or of another kind of content is refused."""
+    """A bundle is refused if a part is missing, or if it has two signatures, another version or other content."""
     with pytest.raises(ManifestError):
         Bundle.parse(json.dumps(fields).encode())
 
