@@ -143,7 +143,7 @@ class Filler:
 
 
 def check_room(store: Store, missing: int) -> None:
-    """Raise StoreFull if the store would have to evict blobs to store ``missing`` bytes and then ``ROOM_EVERY``."""
+    """Raise StoreFull unless the store can accept ``missing`` + ``ROOM_EVERY`` bytes without evicting blobs."""
     if store.room.full or store.room.headroom() < missing + ROOM_EVERY:
         raise StoreFull("the store has no room for it unless other blobs are evicted")
 

@@ -89,7 +89,7 @@ class _Entry(NamedTuple):
         return cls(name, cursor.number("I"), shape, cursor.number("Q"))
 
     def size(self) -> int | None:
-        """Return the size of the values in bytes; None if the type is unknown or the shape does not fill blocks."""
+        """Return the size of the values in bytes; None if the type is unknown or the values are not whole blocks."""
         _, values, width = TYPES.get(self.kind, ("", 0, 0))
         count = math.prod(self.shape)
         return None if not values or count % values else count // values * width

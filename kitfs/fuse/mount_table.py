@@ -156,7 +156,7 @@ def holders(mountpoint: str) -> list[int]:
 def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
     """Return the ids of the processes that keep a mount busy.
 
-    The files of a ``detached`` mount have no paths any more, so only open files and mappings are checked.
+    The files of a ``detached`` mount no longer have paths, so only open files and mappings are checked.
     """
     return sorted(
         int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached)

@@ -199,7 +199,7 @@ class Filling:
                 self._proof.advance(self.size, stopped)
 
     def _hash_behind(self) -> None:
-        """Hash stored bytes, unless a waiting reader needs the processor more. Raises OSError and Closed."""
+        """Hash stored bytes, unless a reader is waiting and needs the processor. Raises OSError and Closed."""
         self._hash(lambda: self._stopped or self._may_lag())
 
     def _may_lag(self) -> bool:

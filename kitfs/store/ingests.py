@@ -1,4 +1,4 @@
-"""List the ingests of a store, which are blobs that are being written, and sweep those that no process will resume.
+"""List the ingests of a store, and sweep abandoned ingests. An ingest is a blob that is being written.
 
     <store>/ingest/new-<uuid>/        an ingest or a scratch directory of one process; swept when its lease is free
     <store>/ingest/upload-<uuid>/     a resumable ingest (``ingest``); swept a week after its last byte

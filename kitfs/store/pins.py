@@ -1,4 +1,4 @@
-"""Find the pinned blobs, which are never evicted and do not count for the limit of the store.
+"""Find the pinned blobs, which are never evicted and do not count toward the limit of the store.
 
 A blob is pinned if a tag of a packed or pulled kit, or a repository of the embedded registry, refers to it directly or
 indirectly. It is also pinned while an operation of this process stores it. Threading: any thread may call every method.

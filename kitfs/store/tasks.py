@@ -14,7 +14,7 @@ from kitfs.metrics import Counters
 
 
 class TaskThread:
-    """A thread that runs tasks in the order of ``put``. Log lines call its work ``what``.
+    """A thread that runs tasks in the order of ``put``. ``what`` describes its work in log lines.
 
     If ``regular`` is (seconds, task), this task also runs whenever that number of seconds has passed.
     """

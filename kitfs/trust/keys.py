@@ -156,7 +156,7 @@ def private_key(pem: bytes, name: str, password: Callable[[], bytes]) -> Private
 
 
 def password_of(environ: Mapping[str, str]) -> bytes | None:
-    """Return the password for private keys from the environment, which may be empty; None if it is not set."""
+    """Return the password for private keys that the environment sets, or None. The password may be empty."""
     texts = (environ[name] for name in PASSWORDS if name in environ)
     return next((text.encode("utf-8", "surrogateescape") for text in texts), None)
 
