@@ -1,8 +1,9 @@
 """Draw progress bars on stderr with rich: one line for each transfer, and the total below them.
 
-On a narrow terminal the beginning of the name is cut off, then speed and time are omitted. Sizes and speeds have binary
-units, as in ``ls -h``. A speed is the average of the last few seconds, so a stalled transfer shows 0 B/s. Threading:
-the caller of ``draw`` must hold its own lock. rich draws on its own thread, which only reads.
+On a narrow terminal, the beginning of a name is cut off. On a still narrower terminal, speed and time are omitted.
+Sizes and speeds have binary units, as in ``ls -h``. A speed is the average of the last few seconds, so a stalled
+transfer shows 0 B/s. Threading: the caller of ``draw`` must hold its own lock. rich draws on its own thread, which only
+reads.
 """
 
 from __future__ import annotations
@@ -120,11 +121,11 @@ class Bars:
         self._progress.update(self._tasks[name], completed=done, total=total)
 
     def pause(self) -> None:
-        """Erase the bars, so that a line can be written in their place."""
+        """Erase the bars, so that a line can be written where they were."""
         self._progress.stop()
 
     def resume(self) -> Bars:
-        """Return new bars. The old bars would erase the line that was written since ``pause``."""
+        """Return new bars to draw from now on. The old bars would erase the line that was written since ``pause``."""
         again = Bars()
         again._speeds = self._speeds
         return again
@@ -157,7 +158,7 @@ def sizes(done: int, total: int) -> str:
 
 
 def time_left(left: int, speed: float) -> str:
-    """Return the time left, as ``0:01:05``; dashes if it is unknown or longer than 100 hours."""
+    """Return the time left, as ``0:01:05``, or dashes if it is unknown or longer than 100 hours."""
     seconds = left / speed if speed > 0 else float("inf")
     if seconds >= 100 * 3600:
         return "-:--:--"

@@ -81,7 +81,7 @@ class Verbs(_Helpful, click.Group):
     """A group of verbs. Options that every verb accepts may be written before the verb, as with kit."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move the options before the verb behind it."""
+        """Move the options that precede the verb behind it."""
         at = 0
         while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
             at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2
@@ -90,7 +90,7 @@ class Verbs(_Helpful, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a verb. Raises click's UsageError, which suggests similar names, for an unknown verb."""
+        """Find a verb. For an unknown verb, raises click's UsageError, which suggests similar names."""
         name = args[0]
         if self.get_command(ctx, name) is None and not ctx.resilient_parsing and not name.startswith("-"):
             raise click.UsageError(f"unknown verb {name!r}{self._guess(name)}", ctx)

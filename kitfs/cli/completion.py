@@ -1,6 +1,6 @@
 """Complete arguments in a shell: references in the store, mount points, and paths in a kit.
 
-A completion must be quick, so these functions never use the network. They suppress all errors and then suggest nothing.
+A completion must be quick, so these functions never use the network. After an error they suggest nothing.
 """
 
 from __future__ import annotations

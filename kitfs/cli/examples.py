@@ -120,7 +120,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "version": ("kitfs version", "kitfs version --json"),
 }
 
-# What people type who know another tool. In a group of verbs only its own verbs are suggested.
+# Words of other tools, each with the verb to suggest for it. A group of verbs suggests only its own verbs.
 SYNONYMS: Final[Mapping[str, str]] = {
     "rm": "remove",
     "rmi": "remove",

@@ -21,8 +21,8 @@ YEAR_10000: Final = 253_402_300_800  # in seconds since 1970; RFC 3339 cannot wr
 def kitfile_of(file: str | None, directory: str) -> tuple[Kitfile, str]:
     """Read the Kitfile ``file`` ("-" is stdin), or the Kitfile of ``directory`` if ``file`` is None.
 
-    Returns the Kitfile, and the name by which messages call it. Raises UsageError if the Kitfile does not exist,
-    ContextError, KitfileError.
+    Returns the Kitfile, and its name for messages. Raises ContextError or KitfileError, and UsageError if the Kitfile
+    does not exist.
     """
     from kitfs.ops.pack.kitfiles import MAX_KITFILE, find_kitfile, parse_kitfile, read_kitfile
 

@@ -111,7 +111,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
         error = Interrupted("interrupted")
     except KitfsError as e:
         if isinstance(e, Unwritable) and e.exit_code == BROKEN_PIPE:
-            return e.exit_code  # the reader of stdout has exited, as with "| head", so a message would only disturb
+            return e.exit_code  # the reader of stdout has exited, as with "| head", so no message is printed
         error = e
     except Exception as e:
         if os.environ.get("KITFS_DEBUG"):

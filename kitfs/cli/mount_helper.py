@@ -37,7 +37,7 @@ SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
 
 
 def flags_of(options: str) -> dict[str, object]:
-    """Parse the argument of -o into the values of each option, keyed by the option's name.
+    """Parse the argument of -o into a dict of the options' values by name.
 
     Raises UsageError for an option that neither ``kitfs mount`` nor mount(8) has.
     """

@@ -1,7 +1,7 @@
 """Print the output of verbs: lines, tables and JSON on stdout, and messages on stderr.
 
-Only this module writes to stdout. It therefore distinguishes a failure to write stdout from every other failure, and
-escapes control characters that come from a kit or a registry (``escaping``). ``put`` and ``say`` write one line,
+Only this module writes to stdout. So a failure to write stdout is distinguished from every other failure, and control
+characters that come from a kit or a registry are escaped (``escaping``). ``put`` and ``say`` write one line,
 ``put_lines`` writes several lines.
 """
 
@@ -87,7 +87,7 @@ _before: Callable[[], None] | None = None
 
 
 def before_the_answer(do: Callable[[], None] | None) -> None:
-    """Call a function once, before the first output is written to stdout."""
+    """Register a function that is called once, before the first output is written to stdout."""
     global _before  # noqa: PLW0603 - a process runs one verb
     _before = do
 
@@ -155,7 +155,10 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool 
 
 
 def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[int]:
-    """Return widths that fit a terminal. The widest columns are narrowed first, down to their ``least`` widths."""
+    """Return widths that fit a terminal.
+
+    The widest columns are narrowed first, but not below their ``least`` widths.
+    """
     fitted = list(widths)
     excess = sum(fitted) + len(GAP) * (len(fitted) - 1) - columns
     while excess > 0:

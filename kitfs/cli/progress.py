@@ -1,8 +1,8 @@
 """Show the progress of verbs: as lines in kit's words, with bars on a terminal, or as JSON lines.
 
-Elsewhere than on a terminal, a line every five seconds replaces the bars. A short verb shows neither: bars appear after
-one second, and lines after five. rich draws the bars on stderr; it is imported when the first bar is drawn. Threading:
-events may come from any thread; a lock prevents that lines and bars mix.
+Where stdout is not a terminal, a line is printed every five seconds instead of the bars. For a short verb nothing is
+shown: bars appear after one second, and lines after five. rich draws the bars on stderr; it is imported when the first
+bar is drawn. Threading: events may come from any thread; a lock keeps lines and bars apart.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FANCY_AFTER: Final = 1.0  # seconds of work before bars are drawn
 WAITING_EVERY: Final = 0.5  # seconds between two updates of the line of a verb without bars
-WAYS: Final = {"exists": "already there", "existed": "already there"}  # words for how a blob got to the registry
+WAYS: Final = {"exists": "already there", "existed": "already there"}  # words for how a blob was transferred
 PLAIN_EVERY: Final = 5.0  # seconds between two lines
 
 
@@ -135,7 +135,7 @@ class Reporter:
             flush()
 
     def short(self, digest: str) -> str:
-        """Return a digest, which is shortened if stdout is a terminal."""
+        """Return a digest. It is shortened if stdout is a terminal."""
         return short(digest, full=self._full)
 
     def end(self, text: str, **fields: Any) -> None:
@@ -206,7 +206,7 @@ def as_json(event: Event) -> dict[str, Any]:
     """Return an event as a JSON object: its fields, and its kind in lower case as ``event``."""
     fields = event._asdict()
     if isinstance(event, Saved):
-        del fields["path"], fields["size"]  # the other events of the layer have them
+        del fields["path"], fields["size"]  # the other events of the layer have these fields
     return {"event": type(event).__name__.lower(), **fields}
 
 

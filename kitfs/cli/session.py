@@ -30,7 +30,7 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
     """Open the store of --cache-dir and the registries of the network options.
 
     Log messages are written to stderr: warnings, or with --log-level or -v all messages of that level and above.
-    ``waits``: the verb has no progress bars, so a line on a terminal shows that it still works.
+    ``waits``: whether a line on a terminal shows that the verb still works, because it has no progress bars.
     """
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.workspace import Workspace
@@ -129,7 +129,7 @@ def display(reference: Reference | LayoutReference) -> str:
 def registry_target(text: str | None, source: Reference | None, *, task: str) -> Reference:
     """Return the destination of a verb that writes to a registry: ``text``, or ``source`` if ``text`` is None.
 
-    Raises UsageError if the destination has no registry.
+    ``task``: the task of the verb, for the error message. Raises UsageError if the destination has no registry.
     """
     from kitfs.oci.names import LOCAL, Reference
 

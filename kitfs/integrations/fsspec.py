@@ -44,8 +44,8 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     """A file system that contains the files of all kits.
 
     All arguments are storage options. ``only`` and ``labels``: see ``kitfs.open``. ``options``: the options of
-    ``kitfs.ReadOptions``, and fsspec's own options. The constructor raises TypeError for an unknown option, UsageError
-    for an invalid value.
+    ``kitfs.ReadOptions``, and fsspec's own options. The constructor raises TypeError for an unknown option, and
+    UsageError for an invalid value.
     """
 
     protocol = "kitfs"
@@ -68,7 +68,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         return _unpickled, (type(self), without_secrets(dict(self.storage_options)), kits)
 
     def adopt(self, kits: dict[str, Kit]) -> bool:
-        """Add unpickled kits. Return False if one of their tags names another kit in this instance."""
+        """Add unpickled kits. Return False if a tag already names another kit in this instance."""
         with self._lock:
             if any(name in self._kits and self._kits[name].digest != kit.digest for name, kit in kits.items()):
                 return False
@@ -82,9 +82,9 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         return str(path).removeprefix("kitfs://").rstrip("/")
 
     def _located(self, path: str) -> tuple[Kit, str, str]:
-        """Split a URL into (kit, the part that names the kit, the path in the kit). Open the kit if it is not open.
+        """Split a URL into (kit, the part that names the kit, the path in the kit). The kit is opened if necessary.
 
-        Raises FileNotFoundError when the kit does not exist, UsageError for a URL without a tag or digest.
+        Raises FileNotFoundError if the kit does not exist, and UsageError for a URL without a tag or digest.
         """
         text = self._strip_protocol(path)
         match = URL.fullmatch(text)
@@ -109,7 +109,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             self._kits.clear()
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """List a directory, or a file itself. Raises FileNotFoundError, KitfsError."""
+        """List a directory. For a file, list only the file. Raises FileNotFoundError, KitfsError."""
         kit, root, inside = self._located(path)
         with _missing():
             entry = kit.stat(inside)
@@ -153,7 +153,10 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             return kit.read(inside, first, max(0, stop - first))
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **kwargs: Any) -> KitBufferedFile:
-        """Open a file. Raises FileNotFoundError, IsADirectoryError, OSError (EROFS) for a mode other than "rb"."""
+        """Open a file.
+
+        Raises FileNotFoundError or IsADirectoryError, and OSError (EROFS) for a mode other than "rb".
+        """
         if mode != "rb":
             self._refused(path)
         kit, _, inside = self._located(path)
@@ -207,8 +210,9 @@ def _reopened(
 
 
 def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[str, Kit]) -> KitFileSystem:
-    """Make a file system whose tags mean what they meant where it was pickled: the cached instance of this process if
-    its tags mean the same, else a new instance.
+    """Make a file system whose tags name the same digests as where it was pickled.
+
+    It is this process's cached instance if that has the same digests, otherwise a new instance.
     """
     fs = kind(**options)
     if not fs.adopt(kits):
@@ -227,8 +231,10 @@ def _missing() -> Iterator[None]:
 
 
 def _info(kit: Kit, root: str, entry: FileInfo) -> dict[str, Any]:
-    """Describe an entry as fsspec does. The ETag tells caches that a tag has moved. Times are those of the kit, in
-    seconds since the epoch.
+    """Describe an entry as fsspec does.
+
+    ``ETag`` changes when a tag has moved, so that caches notice. Times are those of the kit, in seconds since the
+    epoch.
     """
     created = float(kit.created)
     info: dict[str, Any] = {

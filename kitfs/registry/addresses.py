@@ -134,8 +134,8 @@ def answered_from(response: httpx.Response) -> AddressScope:
 class GuardedBackend(httpcore.NetworkBackend):
     """A network backend that connects to permitted addresses only (see ``permitted``).
 
-    All addresses of a name share one deadline. Raises Forbidden if no address of a name is permitted, ConnectTimeout,
-    ConnectError.
+    All addresses of a name share one deadline. Raises ConnectTimeout or ConnectError, and Forbidden if no address of a
+    name is permitted.
     """
 
     def __init__(self, inner: httpcore.NetworkBackend, led_from: AddressScope | None) -> None:

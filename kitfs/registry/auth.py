@@ -51,7 +51,10 @@ class Token(NamedTuple):
 
 
 class Challenge(NamedTuple):
-    """The parameters of a host's Bearer challenge, and the scope of the address that sent it (see ``addresses``)."""
+    """The parameters of a host's Bearer challenge.
+
+    ``scope``: the scope of the address that sent the challenge (see ``addresses``).
+    """
 
     parameters: dict[str, str]
     led_from: AddressScope
@@ -96,7 +99,7 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 class TokenRequest:
     """A token request in progress, shared by every thread that needs the same token.
 
-    When it has ended, it has a ``header`` or an ``error``, or neither if the token server could not be reached.
+    After ``end``, either ``header`` or ``error`` is set, or neither if the token server could not be reached.
     """
 
     __slots__ = ("done", "error", "header")
@@ -143,7 +146,10 @@ class Tokens:
                 self._accepted.add((host, scope))
 
     def accepted(self, host: str, scope: str) -> bool:
-        """Return whether a host has ever accepted a token for a scope. A token that it then refuses has expired."""
+        """Return whether a host has ever accepted a token for a scope.
+
+        If it later refuses the token, the token has expired.
+        """
         return (host, scope) in self._accepted
 
     def remember(self, host: str, scope: str, challenge: Challenge) -> None:
@@ -157,7 +163,7 @@ class Tokens:
             return self._challenges.get((host, scope))
 
     def begin(self, host: str, scope: str) -> tuple[TokenRequest, bool]:
-        """Return the request for a token, and whether the caller must send it and then call ``end``."""
+        """Return the request for a token, and whether the caller must send the request and then call ``end``."""
         with self._lock:
             found = self._requests.get((host, scope))
             if found is not None:
@@ -197,10 +203,11 @@ class RegistryAuth(httpx.Auth):
         return RegistryAuth(self._host, scope, self._credentials, self._tokens, plain_http=self._plain_http)
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send a request. After a 401, send it once more with the authorization that the challenge requires.
+        """Send a request. After a 401, send the request once more with the authorization that the challenge requires.
 
-        If the registry has accepted a token for this scope before, a 401 means that the token has expired (during
-        retries, or because another thread obtained it long ago). The request is then sent up to ``ATTEMPTS`` times.
+        If the registry has accepted a token for this scope before, a 401 means that the token has expired. The request
+        is then sent up to ``ATTEMPTS`` times. A token can expire during retries, or because another thread obtained it
+        long ago.
         """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
@@ -363,14 +370,14 @@ class TokenAuth(httpx.Auth):
         return self
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Send the request once, whatever the response."""
+        """Send the request once, whatever the response is."""
         if self._header:
             request.headers["Authorization"] = self._header
         yield request
 
 
 def widened(asked: str, own: str) -> str:
-    """Merge the scope of a challenge (``asked``) with ``own``. A scope ``own`` that only allows pulling is omitted."""
+    """Merge the scope of a challenge (``asked``) with ``own``. If ``own`` allows only pulling, it is omitted."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
     actions: dict[str, dict[str, None]] = {}

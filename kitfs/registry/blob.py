@@ -1,9 +1,9 @@
-"""Read a blob of a registry as a Source, by ranges, and resume a body that breaks off where it ended.
+"""Read a blob of a registry as a Source, by ranges. A body that breaks off is resumed at the next byte.
 
 The registry is not trusted. A response to a range request must be 206 with a matching Content-Range. A 200 means that
 the registry ignores Range; its body is then read as a stream of the whole blob. The target of a redirect is used until
-it fails (its signature may have expired), and then the registry is asked once for a new target. Bodies are read only in
-``_pieces``. Threading: any number of threads may read at the same time, each on its own connection.
+it fails, for example because its signature has expired. Then the registry is asked once for a new target. Bodies are
+read only in ``_pieces``. Threading: any number of threads may read at the same time, each on its own connection.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from kitfs.registry.http_errors import Broken, Stalled, check_encoding, host_of,
 from kitfs.registry.pace import LEAST
 
 MAX_FRUITLESS: Final = 3  # attempts in a row without progress after which an endpoint is abandoned
-PROGRESS: Final = LEAST  # bytes that count as progress of an attempt: one byte per request would take forever
+PROGRESS: Final = (
+    LEAST  # fewest bytes of an attempt that count as progress; with one byte per request, a read would never end
+)
 PAUSE: Final = 0.2  # seconds to wait after an attempt without progress
 CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
@@ -57,7 +59,7 @@ class PlainRequest:
 
 
 class RequestAtRedirect:
-    """A BlobRequest that remembers the target of a redirect, and sends the next request directly to it.
+    """A BlobRequest that remembers the target of a redirect, and sends the next request directly to the target.
 
     If the target fails, for example because its signature has expired, ``request`` is used again.
     """
@@ -90,12 +92,12 @@ class RequestAtRedirect:
         return response
 
     def forget(self, endpoint: Endpoint) -> None:
-        """Do not use a remembered target for the next request to an endpoint."""
+        """Forget the target of an endpoint's redirect."""
         self._targets.pop(endpoint.base, None)
 
 
 class Speed:
-    """The minimum speed over all attempts to read a range, because each attempt may be quick but bring few bytes.
+    """The speed of a read, measured over all attempts, because each attempt may be quick but bring few bytes.
 
     ``waited``: seconds spent waiting, including for the heads of responses.
     """
@@ -122,7 +124,8 @@ class Speed:
 class Remaining:
     """The bytes [at, stop) that a read still needs.
 
-    ``given``: how many bytes the read has yielded. ``whole``: whether the read has become a stream from byte 0 on.
+    ``given``: how many bytes the read has yielded. ``whole``: whether the registry ignored the range, so that the
+    response is a stream from byte 0 on.
     """
 
     at: int
@@ -139,8 +142,8 @@ class Remaining:
 class RemoteBlob:
     """A blob at ``endpoints``, which are tried in order. It is a Source, and ``request`` sends its requests.
 
-    ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds, over which the minimum speed
-    is measured. ``ranged`` becomes False when a registry returns the whole blob instead of a range.
+    ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds. The minimum speed is measured
+    over this time. ``ranged`` becomes False when a registry returns the whole blob instead of a range.
     """
 
     def __init__(
@@ -181,7 +184,7 @@ class RemoteBlob:
         return "\n".join(f"{url.scheme}://{host_of(url)}" for url in urls)
 
     def distrust(self) -> bool:
-        """Stop using the mirrors that have sent bytes. Returns False if only the registry itself has sent bytes."""
+        """Stop using the mirrors that have sent bytes. Return False if only the registry itself has sent bytes."""
         bad = {endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used}
         self._passed_by |= bad
         self._used.clear()
@@ -190,9 +193,9 @@ class RemoteBlob:
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
 
-        See ``content.Source``. The endpoints are tried in turn, and each continues where the previous one broke off.
-        Raises the error of the last endpoint, the registry itself, with the causes of all endpoints: NotFound,
-        Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
+        See ``content.Source``. The endpoints are tried in turn, and each continues where the previous one broke off. If
+        all fail, raises the error of the last endpoint, which is the registry itself, with the causes of all endpoints:
+        NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
         """
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
@@ -244,7 +247,7 @@ class RemoteBlob:
     def _received(
         self, endpoint: Endpoint, response: httpx.Response, first: int, end: int, rest: Remaining
     ) -> Generator[tuple[int, memoryview], None, None]:
-        """Yield those bytes of one response that are still needed.
+        """Yield the bytes of a response that are still needed.
 
         Raises Broken if the response ended early and brought fewer than ``PROGRESS`` bytes.
         """
@@ -269,7 +272,7 @@ class RemoteBlob:
     def _span(self, endpoint: Endpoint, response: httpx.Response, rest: Remaining) -> tuple[int, int]:
         """Return [first byte, end) of the body that follows.
 
-        If the response is not for the requested bytes, closes it and raises RegistryError or IntegrityError.
+        If the response is for other bytes, it is closed, and RegistryError or IntegrityError is raised.
         """
         try:
             check_encoding(response, self._what)

@@ -1,7 +1,7 @@
-"""Access OCI registries (distribution-spec v1.1) by repositories that share connections, tokens and lessons.
+"""Access the repositories of OCI registries (distribution-spec v1.1). They share connections and tokens.
 
-The client caches only tokens, and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: any thread
-may call every method.
+The client caches tokens, and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: any thread may
+call every method.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RegistryClient:
 
         A reference in a kit (``Reference.held_by``) may lead to addresses of this machine or this link only if the
         kit's registry has such an address too. Mirrors are not restricted, because the user chose them. Raises NotFound
-        for a reference without a registry, UsageError for a registry that cannot be part of a URL.
+        for a reference without a registry, and UsageError for a registry that cannot be part of a URL.
         """
         if reference.registry == LOCAL:
             raise NotFound(
@@ -87,8 +87,8 @@ class RegistryClient:
     def _endpoint(self, url: str, name: str, *, patience: float, host: str = "") -> Endpoint:
         """Return the endpoint of a repository at a URL.
 
-        ``host``: the host as written in the reference, even with a port that the scheme implies, because credential
-        files write it in the same way.
+        ``host``: the host as written in the reference, with its port even if the scheme implies it. Credential files
+        write the host in the same way.
         """
         parsed = url_from(url)
         host = host or host_of(parsed)

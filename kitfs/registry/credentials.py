@@ -1,12 +1,12 @@
 """Look up, store and erase credentials in the files of kit, docker and containers, and in their credential helpers.
 
-Lookups read kit's credentials.json and then docker's config.json; within each file they read credHelpers, credsStore,
-and then auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any form that docker
-accepts, or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under
-https://index.docker.io/v1/. Newlines around user names, passwords and tokens, which files and shells add, are removed.
-``store`` and ``erase`` change kit's file, or the helper that it names, as oras-go does: the file is replaced by a
-rename, has mode 0600, and keeps every other entry. Credentials are looked up each time that a token is needed, so that
-a mount sees changes on disk. Threading: the only state is which warnings were logged; any thread may use this module.
+A lookup reads kit's credentials.json and then docker's config.json, and in each file credHelpers, credsStore and then
+auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any form that docker accepts,
+or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under https://index.docker.io/v1/.
+Newlines around user names, passwords and tokens, which files and shells add, are removed. ``store`` and ``erase``
+change kit's file, or the helper that it names, as oras-go does: the file is replaced by a rename, has mode 0600, and
+keeps every other entry. Credentials are looked up each time that a token is needed, so that a mount sees changes on
+disk. Threading: any thread may use this module. Its only state is a record of the warnings that were logged.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Credentials:
     def of(self, host: str, repository: str = "") -> Credential | None:
         """Return the credential for a registry host ("host[:port]"), or for one of its repositories.
 
-        Raises UsageError for an invalid file or a helper that fails, unless another file or helper has a credential.
+        Raises UsageError for an invalid file or a helper that fails, unless a credential is found elsewhere.
         """
         first_error: UsageError | None = None
         for path in self._files:
@@ -119,7 +119,7 @@ def matching(keys: Iterable[str], host: str, repository: str = "") -> list[str]:
 
     A key is host[:port], optionally with a scheme before it, and with a slash or an API version after it (docker's
     ConvertToHostname). A path after a host with a scheme is ignored. A key host/path without a scheme matches only the
-    repositories at and below path, and is a better match than the host.
+    repositories at and below path. It is a better match than a key without a path.
     """
     found: list[tuple[int, int, str]] = []
     for key in keys:
@@ -144,7 +144,7 @@ def key_of(host: str) -> str:
 def store(kit_home: str, host: str, credential: Credential) -> str:
     """Store a credential in kit's file or in the helper that it names, and return the path or the helper's name.
 
-    Raises UsageError for an invalid file or a helper that fails, StoreError if the file cannot be written.
+    Raises UsageError for an invalid file or a helper that fails, and StoreError if the file cannot be written.
     """
     path = _kit_file(kit_home)
     config = _read(path)
@@ -167,7 +167,7 @@ def store(kit_home: str, host: str, credential: Credential) -> str:
 def erase(kit_home: str, host: str) -> bool:
     """Erase the credential of a host from kit's file and from the helper that it names.
 
-    Returns whether one existed, as far as the helper reports it. Raises the errors of ``store``.
+    Returns whether a credential existed, as far as the helper reports it. Raises the errors of ``store``.
     """
     path = _kit_file(kit_home)
     config = _read(path)
@@ -230,7 +230,7 @@ def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def helper_of(config: dict[str, Any], host: str, repository: str = "") -> tuple[str, str] | None:
-    """Return (helper, key) for a host, where ``key`` is to be looked up in the helper, or None without a helper."""
+    """Return (helper, key) for a host, or None if it has no helper. ``key`` is to be looked up in the helper."""
     named = config.get("credHelpers")
     if isinstance(named, dict):
         for key in matching(named, host, repository):

@@ -3,11 +3,11 @@
 httpcore reads a body in pieces of 64 KiB and copies each piece several times, which costs more processor time than the
 rest of a download. In this module, httpcore reads only the head and the first piece, which contains the bytes that
 arrived together with the head. The other bytes are received from the connection by ``recv_into`` (socket(2)). The
-connection cannot be reused afterwards, because httpcore does not know that the body has ended. Only large bodies are
-therefore read in this way.
+connection cannot be reused afterwards, because httpcore does not know that the body has ended. So only large bodies are
+read in this way.
 
-Each piece costs its reader a fixed time, so that a fast body is received in large pieces: of as many bytes as arrive
-within ``WAIT``. Such pieces end at multiples of ``UNIT``, so that the store can write them as whole chunks.
+Each piece costs its reader a fixed time, so a fast body is received in large pieces, each of the bytes that arrive
+within ``WAIT``. These pieces end at multiples of ``UNIT``, so that the store can write them as whole chunks.
 
 Measured on one core over loopback, 1 GiB: 0.7 s in this way, 2.5 s through httpcore. Buffers larger than 1 MiB fall out
 of the processor's cache and cost more. Threading: a body belongs to one thread.
@@ -26,15 +26,17 @@ from kitfs.registry.early_answer import SYSTEM_READ
 from kitfs.registry.pace import Pace
 from kitfs.registry.pool import translated_errors
 
-BUFFER: Final = 1 << 20  # bytes received at once, at most
+BUFFER: Final = 1 << 20  # most bytes received at once
 UNIT: Final = 128 << 10  # bytes: the store's chunks are not larger, except those of a blob of more than 64 GiB
 WAIT: Final = 0.004  # seconds for which the bytes of a fast body are waited for
-LARGE: Final = 12 << 20  # bytes of a body from which a connection of its own (round trips, slow start) is worth it
+LARGE: Final = (
+    12 << 20
+)  # fewest bytes of a body for which a separate connection is worth its round trips and slow start
 
 
 @runtime_checkable
 class DirectStream(Protocol):
-    """A connection that can receive into a buffer, if ``can_receive_into`` returns True."""
+    """A connection that can receive into a buffer if ``can_receive_into`` returns True."""
 
     @property
     def can_receive_into(self) -> bool: ...
@@ -101,8 +103,9 @@ def _received(
 
 
 def fast_step(size: int, seconds: float) -> int:
-    """Return the size of the pieces of a body whose last ``size`` bytes came within ``seconds``; 0 if the body is not
-    fast enough to be waited for.
+    """Return the size of the next pieces of a body. The last ``size`` bytes came within ``seconds``.
+
+    Returns 0 if the body is too slow to wait for more bytes.
     """
     expected = BUFFER if seconds <= 0 else min(int(size * WAIT / seconds), BUFFER)
     return expected // UNIT * UNIT

@@ -1,10 +1,10 @@
-"""Make connections that listen while they send, so that a response that arrives before the end of a body is read.
+"""Make connections that read while they send. A response that arrives before the end of a body is then noticed.
 
-RFC 9112 §9.5 recommends that a client that sends a body watches for a response, and stops sending when one arrives.
-``httpcore`` reads the response after a failed write, so this module turns an early response into a failed write.
-Without this module, an early response (401, 413) of a server that no longer reads would be found only after the write
-times out, and would be lost if the server resets the connection. Threading: as in httpcore, only one thread at a time
-may use a connection.
+RFC 9112 §9.5 recommends that a client that sends a body watches for a response, and stops sending when a response
+arrives. ``httpcore`` reads the response after a failed write, so this module turns an early response into a failed
+write. Without this module, an early response (401, 413) of a server that no longer reads would be found only after the
+write times out, and would be lost if the server resets the connection. Threading: as in httpcore, only one thread at a
+time may use a connection.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ class DuplexStream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Return the bytes of an early response, and then the bytes that arrive, possibly more than ``max_bytes``.
 
-        Raises ReadTimeout (or its subclass TooSlow), and for the first bytes of a connection TlsAlert and NoResponse.
+        Raises ReadTimeout (or its subclass TooSlow). For the first bytes of a connection, also raises TlsAlert and
+        NoResponse.
         """
         data = self._read(max_bytes, timeout)
         if not self._received:
@@ -116,7 +117,7 @@ class DuplexStream(httpcore.NetworkStream):
             if isinstance(sock, ssl.SSLSocket):
                 return _receive_records(sock, view, left, at_least)
             if self._poll is None:
-                sock.settimeout(0)  # a timeout would cost a further system call each time
+                sock.settimeout(0)  # setting a timeout would cost a further system call each time
                 self._poll = select.poll()
                 self._poll.register(sock, select.POLLIN)
             self._gather(sock, at_least)
@@ -133,7 +134,7 @@ class DuplexStream(httpcore.NetworkStream):
             raise httpcore.ReadError(e) from e
 
     def _gather(self, sock: socket.socket, size: int) -> None:
-        """Make the socket readable for poll(2) only once ``size`` bytes have arrived (socket(7), SO_RCVLOWAT)."""
+        """Let poll(2) report the socket as readable only after ``size`` bytes have arrived (socket(7), SO_RCVLOWAT)."""
         if size != self._gathered:
             with suppress(OSError):  # without this option, a read returns the bytes that have arrived
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
@@ -187,7 +188,9 @@ class DuplexStream(httpcore.NetworkStream):
                 _moved(pace, sent)
 
     def _answered(self, sock: socket.socket) -> bool:
-        """Read the bytes that have arrived. Return whether they belong to a response or end the connection.
+        """Read the bytes that have arrived.
+
+        Return whether they belong to a response, or whether the connection has ended.
 
         Other TLS records (session tickets) are not a response.
         """
@@ -249,10 +252,10 @@ class DuplexTransport(RoutedTransport):
 
 
 def _receive_records(sock: ssl.SSLSocket, view: memoryview, timeout: float | None, at_least: int) -> int:
-    """Receive the next records of TLS until there are ``at_least`` bytes, or until none has arrived for a moment.
+    """Receive TLS records until there are ``at_least`` bytes, or until no record has arrived for a moment.
 
-    A record has at most 16 KiB. Return the number of bytes, 0 at the end of the connection. Raises TimeoutError when
-    nothing arrives within ``timeout`` seconds, OSError.
+    A record has at most 16 KiB. Return the number of bytes, or 0 at the end of the connection. Raises OSError, and
+    TimeoutError if nothing arrives within ``timeout`` seconds.
     """
     sock.settimeout(timeout)
     count = more = sock.recv_into(view)
@@ -284,5 +287,8 @@ def _moved(pace: Pace | None, size: int) -> None:
 
 
 def _milliseconds(seconds: float | None) -> float | None:
-    """Return a timeout of poll(2), rounded up so that a short timeout is not 0. None means no timeout."""
+    """Return a timeout for poll(2) in milliseconds, rounded up, so that a short timeout is not 0.
+
+    None means no timeout.
+    """
     return None if seconds is None else max(1.0, seconds * 1000)

@@ -49,9 +49,9 @@ class Endpoint:
 
     ``base`` is a URL that ends in the repository's name; ``host`` is the name that messages and credential files use.
     ``patience``: seconds in which a refused connection is retried; the endpoints of a repository share one budget.
-    ``restart``: seconds instead, after the endpoint has answered once; mirrors have less, since others can answer.
-    ``led_from``: the address scope of the registry whose content names this endpoint, or None if the user named it (see
-    ``addresses``).
+    ``restart``: these seconds after the endpoint has once responded, because it may be restarting. They are fewer for a
+    mirror, because another endpoint can respond. ``led_from``: the address scope of the registry whose content names
+    this endpoint, or None if the user named it (see ``addresses``).
     """
 
     base: str
@@ -174,10 +174,10 @@ class HttpClient:
     ) -> httpx.Response:  # fmt: skip
         """Send a request, follow redirects, and return a response whose body has not been read.
 
-        Credentials are sent only to the endpoint's own host. A StreamedBody is not sent again, except after redirects
-        and refused tokens, and with ``repeat`` False no request is sent again. A registry on loopback that is found to
-        use TLS is contacted over TLS from then on, unless ``plain_http`` was set. ``what``: the subject of the request
-        in messages. The redirects are in ``history`` of the response. Raises Unavailable if no response arrives,
+        Credentials are sent only to the endpoint's own host. A StreamedBody is sent again only after redirects and
+        refused tokens. With ``repeat`` False, no request is sent again. A registry on loopback that is found to use TLS
+        is contacted over TLS from then on, unless ``plain_http`` was set. ``what``: the subject of the request in
+        messages. The redirects are in ``history`` of the response. Raises Unavailable if no response arrives, and
         Unauthorized if no token can be obtained.
         """
         home, at = self._upgraded(httpx.URL(endpoint.base)), self._upgraded(httpx.URL(url))
@@ -189,15 +189,18 @@ class HttpClient:
         return self._followed(endpoint, self._upgraded(home), method, self._upgraded(at), headers, what, body, repeat)
 
     def _upgraded(self, url: httpx.URL) -> httpx.URL:
-        """Return a URL with the scheme https if its server is known to use TLS, otherwise unchanged."""
+        """Return a URL with the scheme https if its server is known to use TLS. Return any other URL unchanged."""
         return url.copy_with(scheme="https") if url.scheme == "http" and url.netloc in self._secure else url
 
     def _may_upgrade(self, home: httpx.URL) -> bool:
-        """Return whether plain HTTP is only the default for a server: it is on loopback, and no option was set."""
+        """Return whether a server may be contacted over TLS instead of plain HTTP.
+
+        That is so if the server is on loopback and plain HTTP is only the default.
+        """
         return home.scheme == "http" and self.options.plain_http is None and is_loopback(home.host)
 
     def _upgrade(self, home: httpx.URL) -> bool:
-        """Use TLS with a server from now on if that is allowed. Return whether it is allowed."""
+        """Use TLS with a server from now on, if that is permitted. Return whether it is permitted."""
         if not self._may_upgrade(home):
             return False
         self._secure.add(home.netloc)
@@ -290,7 +293,7 @@ class _NoCookies(CookieJar):
 
 
 def combined(causes: list[KitfsError], endpoints: tuple[Endpoint, ...]) -> KitfsError:
-    """Combine the errors of several endpoints into one, with the class of the last error, which is the registry's."""
+    """Combine the errors of several endpoints into an error of the class of the last error, the registry's."""
     last = causes[-1]
     if len(causes) == 1:
         return last

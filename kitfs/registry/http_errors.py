@@ -143,7 +143,7 @@ def root_cause(e: BaseException) -> BaseException:
 
 
 def is_permanent(e: httpx.TransportError) -> bool:
-    """Return whether a connection failed for a permanent reason, so that it is not retried.
+    """Return whether a connection failed for a permanent reason. Such a connection is not retried.
 
     Permanent reasons are an unknown name, an untrusted certificate, and a server that does not use TLS.
     """
@@ -185,7 +185,10 @@ def _tls_text(e: ssl.SSLError) -> str:
 
 
 def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
-    """Return the error, in the class that fits, for an error response whose body has been read (``read_error``)."""
+    """Return the error for an error response. Its class depends on the status and code of the response.
+
+    The body must have been read (``read_error``).
+    """
     url = shown(response.request.url)
     host = host_of(response.request.url)
     status = response.status_code
@@ -240,7 +243,7 @@ def secrets_of(request: httpx.Request) -> list[str]:
             pair = base64.b64decode(value).decode()
             found += [pair, pair.partition(":")[2]]
         except ValueError:
-            pass  # a custom header may be invalid
+            pass  # the user may have set an invalid header
     is_form = "x-www-form-urlencoded" in request.headers.get("Content-Type", "")
     try:
         form = parse_qs(request.content.decode()) if is_form else {}
@@ -250,7 +253,7 @@ def secrets_of(request: httpx.Request) -> list[str]:
 
 
 class CappedBody(httpx.SyncByteStream):
-    """At most ``limit`` + 1 bytes of a body. The last of them shows that the body exceeds the limit.
+    """At most ``limit`` + 1 bytes of a body. The last byte shows that the body exceeds the limit.
 
     ``lenient``: a body that breaks off ends without an error.
     """
@@ -291,12 +294,15 @@ def read_capped(response: httpx.Response, limit: int = MAX_ERROR_BODY, *, lenien
 
 
 def read_error(response: httpx.Response) -> None:
-    """Read the useful part of an error response's body. It may break off, because the status suffices."""
+    """Read the useful part of an error response's body.
+
+    A body that breaks off is not an error, because the status suffices.
+    """
     read_capped(response, lenient=True)
 
 
 def error_of(response: httpx.Response) -> tuple[str, str]:
-    """Return (code, message) of a distribution-spec error body, or ("", "") for any other body."""
+    """Return (code, message) of an error body as distribution-spec defines it, or ("", "") for any other body."""
     try:
         error = json.loads(response.content)["errors"][0]
         secrets = secrets_of(response.request)

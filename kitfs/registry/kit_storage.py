@@ -1,13 +1,15 @@
-"""Read kit's own storage (KITOPS §4.1) as a second source of blobs. It is never written, and all digests are verified.
+"""Read the storage in kit's home directory as a second source of blobs.
+
+It is never written, and all digests are verified.
 
     <home>/storage/blobs/sha256/<hex>                            every blob
                    <base64url(registry/repository)>-tags.json    {tag: descriptor}
 
 A file is used instead of the registry's blob once the whole file was read and matches its digest. That check runs on
 its own thread, so that a reader of a few bytes need not wait until gigabytes are hashed. Until the check has ended, a
-large blob is fetched from its registry. The result of the check is stored with the file's inode, size and times for
-later processes. A file with a wrong digest is neither used nor changed, and one warning is logged. Threading: any
-thread may call every method; ``close`` ends the checks.
+large blob is fetched from its registry. For later processes, the result of the check is stored with the file's inode,
+size and times. A file with a wrong digest is neither used nor changed, and one warning is logged. Threading: any thread
+may call every method; ``close`` ends the checks.
 """
 
 from __future__ import annotations
@@ -117,8 +119,8 @@ class DigestCheck:
 class KitStorage:
     """The storage in kit's home directory, which need not exist.
 
-    ``hints``: where the results of checks are stored. ``wait_limit``: the most bytes of a blob for whose check readers
-    wait. ``open_file``: opens a file below the storage's directory, like ``StoredFile.open``.
+    ``hints``: where the results of checks are stored. ``wait_limit``: readers wait for the check of a blob only up to
+    this number of bytes. ``open_file``: opens a file below the storage's directory, like ``StoredFile.open``.
     """
 
     def __init__(
@@ -206,9 +208,9 @@ class KitStorage:
         self._log.warning("kit's copy of %s in %s is not used: %s", digest, self._storage, why)
 
     def fallback(self, reference: Reference, cause: KitfsError) -> tuple[Descriptor, bytes] | None:
-        """Return the result of ``tagged`` after the registry failed with ``cause``.
+        """Return the result of ``tagged``, after the registry failed with ``cause``.
 
-        A warning is logged, unless the reference has no registry.
+        A warning is logged if the reference has a registry.
         """
         found = self.tagged(reference)
         if found is not None and reference.registry != LOCAL:
@@ -273,7 +275,7 @@ class LocalFirstRepository:
 class LocalFirstBlob:
     """A Source of a blob that kit has.
 
-    Until ``check`` has found that kit's file is right, the registry's blob, which ``open_remote`` returns, is read
+    Until ``check`` has found that kit's file is right, the blob that ``open_remote`` returns is read from the registry
     instead. ``waits``: readers wait for the check.
     """
 
@@ -302,7 +304,7 @@ class LocalFirstBlob:
             return self._check.file.sender
 
     def distrust(self) -> bool:
-        """Stop using the registry's mirrors that sent wrong bytes."""
+        """Stop using those mirrors of the registry that sent wrong bytes."""
         return self._remote is not None and self._remote.distrust()
 
     def _registry(self) -> Source:
@@ -313,8 +315,8 @@ class LocalFirstBlob:
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop); see ``content.Source``.
 
-        If the registry fails, the remaining bytes are read from kit's file once its check has ended. Raises the error
-        of the registry if that file cannot be used.
+        If the registry fails, the remaining bytes are read from kit's file after the check of that file has ended. If
+        the file cannot be used, raises the error of the registry.
         """
         at, stop = (start, stop) if self.ranged else (0, None)
         check = self._check

@@ -100,7 +100,10 @@ class Layout:
         return descriptor, self.blob_bytes(descriptor, MAX_INDEX)
 
     def blob(self, descriptor: Descriptor) -> FileRange:
-        """Return a blob as a Source. Raises NotFound if it does not exist, IntegrityError if its size differs."""
+        """Return a blob as a Source.
+
+        Raises NotFound if the blob does not exist, and IntegrityError if its size differs.
+        """
         found = self._blob(descriptor.digest)
         if found.size != descriptor.size:
             raise IntegrityError(
@@ -110,7 +113,10 @@ class Layout:
         return found
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
-        """Read a whole small blob, and verify its digest and size. Raises ManifestError above ``limit`` bytes."""
+        """Read a whole small blob, and verify its digest and size.
+
+        Raises ManifestError if the blob has more than ``limit`` bytes, and the errors of ``blob``.
+        """
         if descriptor.size > limit:
             raise ManifestError(
                 f"{self.path}: {descriptor.digest} declares {descriptor.size} bytes; the limit is {limit}"
@@ -165,7 +171,7 @@ class DirectoryLayout(Layout):
     def open(self, name: str) -> FileRange | None:
         """Open a file of the directory. Return None if it does not exist.
 
-        Raises ManifestError for a link and for a file that is not regular, NotFound for a file that cannot be read.
+        Raises ManifestError for a link or a file that is not regular, and NotFound for a file that cannot be read.
         """
         try:
             file = OpenFile(os.path.join(self.path, name), os.O_RDONLY, opener=lambda: open_below(self.path, name))
@@ -181,7 +187,7 @@ class DirectoryLayout(Layout):
 class ArchiveLayout(Layout):
     """The layout of an ``oci-archive:FILE`` reference.
 
-    The constructor raises NotFound for a file that cannot be read, ManifestError if it is not a tar archive,
+    The constructor raises NotFound for a file that cannot be read, ManifestError if the file is not a tar archive, and
     UnsupportedLayer if it is compressed.
     """
 
@@ -219,7 +225,10 @@ class ArchiveLayout(Layout):
 
 
 def open_layout(reference: LayoutReference) -> Layout:
-    """Open the layout that a reference names. Raises NotFound if it does not exist, and the errors of its class."""
+    """Open the layout that a reference names.
+
+    Raises NotFound if the layout does not exist, and the errors of its class.
+    """
     if reference.kind == "oci-archive":
         return ArchiveLayout(reference.path)
     if not os.path.isdir(reference.path):

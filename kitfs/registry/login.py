@@ -13,10 +13,10 @@ from kitfs.registry.retry import CONNECT_BUDGET
 
 
 def verify(client: RegistryClient, host: str, credential: Credential) -> None:
-    """Ask a registry ("host[:port]") whether it accepts a credential: GET /v2/, through its token server if it has one.
+    """Ask a registry ("host[:port]") whether it accepts a credential.
 
-    Raises Unauthorized if the registry refuses the credential, NotFound if the host is not a registry, Unavailable,
-    RegistryError.
+    Sends GET /v2/, with a token from the registry's token server if it has one. Raises Unavailable or RegistryError,
+    Unauthorized if the registry refuses the credential, and NotFound if the host is not a registry.
     """
     at = api_host(host)
     base = f"{client.http.url_of(at)}/v2"

@@ -36,7 +36,7 @@ class ClientOptions:
     @classmethod
     def of(cls, settings: Settings) -> ClientOptions:
         """Make the options from the network settings. Raises UsageError for a certificate without its key."""
-        key = "client-key" if settings.takes("client-key") else "key"  # --key of sign and verify is another one
+        key = "client-key" if settings.takes("client-key") else "key"  # the --key of sign and verify is another option
         if bool(settings["cert"]) != bool(settings[key]):
             raise UsageError(f"--cert and --{key} must be given together")
         if settings["memory-budget"] < MIN_BUDGET:

@@ -2,9 +2,9 @@
 
 ``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that also
 computes how long the connection may still wait. Its clock runs only while kitfs waits for the server, so a slow or
-paused reader does not make a body slow. Only the bytes of a body are progress, if at least ``LEAST`` of them arrive per
-second; interim responses, headers, chunk extensions and trailers are not. Threading: a Pace belongs to one request, and
-only one thread at a time may use it.
+paused reader does not make a body slow. Only the bytes of a body count as progress, and at least ``LEAST`` bytes must
+arrive per second. Interim responses, headers, chunk extensions and trailers do not count. Threading: a Pace belongs to
+one request, and only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class TooSlow(httpcore.ReadTimeout):
 class Pace(float):
     """A timeout in seconds: the deadline for a response's head, and then the length of each window of its body.
 
-    In each window, at least ``least`` times ``seconds`` bytes must arrive. The clock starts paused.
+    In each window, at least ``least`` bytes per second must arrive. At the beginning, the clock is paused.
     """
 
     __slots__ = ("_clock", "_head", "_in_body", "_last", "_left", "_moved", "_quota", "_started", "waited")
@@ -68,7 +68,7 @@ class Pace(float):
         self._started = self._clock()
 
     def pause(self, moved: int) -> None:
-        """Stop the clock; ``moved`` bytes of the body were received or sent since ``resume``."""
+        """Stop the clock, after ``moved`` bytes of the body were received or sent since ``resume``."""
         if self._started is not None:
             waited = self._clock() - self._started
             self._left -= waited
@@ -81,7 +81,10 @@ class Pace(float):
             self._renew()
 
     def left(self) -> float:
-        """Start the clock, and return the seconds that the connection may still wait (0 or less: it timed out)."""
+        """Start the clock, and return the seconds that the connection may still wait.
+
+        The connection has timed out if the result is 0 or less.
+        """
         if self._started is None:
             self.resume()
         assert self._started is not None
@@ -96,7 +99,10 @@ class Pace(float):
         return TooSlow(f"did not complete the head of its response within {float(self):g} s")
 
     def count_head(self, size: int) -> None:
-        """Count received bytes unless they belong to a body. Raises RemoteProtocolError for an endless head."""
+        """Count received bytes unless they belong to a body.
+
+        Raises RemoteProtocolError for a head that does not end.
+        """
         if not self._in_body:
             self._last = self.left()
             self._head += size

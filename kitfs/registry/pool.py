@@ -19,7 +19,10 @@ MAX_IDLE_TIME: Final = 30.0  # seconds that a connection waits for another reque
 
 
 class PoolTransport(httpx.BaseTransport):
-    """A transport that sends requests over ``pool``. Errors of httpcore become the errors of httpx of the same name."""
+    """A transport that sends requests over ``pool``.
+
+    Each error of httpcore becomes the error of httpx that has the same name.
+    """
 
     def __init__(self, pool: httpcore.ConnectionPool) -> None:
         self._pool = pool
@@ -82,7 +85,7 @@ def pool_of(
     """Make a pool whose connections come from ``backend``, directly or through a proxy.
 
     ``context``: None if no request of the pool uses TLS. Raises ValueError for a proxy whose scheme is not http, https
-    or socks5, RuntimeError for a SOCKS proxy if the package socksio is not installed.
+    or socks5. Raises RuntimeError for a SOCKS proxy if the package socksio is not installed.
     """
     if proxy is None:
         return httpcore.ConnectionPool(

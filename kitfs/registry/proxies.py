@@ -31,8 +31,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     """Return the URL of the proxy that ``environ`` names for ``url``, or None for a direct connection.
 
-    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set), because its client could set HTTP_PROXY
-    with a header called Proxy (https://httpoxy.org).
+    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set). The client of a CGI program can set
+    HTTP_PROXY by a header called Proxy (https://httpoxy.org).
     """
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     if is_loopback(host):
@@ -112,7 +112,7 @@ def _address(text: str) -> Address | None:
 
 
 def _block(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """Parse a block in CIDR notation, whose host bits may be set. Return None for any other string."""
+    """Parse a block of addresses in CIDR notation. Its host bits may be set. Return None for any other string."""
     host, slash, bits = text.partition("/")
     if not slash or "%" in host or not (bits.isascii() and bits.isdigit()):
         return None
@@ -140,5 +140,5 @@ def _ascii(name: str) -> str:
 
 
 def _either(environ: Mapping[str, str], name: str) -> str:
-    """Return the stripped value of an environment variable, whose name is tried in lower case first."""
+    """Return the value of an environment variable without blanks at its ends. The name in lower case is tried first."""
     return (environ.get(name) or environ.get(name.upper()) or "").strip()

@@ -1,4 +1,4 @@
-"""Make errors for responses to a push, as ``http_errors.failure`` does, but with advice for pushes.
+"""Make the errors for failed responses to a push. Their messages advise what to do.
 
 Threading: the functions have no state.
 """
@@ -43,7 +43,7 @@ def refusal(response: httpx.Response, what: str) -> KitfsError:
 def manifest_refusal(response: httpx.Response, what: str) -> KitfsError:
     """Return the error for a response to the push of a manifest.
 
-    Its message says whether the registry refuses this kind of manifest or lacks a blob that the manifest names.
+    The message says whether the registry refuses this kind of manifest, or lacks a blob that the manifest names.
     """
     status = response.status_code
     code, message = error_of(response)

@@ -58,7 +58,7 @@ class Repository:
         return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
 
     def apart(self) -> tuple[Repository, ...]:
-        """Return the repository at each of its endpoints alone: at its mirrors in order, and at its registry."""
+        """Return the repository at each of its endpoints alone: at each mirror in order, and last at its registry."""
         return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in self.endpoints)
 
     def resolve(self, identifier: str) -> Descriptor:
@@ -168,7 +168,7 @@ class Repository:
         return tuple(found)
 
     def _tagged_referrers(self, endpoint: Endpoint, digest: Digest) -> tuple[Descriptor, ...]:
-        """Return the referrers in the index under a digest's referrers tag ("Referrers Tag Schema")."""
+        """Return the referrers in the index that has the referrers tag of a digest ("Referrers Tag Schema")."""
         try:
             found, data = self._manifest(endpoint, tag_of(digest))
             # GitLab interprets this tag as the digest, and returns the subject.
@@ -182,13 +182,14 @@ class Repository:
     ) -> str:  # fmt: skip
         """Upload a blob to the registry itself.
 
-        Returns "exists" if the registry already has the blob, "mounted" if it mounted the blob from one of
+        Returns "exists" if the registry already has the blob, "mounted" if the registry mounted it from a repository in
         ``mount_from`` (other repositories of this registry), otherwise "uploaded". ``read(offset)`` yields the blob's
         bytes from an offset on; it may be called several times. ``progress`` is called with the number of bytes that
-        were sent since the last call, which is negative if bytes must be sent again. ``hints``: records that let a
-        later call, even in another process, resume an interrupted upload. Raises Unauthorized, RateLimited,
-        Unavailable, RegistryError, IntegrityError if the bytes do not match their digest or are too few, StoreError if
-        they cannot be read.
+        were sent since the last call. The number is negative if bytes must be sent again. ``hints``: records by which a
+        later call, even in another process, resumes an interrupted upload.
+
+        Raises Unauthorized, RateLimited, Unavailable or RegistryError, IntegrityError if the bytes do not match their
+        digest or are too few, and StoreError if they cannot be read.
         """
         upload = Upload(
             self._http, self._pushing(), self._name, descriptor, read, self._lessons,
@@ -200,8 +201,8 @@ class Repository:
         """Push a manifest or index to the registry itself, under a tag or its digest, and return the digest.
 
         If the manifest has a subject and the registry has no referrers API, the subject's referrers tag is updated
-        (distribution-spec "Pushing Manifests with Subject"). Raises IntegrityError if the registry computes another
-        digest, ManifestError for bytes that are not a manifest, RegistryError, Unauthorized.
+        (distribution-spec "Pushing Manifests with Subject"). Raises RegistryError or Unauthorized, IntegrityError if
+        the registry computes another digest, and ManifestError for bytes that are not a manifest.
         """
         subject = subject_of(data)
         endpoint = self._pushing()
@@ -248,7 +249,7 @@ class Repository:
     def delete_manifest(self, identifier: str) -> None:
         """Delete a tag, or delete a manifest by its digest together with all its tags.
 
-        Raises NotFound, RegistryError if the registry does not support deletion.
+        Raises NotFound, and RegistryError if the registry does not support deletion.
         """
         what = self._named(identifier)
         endpoint = self.endpoints[-1].scoped(f"repository:{self._name}:pull,delete")
@@ -283,10 +284,10 @@ class Repository:
             self._put_manifest(endpoint, tag, IMAGE_INDEX, changed)
 
     def tags(self, *, max_pages: int = MAX_TAG_PAGES) -> Iterator[str]:
-        """Yield each tag that the registry itself lists once, page by page.
+        """Yield the tags that the registry itself lists, page by page. Each tag is yielded once.
 
-        Raises NotFound, RegistryError. A list is refused as endless if it has too many tags or pages, or too many pages
-        in a row without a new tag.
+        Raises NotFound or RegistryError. A list that has too many tags or pages, or too many pages in a row without a
+        new tag, is refused as endless.
         """
         what = f"{self._name}: tags"
         endpoint = self.endpoints[-1]
@@ -360,7 +361,10 @@ def media_type_of(response: httpx.Response) -> str:
 
 
 def is_unsupported(error: NotFound | RegistryError) -> bool:
-    """Return whether an error means that the registry lacks a feature: 501, or 4xx except timeouts and rate limits."""
+    """Return whether an error means that the registry lacks a feature.
+
+    This is the status 501, or 4xx except timeouts and rate limits.
+    """
     status = error.status if isinstance(error, RegistryError) else 404
     return status == 501 or (400 <= status < 500 and status not in (408, 429))
 

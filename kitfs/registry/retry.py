@@ -2,9 +2,10 @@
 
 ``RetryTransport`` wraps another transport. The statuses 408, 429 and 5xx are retried, and so are connections that break
 before a response. ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host, a circuit breaker
-sends it no requests for a while, so that a thousand readers do not each wait for the whole budget. A streamed body is
-sent only once, because only the caller can find out whether the server has kept a part of it. Threading: any thread may
-send requests. Each host has one breaker behind a lock, and a pause blocks only the calling thread.
+sends no requests to the host for a while. Otherwise each of a thousand readers would wait for the whole budget. A
+streamed body is sent only once, because only the caller can find out whether the server has kept a part of it.
+Threading: any thread may send requests. Each host has one breaker behind a lock, and a pause blocks only the calling
+thread.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ MAX_PAUSE: Final = 30.0  # seconds that a Retry-After may ask for
 MAX_WAIT: Final = 60.0  # most seconds of all attempts and pauses for one request, unless its read timeout is lower
 CONNECT_BUDGET: Final = 2.5  # seconds in which refused connections are retried to a host that never answered
 RESTART_BUDGET: Final = 10.0  # seconds for a host that has answered before: it may be restarting
-REFUSED_PAUSE: Final = 1.0  # seconds between two refused connections, at most: an attempt costs next to nothing
+REFUSED_PAUSE: Final = 1.0  # most seconds between two refused connections; an attempt costs next to nothing
 MAX_DATE: Final = 64  # characters of a Retry-After that are read; an HTTP date has 29
 RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 
@@ -57,7 +58,7 @@ RETRIES: Final = RetryPolicy()
 class Breaker:
     """The circuit breaker of one host, which counts the failures of its requests.
 
-    It also knows since when a host that has answered before refuses connections.
+    It also records since when the host refuses connections, if the host has answered before.
     """
 
     def __init__(self, clock: Callable[[], float], policy: RetryPolicy = RETRIES) -> None:
@@ -75,9 +76,10 @@ class Breaker:
             self._answered, self._refused_since = True, None
 
     def refused(self) -> float | None:
-        """Record a refused connection. Return the time of the first one since the host answered, None if it never did.
+        """Record a refused connection. Return the time of the first refusal since the last response, or None.
 
-        All requests of an outage share this time, so that only the first of many readers waits for a restart.
+        None means that the host has never answered. All requests of an outage share this time, so that only the first
+        of many readers waits for a restart.
         """
         with self._lock:
             if self._answered and self._refused_since is None:
@@ -105,10 +107,10 @@ class Breaker:
 class RetryTransport(httpx.BaseTransport):
     """A transport that sends requests over ``inner``, retries those without a streamed body, and counts bytes.
 
-    Extensions of a request: "repeat" is False if it must not be retried once a connection exists; refused connections
-    are retried all the same. "connect_budget" and "restart_budget" are seconds for retries of refused connections,
-    instead of ``CONNECT_BUDGET`` and ``RESTART_BUDGET``. "would_break_again" is a function that gets the error of a
-    broken connection, and returns whether another attempt would fail in the same way.
+    Extensions of a request: "repeat" is False if the request must not be retried after a connection was made. Refused
+    connections are retried in any case. "connect_budget" and "restart_budget" are seconds for retries of refused
+    connections, instead of ``CONNECT_BUDGET`` and ``RESTART_BUDGET``. "would_break_again" is a function that gets the
+    error of a broken connection, and returns whether another attempt would fail in the same way.
     """
 
     def __init__(

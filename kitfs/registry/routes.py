@@ -1,4 +1,4 @@
-"""Choose the transport for a URL (with or without TLS, and through which proxy), and make it when it is first needed.
+"""Choose the transport for a URL, and make it when it is first needed. The choice depends on TLS and on the proxy.
 
 The proxy variables of the environment are read as Go reads them (see ``proxies``). An explicit proxy is used for every
 request. No other environment variables are used, and ~/.netrc is not read. TLS trusts the certificates of the system,

@@ -1,6 +1,6 @@
 """Track the open sockets of a client. A forked child closes its copies, and closing the client wakes waiting threads.
 
-This module sends nothing on the sockets: if a child closed a TLS connection properly, the connection would end for the
+This module sends nothing on the sockets. If a child sent the closing message of TLS, the connection would end for the
 parent too. Threading: any thread may use this module.
 """
 
@@ -36,7 +36,7 @@ class Sockets:
                 raise RuntimeError("the client was closed")
 
     def shut(self) -> None:
-        """Shut down every connection, so that threads that wait on it wake. The owner of a socket closes it."""
+        """Shut down every connection, so that the threads that wait on it wake. The owner of a socket closes it."""
         self._shut = True
         with forks.guard:
             found = list(self._open)

@@ -3,9 +3,9 @@
 Follows distribution-spec v1.1 "Pushing blobs". Responses show what a registry supports: any 2xx means success, and
 after a method of sending is refused, the next method is tried (``upload_methods``). The headers Range, Location and
 Docker-Upload-UUID of a registry are only hints, because the digest in the closing request decides. After a failed
-attempt, kitfs asks the registry how many bytes the session has (GET). A session that the registry has lost is replaced
-by a new session. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges more
-bytes than before. Threading: only one thread may use an Upload; several uploads may share a client.
+attempt, kitfs asks the registry how many bytes the upload session has (GET). If the registry has lost the session, a
+new session is begun. Failed attempts are retried within a budget, which is renewed whenever the registry acknowledges
+more bytes than before. Threading: only one thread may use an Upload; several uploads may share a client.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ class Upload:
         return response.is_success
 
     def _mount(self, sources: Sequence[str]) -> tuple[bool, UploadSession | None]:
-        """Try to mount the blob from one of ``sources``.
+        """Try to mount the blob from a repository in ``sources``.
 
-        Returns whether a mount succeeded, and otherwise the upload session that the registry began instead.
+        Returns whether that succeeded, and otherwise the upload session that the registry began instead.
         """
         session: UploadSession | None = None
         for source in dict.fromkeys(sources):
@@ -217,7 +217,7 @@ class Upload:
         self._acknowledged(session, has if session.at < has <= stop and self._plan.method.chunk else stop)
 
     def _close(self, session: UploadSession, body: StreamedBody) -> None:
-        """Send the closing request, which contains the whole blob if the method is a single PUT."""
+        """Send the closing request. If the method is a single PUT, this request contains the whole blob."""
         query = (
             session.location.query
             + (b"&" if session.location.query else b"")
@@ -232,7 +232,7 @@ class Upload:
             raise IntegrityError(f"{self._what}: {self._endpoint.host} stored it under another digest: {claimed[:150]}")
 
     def _cancel(self, session: UploadSession) -> None:
-        """Cancel a session. Errors are ignored, because nothing depends on it."""
+        """Cancel a session. Errors are ignored."""
         try:
             self._http.send(self._endpoint, "DELETE", session.location, {}, self._what).close()
         except KitfsError:
@@ -246,7 +246,7 @@ class Upload:
     ) -> httpx.Response:
         """Send a request, and return the response with the useful part of its body already read.
 
-        Raises Retryable if no response arrives, or if its status is one that is retried.
+        Raises Retryable if no response arrives, or if the status of the response is retried.
         """
         try:
             response = self._http.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)
@@ -265,7 +265,8 @@ class Upload:
     def _location(self, response: httpx.Response) -> httpx.URL:
         """Return the URL for the next request of a session.
 
-        Raises RegistryError for a response without a Location, or with a Location without TLS after one with TLS.
+        Raises RegistryError for a response without a Location, and for a Location without TLS if the previous URL used
+        TLS.
         """
         host = self._endpoint.host
         text = response.headers.get("Location", "")

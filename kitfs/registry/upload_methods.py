@@ -1,11 +1,11 @@
 """List the methods of sending a blob's bytes, and remember which methods a registry has refused.
 
-distribution-spec v1.1 defines two methods: one PUT of the whole blob, and PATCH requests with a Content-Range. Docker's
-clients use a third method: one PATCH of the whole blob. Every known registry accepts at least one method, but few
-accept all methods at every size: GitHub returns 416 to chunks of more than 4 MiB, Google does not accept chunks,
-Artifactory refuses a PUT with a body, and a proxy refuses requests above its limit (413). A method that a host has
-refused is not excluded, but tried last: in this process, and for a week in other processes. The only I/O is to read and
-write Hints. Threading: any thread may use Lessons; a MethodPlan belongs to one upload.
+distribution-spec v1.1 defines two methods: a single PUT of the whole blob, and PATCH requests with a Content-Range.
+Docker's clients use a third method: a single PATCH of the whole blob. Every known registry accepts at least one method,
+but few accept all methods at every size: GitHub returns 416 to chunks of more than 4 MiB, Google does not accept
+chunks, Artifactory refuses a PUT with a body, and a proxy refuses requests above its limit (413). A method that a host
+has refused is not excluded, but tried last: in this process, and for a week in other processes. The only I/O is to read
+and write Hints. Threading: any thread may use Lessons; a MethodPlan belongs to one upload.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class MethodPlan:
 
 
 def _methods(size: int, chunk: int) -> list[Method]:
-    """Return every method for a blob. For a large blob chunks come first, because they can resume."""
+    """Return every method for a blob. For a large blob, chunks come first, because they can be resumed."""
     smaller: dict[int, Method] = {}
     for share in SHARES:
         method = Method(f"chunks/{share}", max(1, chunk // share))

@@ -43,10 +43,10 @@ class Refused(Exception):  # noqa: N818 - not an error while another method is l
 class UploadSession:
     """An upload session at ``location``.
 
-    ``at``: how many bytes the registry has; it is valid if ``sure``. ``least``: the fewest bytes of every chunk except
-    the last. ``exact``: this process sent every byte, and the registry acknowledged the bytes in order, so that the
-    session cannot be the cause of a wrong digest. ``odd``: a Range differed from the expected Range. ``doubted``: the
-    offset at which a chunk was refused with 416.
+    ``at``: how many bytes the registry has. ``sure``: whether ``at`` is valid. ``least``: the fewest bytes of every
+    chunk except the last. ``exact``: whether this process sent every byte, and the registry acknowledged the bytes in
+    order. If so, the session cannot be the cause of a wrong digest. ``odd``: whether a Range differed from the expected
+    Range. ``doubted``: the offset at which a chunk was refused with 416.
     """
 
     location: httpx.URL

@@ -26,9 +26,9 @@ class CacheUsage:
 
 @dataclass(frozen=True, slots=True)
 class CacheCleared:
-    """The result of ``clear``: bytes on disk that were ``freed``, and bytes that stay because they are ``in_use``.
+    """The result of ``clear``. ``freed``: the bytes on disk that were freed.
 
-    Mounts and open kits use them.
+    ``in_use``: the bytes that stay because mounts or open kits use them.
     """
 
     freed: int
@@ -79,8 +79,8 @@ def verify(*, progress: Progress = False, **options: Unpack[Options]) -> CacheVe
     """Read every verified blob of the store back from the disk, and remove the blobs whose bytes have changed.
 
     A mount that uses a removed blob continues to serve the changed bytes until it is mounted again. ``progress``: see
-    ``kitfs.sdk.progress``; each changed blob is reported as a Warned event. Raises StoreError when a blob cannot be
-    read or removed.
+    ``kitfs.sdk.progress``; each changed blob is reported as a Warned event. Raises StoreError if a blob cannot be read
+    or removed.
     """
     from kitfs.ops.library.cache import verify as run
 

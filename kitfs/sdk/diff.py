@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ComparedKit:
-    """One of the two kits that were compared. ``remote``: it was read from its registry or layout, not the store."""
+    """One of the two kits that were compared.
+
+    ``remote``: whether it was read from its registry or layout, not the store.
+    """
 
     reference: str
     digest: str

@@ -43,7 +43,7 @@ def file_node(session: Session, path: str) -> Node:
 def matching(tree: Tree, pattern: str) -> list[Node]:
     """Return the entries whose paths match a pattern (see ``Kit.glob``), sorted by path.
 
-    Raises ValueError for a pattern that is empty or absolute, KitfsError.
+    Raises KitfsError, and ValueError for a pattern that is empty or absolute.
     """
     if pattern.startswith("/"):
         raise ValueError(f"the pattern {pattern!r} must be relative to the root of the kit")

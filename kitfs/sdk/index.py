@@ -75,7 +75,10 @@ class DeletedIndex:
 
 
 def create(index: str, **options: Unpack[Options]) -> str:
-    """Make an empty index in the store, and return its digest. Raises UsageError when the index exists, StoreError."""
+    """Make an empty index in the store, and return its digest.
+
+    Raises StoreError, and UsageError if the index exists.
+    """
     from kitfs.ops.library.index import create as run
 
     with store_of(settings_of(options, Options)) as store:
@@ -94,8 +97,8 @@ def add(
     """Add a kit of the same repository to an index, or change its labels, and return the new digest of the index.
 
     ``labels``: any JSON values. ``annotations``: strings. The value None removes a label or an annotation. Labels and
-    annotations that are not named stay. ``remote``: look the kit up at its registry. Raises NotFound, UsageError for a
-    kit of another repository or an invalid label, ManifestError, StoreError, RegistryError.
+    annotations that are not named stay. ``remote``: look up the kit at its registry. Raises NotFound, ManifestError,
+    StoreError or RegistryError, and UsageError for a kit of another repository or an invalid label.
     """
     import json
 
@@ -145,8 +148,8 @@ def delete(
 ) -> builtins.list[DeletedIndex]:
     """Delete a tag of an index from the store. Deleting the last tag also deletes the index. Its kits stay.
 
-    ``force``, or a digest instead of a tag, deletes the index with all its tags. ``all`` with ``force`` deletes every
-    index; without ``force`` it deletes nothing. Raises NotFound, UsageError, StoreError.
+    ``force``, or a digest instead of a tag, deletes the index with all its tags. ``all`` requires ``force`` and deletes
+    every index; without ``force``, nothing is deleted. Raises NotFound, UsageError, StoreError.
     """
     from kitfs.ops.library import index as indexes
 
@@ -219,7 +222,7 @@ def push(
 ) -> str:
     """Push the kits of an index that the registry does not have, then the index, and return the index's digest.
 
-    Raises NotFound when a kit is neither at the registry nor in the store, RegistryError, StoreError, UsageError.
+    Raises RegistryError, StoreError or UsageError, and NotFound if a kit is neither at the registry nor in the store.
     """
     from kitfs.ops.library.index import push as run
 

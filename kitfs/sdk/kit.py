@@ -1,8 +1,8 @@
 """Open a kit as an object that has its metadata, its tree and its files.
 
-Only the bytes that are read are fetched. Threading: any number of threads may use one Kit and open files from it. A
-file object has one position, so threads should not share a file object. The SDK has no asynchronous interface; call it
-in a thread (``asyncio.to_thread``), which is safe.
+Only the bytes that are read are fetched. Threading: any number of threads may use a Kit and open files from it. A file
+object has a single position, so threads should not share a file object. The SDK has no asynchronous interface; an
+asynchronous program calls it by ``asyncio.to_thread``.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ class Kit:
     def _was_closed(self) -> Closed:
         """Return the exception for a use after ``close``.
 
-        While the interpreter exits, a daemon thread blocks here forever instead: the interpreter is about to stop the
-        thread, and a traceback from it would only confuse.
+        While the interpreter exits, a daemon thread blocks here forever instead. The interpreter is about to stop the
+        thread, and a traceback from it would only confuse the user.
         """
         if sessions.exiting and not self._closed and threading.current_thread().daemon:
             threading.Event().wait()
@@ -146,7 +146,7 @@ class Kit:
     def _using(self) -> Iterator[Session]:
         """Yield this process's session for one operation.
 
-        Raises Closed when the operation failed because the kit was closed.
+        Raises Closed if the operation fails because the kit was closed.
         """
         session = self._session()
         try:
@@ -242,7 +242,7 @@ class Kit:
         """List the entries whose paths match a pattern such as ``*.json`` or ``data/**/*.csv``, sorted by path.
 
         ``*``, ``?`` and ``[…]`` match within one name, ``**`` matches any number of directories. Symbolic links are not
-        followed. Raises ValueError for a pattern that is empty or absolute, KitfsError.
+        followed. Raises KitfsError, and ValueError for a pattern that is empty or absolute.
         """
         with self._using() as session:
             return [_info(node) for node in matching(session.tree, fspath(pattern))]
@@ -253,7 +253,7 @@ class Kit:
             return _info(session.tree.resolve(fspath(path)))
 
     def exists(self, path: StrPath) -> bool:
-        """Return whether a path exists. Raises KitfsError when the kit cannot be read."""
+        """Return whether a path exists. Raises KitfsError if the kit cannot be read."""
         try:
             self.stat(path)
         except NotFound:
@@ -263,7 +263,7 @@ class Kit:
     def read(self, path: StrPath, offset: int = 0, size: int | None = None) -> bytes:
         """Read a whole file, or ``size`` bytes from ``offset`` on (fewer at the end of the file).
 
-        Raises NotFound, IsADirectoryError, ValueError for a negative offset or size, KitfsError.
+        Raises NotFound, IsADirectoryError or KitfsError, and ValueError for a negative offset or size.
         """
         with self._using() as session:
             node = file_node(session, fspath(path))
@@ -310,8 +310,8 @@ class Kit:
     ) -> io.BufferedReader | io.TextIOWrapper:
         """Open a file for reading. The file object is seekable, fetches only what is read, and keeps the kit open.
 
-        A file that was opened with mode "rb" can be pickled. Raises NotFound, IsADirectoryError, ValueError for a mode
-        that is not "rb", "r" or "rt", KitfsError.
+        A file that was opened with mode "rb" can be pickled. Raises NotFound, IsADirectoryError or KitfsError, and
+        ValueError for a mode that is not "rb", "r" or "rt".
         """
         if mode not in ("rb", "r", "rt"):
             raise ValueError(f"cannot open a file with mode {mode!r}: a kit is read-only (use 'rb' or 'r')")
@@ -321,10 +321,10 @@ class Kit:
         return buffered if mode == "rb" else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     def tensors(self) -> list[TensorInfo]:
-        """List the tensors of all safetensors and GGUF files in the model layers (in all layers, if the kit has no
-        model). Only headers are read.
+        """List the tensors of all safetensors and GGUF files in the model layers. Only headers are read.
 
-        They are listed by file, then in the order of its header. Raises LayerError if a header is damaged, KitfsError.
+        If the kit has no model, all layers are searched. The tensors are sorted by file, and then have the order of the
+        header. Raises KitfsError, and LayerError if a header is damaged.
         """
         with self._using() as session:
             return [info_of(path, tensor) for path, tensor in session.tensors]
@@ -332,9 +332,9 @@ class Kit:
     def tensor(self, name: str, path: StrPath | None = None) -> Tensor:
         """Read a tensor of a safetensors or GGUF file. Only headers and the values of this tensor are fetched.
 
-        ``path`` names the file. Without it, the tensor is looked for in the model layers: by their indexes of shards
-        (``*.safetensors.index.json``), else by the headers of their files. Raises NotFound, ValueError if several files
-        have a tensor of this name, LayerError if a header is damaged, KitfsError.
+        ``path``: the file. Without ``path``, the tensor is found in the model layers by their indexes of shards
+        (``*.safetensors.index.json``), otherwise by the headers of their files. Raises NotFound or KitfsError,
+        ValueError if several files have a tensor of this name, and LayerError if a header is damaged.
         """
         with self._using() as session:
             where, found = session.tensors.find(name, None if path is None else fspath(path))

@@ -72,7 +72,7 @@ def list_kits(
 
     ``repository``: registry/repository to list all its tags, or registry/repository:tag. ``only``: list only kits that
     contain something that these filters select. A damaged kit of the store is listed with its names only, and the
-    logger "kitfs" warns with the reason. Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
+    logger "kitfs" logs the reason as a warning. Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
     """
     from kitfs.ops.library import listing
     from kitfs.sdk.progress import reporting
@@ -151,7 +151,7 @@ def tag(source: str, target: str, **options: Unpack[Options]) -> str:
     """Add tags to a kit of the store, and return the digest of its manifest.
 
     ``target``: repository:tag, or repository:tag1,tag2 for several tags. A tag of another kit moves to this kit. Raises
-    NotFound, UsageError when the target is a digest, StoreError.
+    NotFound or StoreError, and UsageError if the target is a digest.
     """
     from kitfs.ops.library.tags import assign, required
 
@@ -181,8 +181,8 @@ def remove(
     the store that has no tag, and with ``force`` every kit. ``remote``: remove from the registry, not from the store.
 
     If the first tag cannot be removed, nothing is removed. If later tags cannot be removed, the other tags are removed,
-    the last error is raised at the end, and the logger "kitfs" warns with the other errors. Raises NotFound,
-    RegistryError when the registry does not support deletion, StoreError, UsageError.
+    the last error is raised at the end, and the logger "kitfs" logs the other errors as warnings. Raises NotFound,
+    StoreError or UsageError, and RegistryError if the registry does not support deletion.
     """
     from kitfs.ops.library import remove as removing
 

@@ -13,8 +13,8 @@ from kitfs.sdk.options import Options, settings_of
 def login(registry: str, password: str, *, username: str = "", **options: Unpack[Options]) -> str:
     """Check credentials at a registry and store them. Return the file or credential helper in which they are stored.
 
-    ``registry``: HOST or HOST:PORT. Without ``username`` the password is an identity token. Raises Unauthorized when
-    the registry refuses the credentials, NotFound, RegistryError, StoreError, UsageError.
+    ``registry``: HOST or HOST:PORT. Without ``username`` the password is an identity token. Raises NotFound,
+    RegistryError, StoreError or UsageError, and Unauthorized if the registry refuses the credentials.
     """
     from kitfs.kit.workspace import open_client
     from kitfs.registry.credentials import Credential, store
@@ -32,7 +32,7 @@ def login(registry: str, password: str, *, username: str = "", **options: Unpack
 
 
 def logout(registry: str, **options: Unpack[Options]) -> bool:
-    """Erase the credentials for a registry. Return whether any were stored. Raises StoreError, UsageError."""
+    """Erase the credentials for a registry. Return whether they existed. Raises StoreError, UsageError."""
     from kitfs.registry.credentials import erase
 
     return erase(settings_of(options, Options)["config"], _host(registry))

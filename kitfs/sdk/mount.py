@@ -1,7 +1,7 @@
 """Make mounts, end them, and ask for their status.
 
-A separate process starts and ends the daemon of a mount, because this process may have threads and must not fork.
-Threading: only one thread at a time may use a Mount; any thread may call the functions.
+A separate process starts and ends the daemon of a mount. This process must not fork a daemon, because it may have
+threads. Threading: only one thread at a time may use a Mount; any thread may call the functions.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def mount(
     >>> mounted.unmount()
 
     ``reference``, ``only`` and ``labels``: see ``open``. If the same kit is already mounted at the directory with the
-    same options, that mount is used, and the end of the block does not unmount it. Raises MountError when the directory
-    cannot be mounted on or something else is mounted there, and the errors of ``open``.
+    same options, that mount is used, and the end of the block does not unmount it. Raises the errors of ``open``, and
+    MountError if the directory cannot be mounted on or something else is mounted there.
     """
     from kitfs.daemon.request import MountRequest
 
@@ -118,10 +118,10 @@ def mount(
 
 
 def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options]) -> None:
-    """End the mount at a directory, and return when its daemon has exited. Also clears a mount whose daemon died.
+    """End the mount at a directory, and wait until its daemon has exited. A mount whose daemon died is cleared.
 
-    ``lazy``: detach the mount at once; open files can still be read. Raises MountError when the mount is in use, or
-    if kitfs has no mount there.
+    ``lazy``: detach the mount at once; open files can still be read. Raises MountError if the mount is in use, or if
+    kitfs has no mount there.
     """
     from kitfs.fuse.mount_table import canonical
 
@@ -133,8 +133,8 @@ def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
     A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
-    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises NotFound if kitfs has no mount
-    there, SignatureError, and MountError with the reason when the mount cannot be sealed.
+    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises SignatureError, NotFound if kitfs has
+    no mount there, and MountError with the reason if the mount cannot be sealed.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now, verify_mount
@@ -161,7 +161,7 @@ def mounts(**options: Unpack[Options]) -> list[MountStatus]:
 def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
     """Return the status of the mount at a directory. ``check``: also ask the registry whether the tag has moved.
 
-    Raises NotFound if kitfs has no mount there, MountError, and with ``check`` RegistryError.
+    Raises MountError, NotFound if kitfs has no mount there, and with ``check`` RegistryError.
     """
     from dataclasses import replace
 
@@ -268,11 +268,11 @@ class Mount:
         return self.path
 
     def unmount(self, *, lazy: bool = False) -> None:
-        """End the mount, and return when its daemon has exited. A second call does nothing.
+        """End the mount, and wait until its daemon has exited. A second call does nothing.
 
-        ``lazy``: detach the mount at once; open files can still be read. A mount that this process or a child of it
-        still uses (by an open or mapped file, or as the working directory) is also detached, with a warning. Raises
-        MountError when other processes use the mount.
+        ``lazy``: detach the mount at once; open files can still be read. If this process or a child of it still uses
+        the mount (by an open or mapped file, or as the working directory), the mount is also detached, with a warning.
+        Raises MountError if other processes use the mount.
         """
         if self._ended:
             return

@@ -21,7 +21,7 @@ def kit_reference(text: str) -> Reference | LayoutReference:
 def remote_reference(text: str, action: str) -> Reference:
     """Parse the reference of a kit at a registry, with one tag or several tags separated by commas.
 
-    ``action``: the operation, for the error message. Raises InvalidReference, UsageError for a reference without a
+    ``action``: the operation, for the error message. Raises InvalidReference, and UsageError for a reference without a
     registry.
     """
     named = Reference.parse(text, multiple_tags=True).or_latest()

@@ -2,8 +2,8 @@
 
 Every function of the SDK accepts the options of the command line as keywords: ``cache_dir``, ``plain_http``, ``mirror``
 and so on, as Python values. An option that is not passed takes its value from its ``KITFS_…`` environment variable, or
-from the settings file, or from its default, in this order. A type checker knows every option and its type. At run time
-an unknown option raises TypeError, and an invalid value raises UsageError.
+from the settings file, or from its default, in this order. A type checker finds an unknown option or a wrong type. At
+run time an unknown option raises TypeError, and an invalid value raises UsageError.
 
 The classes are TypedDicts, so that a program can annotate a dict of options that it passes on:
 
@@ -131,8 +131,8 @@ class MountOptions(ReadOptions, total=False):
 def settings_of(options: Mapping[str, Any], kind: type, **more: Any) -> Settings:
     """Turn keyword options into settings.
 
-    ``kind``: the TypedDict that lists the options. ``more``: further options that it does not list. Raises TypeError
-    for an unknown option, UsageError for an invalid value.
+    ``kind``: the TypedDict that lists the options. ``more``: options that ``kind`` does not list. Raises TypeError for
+    an unknown option, UsageError for an invalid value.
     """
     known = [name.replace("_", "-") for name in kind.__annotations__]
     given = {name.replace("_", "-"): value for name, value in options.items()}

@@ -36,7 +36,7 @@ def init(
     """Make a Kitfile for a directory. File names decide what is a model, a dataset, a document or code.
 
     The Kitfile is written to ``output``, by default ``directory``/Kitfile. ``write=False``: only return it, for example
-    to change it before ``pack``. Raises UsageError when the file exists and ``overwrite`` is False, ContextError when
+    to change it before ``pack``. Raises UsageError if the file exists and ``overwrite`` is False, and ContextError if
     the directory cannot be read or the file cannot be written.
     """
     from kitfs.ops.pack.generate import directory_of, generate, reader_of, save
@@ -98,7 +98,10 @@ def pack(
 
 
 def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
-    """Return the Kitfile to pack with. Raises UsageError when the directory has none, ContextError, KitfileError."""
+    """Return the Kitfile to pack with.
+
+    Raises ContextError or KitfileError, and UsageError if the directory has no Kitfile.
+    """
     from kitfs.ops.pack.kitfiles import find_kitfile, read_kitfile
 
     if isinstance(kitfile, Kitfile):

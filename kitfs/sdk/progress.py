@@ -46,7 +46,7 @@ class Display(Protocol):
 
 @contextmanager
 def reporting(progress: Progress, title: str) -> Iterator[Report]:
-    """Yield the Report of a verb for the duration of a block. ``title`` is printed before the bar."""
+    """Yield the Report of a verb for the duration of a block. ``title``: printed before the bar."""
     if not isinstance(progress, bool):
         yield progress
         return
@@ -153,7 +153,7 @@ class Line:
         self._width = 0  # the width of the last line, which a shorter line must overwrite
 
     def update(self, done: int, total: int) -> None:
-        """Write the line if the last one is old enough."""
+        """Write the line if the last line is old enough."""
         now = self._clock()
         self._latest = self._text(done, total, now - self._began)
         if now - self._shown >= (LIVE_EVERY if self._live else PLAIN_EVERY):

@@ -1,7 +1,7 @@
 """``python -m kitfs.sdk.registry_process REQUEST`` runs the registry of ``kitfs.serve``.
 
-REQUEST contains the fields of a ServeRequest as JSON. The process prints one line on stdout, {"url": …} or an error. It
-exits on SIGTERM, and when its stdin is closed, because then the program that started it has ended.
+REQUEST contains the fields of a ServeRequest as JSON. The process prints one line on stdout: {"url": …} or an error. It
+exits on SIGTERM. It also exits when its stdin is closed, because then the program that started it has ended.
 """
 
 from __future__ import annotations

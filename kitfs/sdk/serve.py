@@ -71,8 +71,8 @@ def serve(
     ``root``: the store to serve; the default is that of ``cache_dir``. ``port``: 0 chooses a free port. ``tls_cert``
     and ``tls_key``: files of a certificate chain and its key. ``htpasswd``: a file with user names and bcrypt hashes;
     only these users may log in. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for which unused blobs
-    stay. The registry logs to stderr. Raises UsageError for an address, a file or a certificate that cannot be used,
-    StoreError.
+    stay. The registry logs to stderr. Raises StoreError, and UsageError for an address, a file or a certificate that
+    cannot be used.
     """
     settings = settings_of(options, StoreOptions)
     directory = os.path.abspath(settings["cache-dir"] if root is None else os.fspath(root))
@@ -94,7 +94,10 @@ def serve(
 
 
 def _url(process: subprocess.Popen[str]) -> str:
-    """Wait until the registry has started, and return its URL. Raises the registry's error when it does not start."""
+    """Wait until the registry has started, and return its URL.
+
+    Raises the registry's error if the registry does not start.
+    """
     from kitfs.errors import error_from_json
 
     assert process.stdout is not None
@@ -122,7 +125,7 @@ def collect_garbage(
 
     The registry may run meanwhile. ``root``: the store; the default is that of ``cache_dir``. A blob stays while a
     manifest of its repository refers to it, and for ``min_age`` seconds after it was last pushed, mounted or requested.
-    Raises UsageError when the store does not exist, StoreError.
+    Raises StoreError, and UsageError if the store does not exist.
     """
     import logging
     from contextlib import closing

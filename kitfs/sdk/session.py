@@ -1,12 +1,13 @@
 """Open a kit in one process, and close it.
 
-A ``Session`` contains one process's store, connections, layers and tree of one kit. It is made from a ``Recipe``: the
-reference, the options, and the digest that the reference named. A forked child does not use the sessions of its parent
-but makes its own from the same recipe, and so does a process that unpickles a kit.
+A ``Session`` contains the store, the connections, the layers and the tree of a kit that is open in one process. It is
+made from a ``Recipe``, which contains the reference, the options, and the digest that the reference named. A forked
+child does not use the sessions of its parent. It makes its own sessions from the same recipes, and so does a process
+that unpickles a kit.
 
-Every session is closed in one of three ways: by its owner; by a thread of this module after its owner was garbage
-collected; or when the interpreter exits, while its threads still run. A finalizer does not close a session itself,
-because it may run on any thread, even on a thread that closing would wait for. Threading: any thread may use a session.
+A session is closed by its owner, or by a thread of this module after its owner was garbage collected, or when the
+interpreter exits, while its threads still run. A finalizer does not close a session itself, because it may run on any
+thread, even on a thread that closing would wait for. Threading: any thread may use a session.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from kitfs.oci.names import Digest, Reference, parse_any
 from kitfs.store.store import Store
 
 logging.getLogger("kitfs").addFilter(LogFilter())  # logging prints warnings to stderr if a program sets no handlers
-USERINFO: Final = re.compile(r"//[^/@]*@")  # of a URL: name and password
+USERINFO: Final = re.compile(r"//[^/@]*@")  # the user name and password of a URL
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe for opening a kit in any process.
+    """The data for opening a kit in any process.
 
     ``options``: the options that the caller passed; another process can use them. ``settings``: all options as they
     apply in this process. ``pins``: the digests that the references of the kit and its parents named when the kit was
@@ -105,7 +106,7 @@ class Session:
     def close(self) -> None:
         """Stop the reads in progress, and close the store and all connections.
 
-        Waits while another thread closes the session. A second call does nothing.
+        If another thread is closing the session, waits for that thread. A second call does nothing.
         """
         if self.generation != forks.generation:
             return  # the session of the parent process
@@ -117,7 +118,7 @@ class Session:
 
 
 class Held:
-    """A holder of a Kit's session. It outlives the Kit, so that the session can be closed afterwards."""
+    """The session of a Kit. It outlives the Kit, so that the session can be closed afterwards."""
 
     __slots__ = ("session",)
 
@@ -191,7 +192,7 @@ def let_go(held: Held) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Close every open session while the threads that closing waits for still run."""
+    """Close every open session before the interpreter stops the threads that closing waits for."""
     global exiting  # noqa: PLW0603
     exiting = True
     for session in list(_open):
@@ -203,7 +204,7 @@ def _close_all() -> None:
 
 class _Hook:
     def after_fork_in_child(self) -> None:
-        """Put the sessions of the parent process aside: the child must not use or close them."""
+        """Keep the sessions of the parent process unused: the child must neither use nor close them."""
         global _open, _unused, _closer
         _parents.append(_open)
         _open, _unused, _closer = set(), queue.SimpleQueue(), None

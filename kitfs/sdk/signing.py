@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KitSignature:
-    """A signature over a kit.
+    """A signature of a kit.
 
-    ``digest``: of the kit's manifest. ``signer``: "key SHA256:…", with the SHA-256 of the public key in base64.
-    ``format``: "bundle", "tag" or "oms". ``signature``: the digest of what holds the signature: when it was verified,
-    of its bundle or payload; when it was made, of the manifest that was pushed (with ``oms`` of the bundle), or None if
-    the key had signed the kit before.
+    ``digest``: the digest of the kit's manifest. ``signer``: "key SHA256:…", with the SHA-256 of the public key in
+    base64. ``format``: "bundle", "tag" or "oms". ``signature``: a digest. ``verify`` returns the digest of the bundle
+    or payload. ``sign`` returns the digest of the manifest that was pushed (with ``oms`` of the bundle), or None if the
+    key had already signed the kit.
     """
 
     digest: str
@@ -46,12 +46,12 @@ def sign(
 ) -> KitSignature:
     """Sign a kit at its registry with a private key, as cosign does.
 
-    ``private_key``: the file of the key. ``password``: of an encrypted key; None means that of KITFS_KEY_PASSWORD or
-    COSIGN_PASSWORD. ``labels`` choose one kit of an index. ``signature_format``: "bundle" stores the signature as a
-    referrer of the kit, as cosign 3 does, "tag" under a tag, as earlier versions did. Nothing is stored if the key has
-    signed the kit in this format before. ``oms``: sign the files of the kit, as OpenSSF Model Signing v1.0 does, and
-    write the signature to the file ``bundle`` too. Raises UsageError for a key that cannot be used, NotFound,
-    RegistryError, ManifestError.
+    ``private_key``: the file of the key. ``password``: the password of an encrypted key; None means the value of
+    KITFS_KEY_PASSWORD or COSIGN_PASSWORD. ``labels``: select one kit of an index. ``signature_format``: "bundle" stores
+    the signature as a referrer of the kit, as cosign 3 does, and "tag" stores it under a tag, as earlier versions did.
+    Nothing is stored if the key has already signed the kit in this format. ``oms``: sign the files of the kit, as
+    OpenSSF Model Signing v1.0 does, and write the signature to the file ``bundle`` too. Raises NotFound, RegistryError
+    or ManifestError, and UsageError for a key that cannot be used.
     """
     from datetime import UTC, datetime
 
@@ -92,15 +92,12 @@ def verify(
     ignore_paths: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> list[KitSignature]:
-    """Return the signatures of a key over a kit, at least one; the registry or the layout is always asked.
+    """Return the signatures of a kit by a key. There is at least one. The registry or the layout is always asked.
 
-    ``public_key``: the file of the key. Instead of it, ``certificate_identity`` (an e-mail address or a URI) and
-    ``certificate_oidc_issuer`` name a signer with a certificate of Sigstore; ``trusted_root`` is a file with
-    trusted certificates and logs, and the package sigstore must be installed. ``labels`` choose one kit of an
-    index. ``oms``: verify the files of the kit, as OpenSSF Model Signing v1.0 does, with the signature in the file
-    ``bundle``, or with those that are attached to the kit; ``ignore_paths`` are not compared. Raises SignatureError
-    when the key has not signed the kit, UsageError for a key that cannot be used, NotFound, RegistryError,
-    ManifestError.
+    ``public_key``: the file of the key. ``labels``: select one kit of an index. ``oms``: verify the files of the kit,
+    as OpenSSF Model Signing v1.0 does. The signature is in the file ``bundle``, or attached to the kit if ``bundle`` is
+    None. Files at ``ignore_paths`` are not compared. Raises NotFound, RegistryError or ManifestError, SignatureError if
+    the key has not signed the kit, and UsageError for a key that cannot be used.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.signing.files import read_bundle, read_public_key
@@ -140,10 +137,10 @@ def _found(digest: Digest, good: Sequence[Verified]) -> list[KitSignature]:
 
 
 def generate_key_pair(prefix: StrPath = "cosign", *, password: str | None = None) -> tuple[str, str]:
-    """Make a key pair, and return the paths of its files: PREFIX.key, encrypted as by cosign, and PREFIX.pub.
+    """Make a key pair, and return the paths of its files, PREFIX.key and PREFIX.pub.
 
-    ``password``: as in ``sign``; it may be empty. Raises UsageError when a file exists or no password is given,
-    ContextError when the files cannot be written.
+    PREFIX.key is encrypted, as by cosign. ``password``: as in ``sign``; it may be empty. Raises UsageError if a file
+    exists or no password is given, and ContextError if the files cannot be written.
     """
     from kitfs.ops.signing.files import write_key_pair
 
@@ -151,7 +148,7 @@ def generate_key_pair(prefix: StrPath = "cosign", *, password: str | None = None
 
 
 def _unreported(_: object) -> None:
-    """Take a report of progress that nobody asked for."""
+    """Ignore an event."""
 
 
 def _password(given: str | None) -> bytes:

@@ -17,14 +17,14 @@ NUMPY: Final = {  # type in safetensors or GGUF → type in numpy without the by
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "u2", "I16": "i2", "U32": "u4", "I32": "i4", "U64": "u8", "I64": "i8",
     "F16": "f2", "F32": "f4", "F64": "f8", "C64": "c8",
 }  # fmt: skip
-WIDENED: Final = ("BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # types that numpy lacks, and float32 contains
+WIDENED: Final = ("BF16", "F8_E4M3", "F8_E5M2", "F8_E8M0")  # types that numpy lacks, whose values float32 contains
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
     """A tensor of a file of a kit.
 
-    ``dtype`` and ``shape`` are copied from the file: GGUF lists the fastest-varying dimension first. The values are
+    ``dtype`` and ``shape`` are copied from the file. GGUF lists the dimension that varies fastest first. The values are
     ``nbytes`` bytes from ``offset`` of the file at ``path``.
     """
 
@@ -40,7 +40,7 @@ class Tensor:
     """A tensor that was read from a kit.
 
     ``name``, ``path``, ``dtype``, ``shape`` and ``nbytes`` are those of its ``TensorInfo``. ``data`` is a read-only
-    view of its values, as the file has them.
+    view of its values, byte for byte as in the file.
     """
 
     __slots__ = ("_big_endian", "data", "dtype", "name", "nbytes", "path", "shape")
@@ -58,15 +58,15 @@ class Tensor:
         return f"<Tensor {self.name} {self.dtype} {list(self.shape)} of {self.path}>"
 
     def tobytes(self) -> bytes:
-        """Return the values as the file has them."""
+        """Return the bytes of the values, as in the file."""
         return self.data.tobytes()
 
     def numpy(self) -> NDArray[Any]:
-        """Return the values as an array of numpy, whose last dimension is the fastest, also for GGUF.
+        """Return the values as an array of numpy. Its last dimension varies fastest, also for GGUF.
 
-        The array is read-only and shares the memory of the tensor. Types that numpy lacks are converted to float32,
-        which represents each of their values exactly: BF16, F8_E4M3, F8_E5M2 and F8_E8M0. Raises TypeError for a type
-        that has no such equivalent, for example a quantized type of GGUF, and ImportError if numpy is not installed.
+        The array is read-only and shares the memory of the tensor. Types that numpy lacks (BF16, F8_E4M3, F8_E5M2 and
+        F8_E8M0) are converted to float32, which represents each of their values exactly. Raises ImportError if numpy is
+        not installed, and TypeError for a type without such an equivalent, for example a quantized type of GGUF.
         """
         import numpy as np
 
@@ -80,8 +80,9 @@ class Tensor:
         return array.reshape(self.shape[::-1] if self.path.endswith(".gguf") else self.shape)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
-        """Return the values for ``numpy.asarray``; see ``numpy``. Raises ValueError when a copy is needed but
-        ``copy`` is False.
+        """Return the values for ``numpy.asarray``; see ``numpy``.
+
+        Raises ValueError if only a copy is possible and ``copy`` is False.
         """
         import numpy as np
 
@@ -89,7 +90,7 @@ class Tensor:
 
 
 def _widened(data: memoryview, dtype: str, order: str) -> NDArray[Any]:
-    """Return values of a type of ``WIDENED`` as float32; ``order`` is their byte order."""
+    """Return values of a type of ``WIDENED`` as float32. ``order``: their byte order."""
     import numpy as np
 
     if dtype == "BF16":  # the upper half of a float32

@@ -57,8 +57,8 @@ def push(
     ``destination``: registry/repository:tag, or registry/repository:tag1,tag2 for several tags. Blobs that the registry
     has are not sent, and an interrupted push resumes when the same call is made again. ``with_referrers``: also push
     the signatures and other manifests that refer to the kit, if the store has them. ``progress``: see
-    ``kitfs.sdk.progress``. Raises NotFound when the kit is not in the store, RegistryError, StoreError, UsageError when
-    the reference has no registry.
+    ``kitfs.sdk.progress``. Raises RegistryError or StoreError, NotFound if the kit is not in the store, and UsageError
+    if the reference has no registry.
     """
     from kitfs.ops.transfer.push import push as push_alone
     from kitfs.ops.transfer.referrers import push_kit
@@ -116,8 +116,8 @@ def warm(
 
     A mount of these layers fetches nothing more, and can be sealed at once. The kit is not tagged in the store, and its
     layers may be evicted when the store needs space. ``reference``, ``only`` and ``labels``: see ``open``.
-    ``progress``: see ``kitfs.sdk.progress``. Raises StoreFull when the layers do not all fit into the store, and the
-    errors of ``open``.
+    ``progress``: see ``kitfs.sdk.progress``. Raises the errors of ``open``, and StoreFull if the layers do not all fit
+    into the store.
     """
     from kitfs.ops.transfer.warm import warm as run
 
@@ -145,8 +145,8 @@ def export(
     ``reference``: a kit, which is looked up in the store and then at its registry, or a layout. ``target``:
     oci:DIR[:tag], oci-archive:FILE[:tag], or the path of a directory. An existing layout keeps its other manifests.
     ``remote``: ask the registry even for a kit that is in the store. ``with_referrers``: also write the signatures and
-    other manifests that refer to the kit. Raises UsageError for any other target or an archive that exists,
-    ContextError when the target cannot be written, NotFound, RegistryError, IntegrityError.
+    other manifests that refer to the kit. Raises NotFound, RegistryError or IntegrityError, UsageError for any other
+    target or an archive that exists, and ContextError if the target cannot be written.
     """
     from kitfs.ops.transfer.export import export as run
 
@@ -173,9 +173,9 @@ def convert(
     """Push a kit as an ordinary OCI image that uses the same layers.
 
     ``image``: registry/repository:tag, or registry/repository:tag1,tag2 for several tags. ``platforms``: strings
-    OS/ARCHITECTURE[/VARIANT]; for several platforms an index is pushed, and its images share all layers. ``reference``,
-    ``only`` and ``labels``: see ``open``. Raises UnsupportedLayer for a layer that is not a tar archive, UsageError,
-    and the errors of ``open`` and ``push``.
+    OS/ARCHITECTURE[/VARIANT]; for several platforms, an index of images that share all layers is pushed. ``reference``,
+    ``only`` and ``labels``: see ``open``. Raises UsageError, the errors of ``open`` and ``push``, and UnsupportedLayer
+    for a layer that is not a tar archive.
     """
     from kitfs.ops.transfer.image import convert as run
 

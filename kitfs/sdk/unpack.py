@@ -29,10 +29,9 @@ def unpack(
 
     ``reference``, ``only`` and ``labels``: see ``open``. Only the layers that ``only`` selects are fetched. An existing
     file is an error, unless ``overwrite`` replaces it or ``ignore_existing`` keeps it. ``include_remote``: also write
-    datasets that the Kitfile takes from other kits or from S3. ``progress``: see ``kitfs.sdk.progress``. An unpack that
-    was killed resumes when the same call is made again. Raises UnsafePath for entries that would leave the directory,
-    ContextError for existing files and files that cannot be written, IntegrityError, LayerError, and the errors of
-    ``open``.
+    datasets that are in other kits or in S3. ``progress``: see ``kitfs.sdk.progress``. An unpack that was killed
+    resumes when the same call is made again. Raises IntegrityError, LayerError, the errors of ``open``, UnsafePath for
+    entries that would leave the directory, and ContextError for existing files and files that cannot be written.
     """
     from kitfs.ops.unpack.unpack import unpack as run
 

@@ -1,9 +1,9 @@
 """Serve the registry over HTTP: route each request to its handler, and log it in one line.
 
 aiohttp implements HTTP, and its event loop is used only in this package. Bodies are streamed (``bodies``). All disk
-access runs on the threads of ``pool``. A request that sends a chunk, and still waits for bytes of its body, is
-interrupted by the next request for the same upload: a client that reconnects after a broken connection need not wait
-until the server notices that the old connection is broken.
+access runs on the threads of ``pool``. If a request still waits for bytes of a chunk, the next request for the same
+upload interrupts it. So a client that reconnects after a broken connection need not wait until the server notices that
+the old connection is broken.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class App:
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()  # close() would wait for a client that no longer reads
-            # aiohttp finds that this response cannot be sent and ignores it; an exception would log a traceback.
+            # aiohttp finds that this response cannot be sent, and ignores it. An exception would log a traceback.
             response = web.Response()
         finally:
             self._running -= 1
@@ -366,7 +366,10 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _working(self, name: str, ident: str) -> AsyncIterator[tuple[Ingest, UploadTurn]]:
-        """Yield an upload that only this request may use during the block. Keep it open unless it has ended."""
+        """Yield an upload that only this request may use during the block.
+
+        Afterwards, an unfinished upload is kept open.
+        """
         async with self._uploads.alone(ident) as turn:
             await self._run(self._registry.progress, name, ident)
             ingest = self._uploads.take(ident)

@@ -48,7 +48,7 @@ async def pieces(request: web.BaseRequest, patience: float) -> AsyncIterator[byt
     """Yield the pieces of a request's body as they arrive, and an empty piece whenever no bytes arrive for a moment.
 
     "100 Continue" is sent to a client that expects it. Raises TimeoutError after ``patience`` seconds without a byte,
-    RequestPayloadError for a malformed body.
+    and RequestPayloadError for a malformed body.
     """
     if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -138,7 +138,7 @@ async def send(
 ) -> None:
     """Send a span of a file as the body of a response.
 
-    Raises ConnectionResetError when the span cannot be sent completely, TimeoutError when the client does not read for
+    Raises ConnectionResetError if the span cannot be sent completely, and TimeoutError if the client does not read for
     ``patience`` seconds.
     """
     start, step = span.start, TLS_PIECE if request.secure else SLICES[0]

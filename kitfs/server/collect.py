@@ -71,7 +71,7 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
     """Delete blobs to which no manifest refers and that were not used for ``min_age`` seconds before ``now``.
 
     ``now`` is in seconds since the epoch; None means the system's time. A repository with an unreadable manifest is
-    skipped with a warning. Raises StoreError when the store cannot be read.
+    skipped with a warning. Raises StoreError if the store cannot be read.
     """
     now = time.time() if now is None else now
 
@@ -92,7 +92,7 @@ def collect(store: Store, *, log: logging.Logger, min_age: float = MIN_AGE, now:
 
 
 class _UnreadableError(Exception):
-    """A linked manifest cannot be read, so the blobs to which it refers are unknown."""
+    """A linked manifest cannot be read, so the blobs to which the manifest refers are unknown."""
 
 
 def _begun(store: Store, now: float) -> dict[str, float]:
@@ -144,7 +144,8 @@ def _needed(store: Store, manifests: set[str]) -> set[str]:
 def _read(store: Store, text: str, *, linked: bool) -> Any:
     """Return the parsed JSON of a manifest.
 
-    If the manifest is missing or damaged, raises _UnreadableError if it is ``linked``, otherwise returns None.
+    ``linked``: raise _UnreadableError if the manifest is missing or damaged. Without ``linked``, None is returned
+    instead.
     """
     try:
         data = store.get(Digest.parse(text))
@@ -159,10 +160,10 @@ def _read(store: Store, text: str, *, linked: bool) -> Any:
 
 
 def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
-    """Yield (digest, whether it is a manifest's) of every descriptor at any depth, including unknown fields.
+    """Yield (digest, whether it is the digest of a manifest) for every descriptor at any depth.
 
-    An entry of an index and the subject of a referrer count as manifests, whatever their media type. Field names are
-    compared without case, because Go clients read them without case.
+    Descriptors in unknown fields are included. An entry of an index and the subject of a referrer count as manifests,
+    whatever their media type is. Field names are compared without case, because Go clients read them without case.
     """
     pending = [(manifest, "")]
     while pending:

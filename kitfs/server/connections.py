@@ -2,8 +2,8 @@
 
 When asyncio reaches the limit of descriptors, it logs a traceback for each waiting connection, hundreds per second.
 Here at most ``most`` connections are open, so that descriptors are left for the files that requests open. When ``most``
-connections are open, the connection that has been idle longest, and for at least ``SPARED`` seconds, is closed to
-accept a new one. If none has been idle that long, new connections wait in the kernel's queue. The same happens when the
+connections are open, the connection that has been idle longest is closed to accept a new connection. It must have been
+idle for at least ``SPARED`` seconds; otherwise new connections wait in the kernel's queue. The same happens when the
 whole system has no descriptors left. One warning is logged per ``SAID_EVERY`` seconds.
 
 Threading: only the event loop's thread may use this module.
@@ -62,7 +62,7 @@ class Connections(web.Server):
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(self._handle, **options)
         self._answer = handler
-        # Idle connections and the times since when they are idle; the longest idle first.
+        # Idle connections and the times at which they became idle, the longest idle first.
         self._since: OrderedDict[asyncio.BaseTransport, float] = OrderedDict()
         self._busy: set[asyncio.BaseTransport] = set()
         self._transports: dict[web.RequestHandler, asyncio.BaseTransport] = {}
@@ -118,7 +118,7 @@ class Connections(web.Server):
 
 
 class Acceptor:
-    """An acceptor of connections on the socket ``listening``, which keeps at most ``most`` connections open."""
+    """An acceptor of connections on the socket ``listening``. At most ``most`` connections are open at a time."""
 
     def __init__(
         self,

@@ -24,7 +24,7 @@ from kitfs.errors import UsageError
 
 MAX_PASSWORD: Final = 72  # bytes that bcrypt uses; newer releases refuse more
 MAX_REMEMBERED: Final = 1000
-# A hash whose cost is filled in. It is checked only to take the same time as a real hash.
+# A hash without its cost. It is checked only so that an unknown user takes the same time as a known user.
 DECOY: Final = b"$2b$%02d$abcdefghijklmnopqrstuuEe6YbDLLbgOvcJNHMVIFJIN8KGCQXPG"
 HASH: Final = re.compile(r"\$2[aby]\$(?:0[4-9]|[12]\d|3[01])\$[./A-Za-z0-9]{53}")
 
@@ -39,7 +39,7 @@ class Login(NamedTuple):
 class Htpasswd:
     """The users in an htpasswd file.
 
-    The constructor raises UsageError when the file cannot be read or has a line that is not a user with a bcrypt hash.
+    The constructor raises UsageError if the file cannot be read, or has a line that is not a user with a bcrypt hash.
     """
 
     def __init__(self, path: str, *, log: logging.Logger) -> None:
@@ -82,7 +82,10 @@ class Htpasswd:
             }
 
     def user(self, authorization: str) -> str | None:
-        """Return the user whose credentials are in an Authorization header, or None if they are missing or wrong."""
+        """Return the user whose credentials are in an Authorization header.
+
+        Return None for missing or wrong credentials.
+        """
         login = self.login(authorization)
         return login.user if login is not None and (self.remembered(login) or self.check(login)) else None
 

@@ -29,7 +29,7 @@ PATIENCE: Final = 60.0  # seconds that a login waits for its turn
 MAX_FAILURES: Final = 16  # further failures do not change the order
 MAX_FAILED: Final = 10_000  # pairs of a name and an address whose failures are remembered
 FORGIVEN: Final = 600.0  # seconds for which a failure counts
-NICE: Final = 10  # of the threads that check passwords (setpriority(2))
+NICE: Final = 10  # the priority of the threads that check passwords (setpriority(2))
 
 
 @dataclass(order=True, slots=True)
@@ -64,10 +64,10 @@ class Logins:
         self._closed = False
 
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
-        """Return the user whose credentials are in an Authorization header, or None if they are missing or wrong.
+        """Return the user whose credentials are in an Authorization header, or None for missing or wrong credentials.
 
-        ``peer``: the address of the client. ``gone``: returns True once the client has disconnected; its password is
-        then not checked. Raises ApiError when too many other logins wait.
+        ``peer``: the address of the client. ``gone``: returns True after the client has disconnected. The password is
+        then not checked. Raises ApiError if too many other logins wait.
         """
         login = self._users.login(authorization)
         if login is None:

@@ -1,10 +1,10 @@
 """Implement the registry without HTTP: blobs, manifests, tags, referrers and uploads of repositories, over a Store.
 
 Follows distribution-spec v1.1. Every failure raises ApiError with the specification's codes, or an error of the store,
-for which ``api_errors.of_error`` makes a response. A repository has a blob when it links the blob *and* the store
-contains the complete, verified blob. For durability, a blob's link is written first, then its bytes, then the manifest
-or tag that names it. Each write is fsynced before the next, and all of them before the call returns. Threading: any
-thread may call every method, but only one thread at a time may use an upload.
+for which ``api_errors.of_error`` makes a response. A repository has a blob if it links the blob *and* the store
+contains the complete, verified blob. For durability, a blob's link is written first, then the bytes of the blob, then
+the manifest or tag that names the blob. Each write is fsynced before the next, and all of them before the call returns.
+Threading: any thread may call every method, but only one thread at a time may use an upload.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Registry:
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
         """Return the digest of a blob and its open file, which the caller must close.
 
-        ``promised``: the client only asks whether the blob exists (HEAD), and may then push a manifest that names it.
+        ``promised``: whether the client only asks if the blob exists (HEAD). It may then push a manifest that names the
+        blob.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         file = self._open(name, digest, promised)
@@ -95,7 +96,7 @@ class Registry:
     def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
         """Link a blob of the repository ``source`` (None: any repository) into another repository.
 
-        Returns None if ``source`` does not have the blob, so that the client must upload it.
+        Returns None if ``source`` does not have the blob. The client must then upload the blob.
         """
         name = repository_name(repository)
         try:
@@ -233,7 +234,7 @@ class Registry:
     def _check_parts(self, name: str, manifest: dict[str, Any], media_type: str) -> None:
         """Raise ApiError if the repository lacks a blob or manifest that a manifest names.
 
-        The specification allows a missing subject.
+        A missing subject is permitted by the specification.
         """
         missing = []
         for descriptor, kind in parts_of(manifest, media_type):
@@ -293,9 +294,9 @@ class Registry:
     def referrers(
         self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None
     ) -> Referrers:
-        """Return the referrers of a manifest that follow the digest ``last``, in an index of a size that clients read.
+        """Return an index of the referrers of a manifest, from the referrer after the digest ``last`` on.
 
-        The page contains at least one referrer if any follows.
+        The index is not larger than clients accept. It contains at least one referrer if any follows ``last``.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         page: list[bytes] = []

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ServerRoom:
-    """The free space of a served store. Blobs of removed kits are deleted when they are ``min_age`` seconds old."""
+    """A manager of the free space of a served store. Blobs of removed kits are deleted after ``min_age`` seconds."""
 
     def __init__(self, store: Store, *, log: logging.Logger, min_age: float, collect_every: float) -> None:
         self._store = store
@@ -58,8 +58,8 @@ class ServerRoom:
     def retry(self, do: Callable[[], T]) -> T:
         """Call ``do``, which writes to the disk, and return its result.
 
-        If the disk is full, ``do`` is called again after each time that space was freed. Raises StoreFull if no more
-        space can be freed, and the errors of ``do``.
+        If the disk is full, space is freed and ``do`` is called again. Raises StoreFull if no more space can be freed,
+        and the errors of ``do``.
         """
         while True:
             try:

@@ -88,7 +88,7 @@ def exposed(host: str, port: int, *, tls: bool, users: bool, read_only: bool) ->
 def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT. ``ready`` is called with the URL once the server accepts requests.
 
-    Raises UsageError for an address, htpasswd file or certificate that cannot be used, StoreError.
+    Raises StoreError, and UsageError for an address, htpasswd file or certificate that cannot be used.
     """
     context = _tls(request)
     users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
@@ -136,9 +136,9 @@ def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Log a request that is not HTTP (aiohttp returns 400) as one line like other requests, not as a traceback.
+    """Log a request that is not HTTP in one line like other requests, not as a traceback. aiohttp returns 400 for it.
 
-    A request whose client has disconnected is dropped, because it has been logged.
+    A record about a client that has disconnected is dropped, because its request has already been logged.
     """
     error = record.exc_info[1] if record.exc_info else None
     if isinstance(error, ConnectionError):
@@ -194,7 +194,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"--listen: cannot resolve {host}:{port}: {getattr(e, 'strerror', None) or e}")
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Connections inherit this option. A client that acknowledges nothing for this long is disconnected.
+        # Connections inherit this option. A client that acknowledges no data for this time is disconnected.
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(IDLE * 1000))
         made.bind(address)
         made.listen(BACKLOG)

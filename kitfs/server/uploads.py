@@ -23,8 +23,8 @@ MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that 
 class UploadQueue:
     """The requests for one upload.
 
-    It contains how many requests there are, the number of the latest request, the task that waits for bytes of a body,
-    and whether that body pauses.
+    It contains the number of requests, the number of the latest request, the task that waits for bytes of a body, and
+    whether no bytes of that body arrive.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class OpenUploads:
     async def alone(self, ident: str) -> AsyncIterator[UploadTurn]:
         """Let only this request use an upload during the block. An earlier request that waits for bytes is interrupted.
 
-        Raises ApiError when the earlier request does not end, or when a later request arrives.
+        Raises ApiError if the earlier request does not end, or if a later request arrives.
         """
         queue = self._queues.setdefault(ident, UploadQueue())
         queue.users += 1
@@ -106,15 +106,15 @@ class OpenUploads:
     async def wait_idle(self, ident: str) -> None:
         """Wait until no more bytes arrive for an upload, at most SETTLE seconds.
 
-        A client that asks for the progress of an upload has usually lost the connection on which it sent the bytes, and
-        some of them may still arrive.
+        A client that asks for the progress of an upload has usually lost the connection on which it sent the bytes.
+        Some of these bytes may still arrive.
         """
         end = time.monotonic() + SETTLE
         while (queue := self._queues.get(ident)) is not None and not queue.resting and time.monotonic() < end:
             await asyncio.sleep(REST / 2)
 
     def take(self, ident: str) -> Ingest | None:
-        """Return an open upload to the only request that may use it, or None if it is not open."""
+        """Return an open upload, or None if it is not open. Only the caller may then use the upload."""
         return self._open.pop(ident, None)
 
     def keep(self, ingest: Ingest) -> list[Ingest]:

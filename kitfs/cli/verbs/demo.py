@@ -33,7 +33,9 @@ TENSORS: Final = 128
 SHAPE: Final = (256, 512)  # the shape of each tensor; its values are F32, so it has 512 KiB
 READ: Final = ("layers.7.weight", "layers.42.weight")
 MOST: Final = 0.10  # the largest part of the kit that may be fetched for reading two tensors
-NEEDED: Final = 4  # free space as a multiple of the model's size: source, packed and served copy, and a reserve
+NEEDED: Final = (
+    4  # free space as a multiple of the model's size: the source, the packed copy, the served copy, and a reserve
+)
 NO_MOUNT: Final = 9  # exit code of a mount that failed
 PATIENCE: Final = 120.0  # most seconds of a step
 KITFILE: Final = """manifestVersion: 1.0.0
@@ -208,7 +210,7 @@ def _make_model(demo: Demo) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
-    """Return how the tensors in READ were read, and their bytes.
+    """Read the tensors of READ. Return how they were read, and their bytes.
 
     They are read with the safetensors library if it is installed, otherwise by plain reads.
     """

@@ -1,4 +1,4 @@
-"""Run the verb diff. Its output about layers is kit's (KITOPS §8); kit does not compare files and tensors."""
+"""Run the verb diff. Its output about layers is that of kit's ``diff``. kit does not compare files and tensors."""
 
 from __future__ import annotations
 

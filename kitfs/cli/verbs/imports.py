@@ -1,4 +1,4 @@
-"""Run the verbs init, import and export. Their output on stdout is kit's (KITOPS §9.1, §9.2)."""
+"""Run the verbs init, import and export. Their output on stdout is that of kit."""
 
 from __future__ import annotations
 

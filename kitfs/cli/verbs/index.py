@@ -1,4 +1,4 @@
-"""Run the verbs of the group ``index``, and convert. The output is that of kit 1.17 (KITOPS §8)."""
+"""Run the verbs of the group ``index``, and convert. The output is that of kit 1.17."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def delete(settings: Settings, reference: str | None) -> None:
         raise UsageError("index is required for delete unless --all is specified")
     with store_of(settings) as store:
         if reference is None:
-            gone = indexes.delete_all(store) if force else []  # an index that has no tag does not stay
+            gone = indexes.delete_all(store) if force else []  # the index is deleted with its last tag
             lines = [f"Deleted index {_repository(one.name)}@{one.digest}" for one in gone]
         else:
             named = Reference.parse(reference)
@@ -260,7 +260,7 @@ def info(settings: Settings, reference: str) -> None:
 
 
 def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[str, ...]]:
-    """Return the rows of a kit: the first label and annotation are in the first row, each further pair in another."""
+    """Return the rows of a kit. The first row has the first label and annotation; each further pair has its own row."""
     labels, notes = variant.pairs(), [f"{key}={value}" for key, value in variant.notes().items()]
     first = (variant.name(named) or NONE, NONE if size is None else human_size(size)), (str(variant.digest),)
     rows = []
@@ -270,7 +270,7 @@ def _rows(variant: Variant, size: int | None, named: Reference) -> list[tuple[st
     return rows
 
 
-@index.command("inspect", cls=Command, short_help="Show an index's own JSON.")
+@index.command("inspect", cls=Command, short_help="Show the JSON of an index.")
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes(REMOTE, "json", *STORE, *NETWORK)
 def inspect(settings: Settings, reference: str) -> None:

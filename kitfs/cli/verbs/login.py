@@ -1,4 +1,4 @@
-"""Run the verbs login and logout. Their output is kit's (KITOPS §4.2)."""
+"""Run the verbs login and logout. Their output is that of kit."""
 
 from __future__ import annotations
 

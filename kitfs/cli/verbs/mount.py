@@ -124,7 +124,7 @@ def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_
         code = report_failure(e, as_json=as_json)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # do not wait for threads that wait for a socket
+    os._exit(code)  # exit without waiting for threads that are blocked on a socket
 
 
 @click.command("umount", cls=Command, short_help="Unmount a kit.")

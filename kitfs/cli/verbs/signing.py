@@ -1,4 +1,4 @@
-"""The verbs of signatures: sign, verify, generate-key-pair."""
+"""Run the verbs sign, verify and generate-key-pair."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def generate_key_pair(settings: Settings) -> None:
 
 
 def _password(prompt: str, *, again: str = "") -> bytes:
-    """Return the password of a private key: from the environment, or else asked for on the terminal."""
+    """Return the password of a private key. It is read from the environment, otherwise from the terminal."""
     import getpass
 
     from kitfs.trust.keys import password_of
@@ -241,7 +241,7 @@ def _password(prompt: str, *, again: str = "") -> bytes:
 
 
 def _now() -> datetime:
-    """Return the time, or that of SOURCE_DATE_EPOCH."""
+    """Return the time of SOURCE_DATE_EPOCH, or the present time if it is not set."""
     from datetime import UTC, datetime
 
     from kitfs.cli.kitfile import source_date

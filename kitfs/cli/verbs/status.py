@@ -104,7 +104,7 @@ def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
 
 
 def _row(one: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a mount, keyed by column title. If the daemon does not answer, only three are known."""
+    """Return the cells of a mount, keyed by column title. If the daemon does not answer, there are only three cells."""
     cells = {"MOUNTPOINT": one["mountpoint"], "REFERENCE": one["reference"], "STATE": one["state"]}
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))
@@ -131,7 +131,7 @@ def _moved(one: dict[str, Any]) -> str:
 
 
 def _put_fields(one: dict[str, Any]) -> None:
-    """Write the lines of one mount in the stable form that programs read."""
+    """Write the lines of a mount in the stable form for programs."""
     for name in FIELDS:
         if one.get(name) is not None:
             put(f"{name + ':':{COLUMN}}{shown(str(one[name]))}")
@@ -141,7 +141,7 @@ def _put_fields(one: dict[str, Any]) -> None:
 
 
 def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> None:
-    """Write the status of one mount for people."""
+    """Write the status of a mount for people."""
     from kitfs.fuse.mount_table import requests_waiting
 
     full = settings["no-trunc"]

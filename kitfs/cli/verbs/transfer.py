@@ -1,4 +1,4 @@
-"""Run the verbs pack, push, pull and warm. Their output on stdout is kit's (KITOPS §8)."""
+"""Run the verbs pack, push, pull and warm. Their output on stdout is that of kit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the verb unpack. Its flags and its output on stdout are kit's (KITOPS §5)."""
+"""Run the verb unpack. Its flags and its output on stdout are those of kit."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def unpack(settings: Settings, reference: str) -> None:
 
 
 def _filters(settings: Settings) -> list[Filter]:
-    """Return the filters of --only, or if it is not given, those of kit's deprecated flags."""
+    """Return the filters of --only. Without --only, return the filters of kit's deprecated flags."""
     from kitfs.modelkit.filters import Filter
 
     filters = [Filter.parse(text) for text in settings["only"]]
