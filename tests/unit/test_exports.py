@@ -74,7 +74,7 @@ def functions() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", functions())
 def test_a_function_is_typed_and_its_docstring_begins_with_a_sentence(name: str) -> None:
-    """No parameter has the type Any or no type, and the docstring begins with a sentence."""
+    """Every parameter has a type other than Any, and the docstring begins with a sentence."""
     function = functions()[name]
     first = (function.__doc__ or "").split("\n\n")[0]
     assert first.rstrip().endswith((".", ":"))

@@ -80,13 +80,13 @@ def imported(path: Path, known: dict[str, Path]) -> set[tuple[int, str]]:
 
 
 def graph() -> dict[str, set[tuple[int, str]]]:
-    """Return for every module the (line, module) pairs of its imports."""
+    """Return the imports of every module as (line, imported module)."""
     known = modules()
     return {name: imported(path, known) for name, path in known.items()}
 
 
 def package(module: str) -> str:
-    """Return the part of a module's name after "kitfs.", up to the next dot. For kitfs itself, return ``__init__``."""
+    """Return the top-level package or module of kitfs that contains `module`. For kitfs itself, return ``__init__``."""
     return module.split(".")[1] if "." in module else "__init__"
 
 

@@ -39,7 +39,7 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
 
 
 def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
-    """If the file is closed during a use, its descriptor number is not freed, so another file cannot get the number."""
+    """If the file is closed during a use, the descriptor stays open. So its number cannot be given to another file."""
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         closing = threading.Thread(target=file.close)

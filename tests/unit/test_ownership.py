@@ -52,7 +52,7 @@ def test_what_is_made_is_private_under_any_umask(tmp_path: Path, mask: int) -> N
 
 
 def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """If an older version has created the file with a mode by the umask, opening the file changes its mode to 0600."""
+    """A file that an older version created with a wider mode gets the mode 0600 when it is opened."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "file").chmod(0o644)
     with open(open_file(str(tmp_path / "file"))) as f:
@@ -191,7 +191,7 @@ def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Pat
 
 
 def test_a_directory_with_content_of_another_user_is_refused(tmp_path: Path) -> None:
-    """Root is refused too."""
+    """The directory is refused even if kitfs runs as root."""
     needs_root()
     (tmp_path / "VERSION").write_text("1\n")
     os.chown(tmp_path, OTHER, OTHER)
@@ -211,7 +211,7 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
-    """If an older version has created the directory with a mode by the umask, the mode is changed to 0700.
+    """A directory that an older version created with a wider mode gets the mode 0700.
 
     A directory that other users may write is refused.
     """

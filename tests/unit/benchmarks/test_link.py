@@ -1,4 +1,4 @@
-"""The emulated link of the benchmarks delivers bytes unchanged, and not sooner than its delay and rate allow.
+"""The emulated link of the benchmarks does not change bytes, and delays them at least as its latency and rate require.
 
 The tests assert only lower bounds on times, because a slow machine delays everything.
 """
@@ -40,7 +40,7 @@ def server(answer: bytes) -> Iterator[int]:
 
 
 def ask(port: int) -> tuple[bytes, float]:
-    """Send one byte to a port. Return the bytes that are received, and the seconds until the connection is closed."""
+    """Send one byte to a port, and read until the connection is closed. Return the received bytes and the seconds."""
     begin = time.monotonic()
     with socket.create_connection(("127.0.0.1", port)) as connection, connection.makefile("rb") as received:
         connection.sendall(b"?")
@@ -69,9 +69,6 @@ def test_the_rate_is_not_exceeded() -> None:
 
 
 def test_slow_start_takes_round_trips() -> None:
-    """After the handshake, 200 KiB need four round trips.
-
-    The first carries 14 KiB, and the amount doubles each time.
-    """
+    """A response of 200 KiB takes four round trips. The first carries 14 KiB, and each further one twice as much."""
     with server(bytes(200 << 10)) as target, slow(target, Link("", 0.05, 0)) as port:
         assert ask(port)[1] >= 5 * 0.05

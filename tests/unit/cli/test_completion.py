@@ -1,4 +1,4 @@
-"""The shell completes references in the store, paths in a kit, and values of options."""
+"""The shell completes names of kits in the store, paths in a kit, and values of options."""
 
 from __future__ import annotations
 

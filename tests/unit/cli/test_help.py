@@ -41,7 +41,7 @@ def test_every_verb_has_two_or_three_examples_of_its_own() -> None:
 
 @pytest.mark.parametrize("example", [one for examples in EXAMPLES.values() for one in examples])
 def test_every_example_is_accepted_by_the_command_line(example: str) -> None:
-    """The example is parsed, but its verb is not run."""
+    """The words after `kitfs` are parsed, but the verb is not run."""
     text = example.removeprefix('eval "$(').removesuffix(')"')
     words = shlex.split(text)[1:]
     for redirection in ("<", ">"):

@@ -47,7 +47,7 @@ def parse(*args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     ],
 )
 def test_flags(args: tuple[str, ...], seen: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value of a BOOL flag must follow "=". The word after a bare --plain-http is an argument."""
+    """The value of a BOOL flag must follow "=". The word after a bare --plain-http is an argument of the verb."""
     assert parse(*args, monkeypatch=monkeypatch) == seen
 
 
@@ -86,7 +86,7 @@ cache.add_command(bare)
     ],
 )
 def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options of every verb are accepted before and after the verb and its group."""
+    """Options that every verb has are accepted before and after the verb, and before and after the verb's group."""
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     LEVELS.clear()
     kitfs.main(args.split(), standalone_mode=False)
@@ -104,12 +104,12 @@ def test_kits_names_of_levels(given: str, meant: str, monkeypatch: pytest.Monkey
 
 
 def test_every_option_of_a_verb_is_named_by_that_verb() -> None:
-    """OWNERS, which is used without importing the verbs, names exactly the verbs that have options of their own."""
+    """OWNERS lists exactly the verbs that have options of their own."""
     assert {option.verb for option in all_options(cli)} - {""} == OWNERS
 
 
 def test_no_two_options_share_a_variable() -> None:
-    """Options with the same key have the same environment variable, parser and form."""
+    """Two options with the same key have the same variable, parser and form."""
     found: dict[str, Option] = {}
     for option in all_options(cli):
         same = found.setdefault(option.key, option)

@@ -24,7 +24,7 @@ from kitfs.escaping import shown
     ],
 )
 def test_sizes_are_kits(size: int, told: str) -> None:
-    """A size is rounded down to one decimal. The 692.5 KiB are from a recorded listing by kit."""
+    """A size is rounded down to one decimal. 692.5 KiB is from a recorded listing by kit."""
     assert human_size(size) == told
 
 

@@ -62,7 +62,7 @@ def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> N
 
 
 def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """With JSON, every event and the final result is one line with an object on stdout. Stderr is empty."""
+    """With JSON, stdout has one object per line for every event and for the final result. Stderr is empty."""
     with Reporter("auto", as_json=True) as report:
         for event in EVENTS:
             report(event)
@@ -118,7 +118,7 @@ class Err:
 
 
 def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a terminal, the total progress is printed on stderr at intervals, and only the result on stdout."""
+    """Without a terminal, lines on stderr show the total progress. Only the result is printed on stdout."""
     err = Err()
     monkeypatch.setattr(sys, "stderr", err)
     with Reporter("auto", interval=0.01) as report:
@@ -139,7 +139,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 class Screen:
-    """A terminal of 100 columns. It returns the lines that a person would see, without colours."""
+    """A terminal of 100 columns, and the lines that a person would see on the terminal, without colours."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -213,7 +213,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
-    """Return the reference of a kit, the kit, and the stalls of two of its layers, at the middle of each."""
+    """Return a kit with its reference, and the stalls that stop the transfer of two of its layers in the middle."""
     parts = [
         kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"),
         kits.part("dataset", "d.bin", os.urandom(MiB), format="raw"),
@@ -231,7 +231,7 @@ def kitfs(*args: str) -> list[str]:
 
 
 def pulled(ref: str, kit: kits.Kit) -> list[str]:
-    """Return the lines that a pull prints on a terminal: a short digest, and how much was pulled."""
+    """Return the lines that a pull prints on a terminal. The digest in the lines is shortened."""
     return [f"Pulling {ref}", f"Pulled {kit.digest[:19]}", "4 blobs: 4 pulled (3.0 MiB)"]
 
 
@@ -318,7 +318,7 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
 def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """On a narrow terminal, the beginning of a name is cut off but its size is shown. The total is the last line."""
+    """On a narrow terminal, the beginning of a name is cut off, but the size is shown. The total is the last line."""
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -344,7 +344,7 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
 
 
 def test_a_speed_is_that_of_the_last_seconds() -> None:
-    """The speed of a transfer that waits is zero, and its remaining time is unknown."""
+    """While a transfer waits, its speed is zero and its remaining time is unknown."""
     now = [0.0]
     speed = bars.Speed(0, lambda: now[0])
     for second in range(1, 8):
@@ -370,7 +370,7 @@ def test_a_speed_is_that_of_the_last_seconds() -> None:
     ],
 )
 def test_sizes_are_in_one_unit(done: int, total: int, words: str) -> None:
-    """The transferred size and the total have the unit of the total. Sizes are never rounded up."""
+    """Both sizes are shown in the unit of the total, and are never rounded up."""
     assert bars.sizes(done, total) == words
 
 
@@ -382,7 +382,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, a verb without bars shows a line while it works, and erases this line before it prints a result.
+    """On a terminal, a verb without bars shows a waiting line, and erases this line before it prints a result.
 
     The line is not shown for short work, without a terminal, or with --progress none.
     """

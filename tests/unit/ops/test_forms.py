@@ -50,7 +50,7 @@ def basic(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(store: Store, reference: Reference) -> dict[str, dict[str, Any]]:
-    """Return a dictionary from each path to the fields that trees/*.json records."""
+    """Return the tree that a mount shows, with the fields that trees/*.json records for each path."""
     kit = Resolver(store, lambda _: StoreOrigin(), log=LOG).open(reference)
     tree = tree_of(kit, counters=Counters(), log=LOG)
     found: dict[str, dict[str, Any]] = {}

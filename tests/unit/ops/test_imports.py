@@ -406,7 +406,7 @@ def test_a_hub_without_ranges(fake: FakeHub, snapshot: Open, store: Store) -> No
 
 
 def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """A repeated import does not transfer the files again that are complete."""
+    """A repeated import does not transfer again what is complete in the store."""
     fake.fail("config.json", Status(404))
     with pytest.raises(NotFound):
         brought(snapshot(), store, concurrency=1)
@@ -434,7 +434,7 @@ def test_ranges_that_came_stay(fake: FakeHub, snapshot: Open, store: Store) -> N
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json", "onnx/config.json"])
 def test_a_hub_that_lies_about_content(fake: FakeHub, snapshot: Open, store: Store, path: str) -> None:
-    """Wrong bytes are detected by the LFS object's digest or by git's object id, and nothing is tagged."""
+    """Wrong bytes are detected by the digest of the LFS object or by git's object id, and nothing is tagged."""
     fake.fail(f"/resolve/[0-9a-f]+/{path}", Lie(1))
     with pytest.raises(IntegrityError, match=f"{path}: the downloaded content does not match"):
         brought(snapshot(), store)
@@ -532,7 +532,7 @@ def layers(
 
 
 def test_directories_become_their_files() -> None:
-    """An entry for a directory is replaced by entries with the same fields for each file below the directory.
+    """An entry for a directory is replaced by one entry for each file below the directory. The fields are copied.
 
     Files that belong to another entry are left out.
     """
@@ -596,7 +596,7 @@ def test_entries_that_are_not_there() -> None:
 
 
 def test_directories_are_tars_as_kit_packs_them(fake: FakeHub, snapshot: Open, store: Store, tmp_path: Path) -> None:
-    """The layer of a directory has the same bytes as if kitfs had packed the same files from the disk."""
+    """The layer of a directory has the same bytes as if the files had been packed from the disk."""
     from kitfs.ops.pack.pack import pack_to_store
 
     tree = {"m/b.bin": lfs(OTHER), "m/a/x.json": b"{}", "m/a.json": b"1", "m/é": b"2", "m/empty": b"", "z": b"z"}

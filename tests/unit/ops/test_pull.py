@@ -1,4 +1,4 @@
-"""Pulls from a registry on a socket store, verify and pin the blobs of a kit, and resume after failures."""
+"""A pull stores, verifies and pins the blobs of a kit, and resumes after failures. The registry is on a socket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MiB = 1 << 20
 LOG = logging.getLogger("kitfs.test")
 WEIGHTS = random.Random(3).randbytes(21 * MiB + 11)
 SMALL = random.Random(4).randbytes(100_001)
-TALK = 1 * MiB  # more than socket buffers may contain when a request is aborted
+TALK = 1 * MiB  # upper bound of the bytes that are lost in socket buffers when a request is aborted
 
 Pull = Callable[..., Digest]
 
@@ -110,7 +110,7 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
 
 
 def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
-    """A pull reports a total with a readable label for each blob, every byte, and each verified blob."""
+    """A pull reports a total with a label for each blob, moved bytes that add up to it, and each verified blob."""
     kit = kit_of()
     told: list[Event] = []
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)
@@ -157,7 +157,10 @@ def test_by_its_digest(fake: FakeRegistry, store: Store, bring: Pull) -> None:
 
 
 def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """When a tag has moved, a pull moves it in the store too. The old kit remains in the store without a tag."""
+    """When a tag has moved at the registry, a pull moves the tag in the store.
+
+    The old kit stays in the store without a tag.
+    """
     old, new = kit_of(), kit_of(kits.part("code", "b", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", old, "v1")
     bring(ref)
@@ -315,7 +318,7 @@ def test_a_limit_takes_what_is_not_pinned(
 
 
 def test_a_disk_that_is_almost_full(fake: FakeRegistry, open_store: Opener, bring: Pull) -> None:
-    """A pull may use the share of the disk that must be free for a cache to grow."""
+    """A pull may use the part of the disk that a cache must leave free."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     store = open_store(free_share=1.0)

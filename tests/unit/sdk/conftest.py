@@ -26,8 +26,8 @@ datasets: [{name: train, path: data/train.csv}]
 class Place(NamedTuple):
     """A kit that was packed from ``tree``.
 
-    ``reference`` names the kit at a registry, and in the store of ``options``. ``fresh`` contains the options for a
-    second, empty store.
+    ``reference`` is the name of the kit at a registry and in the store of ``options``. ``fresh`` contains options for
+    an empty store.
     """
 
     reference: str

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 120.0  # seconds, which are only used up by a program that hangs
+PATIENCE = 120.0  # seconds; only a program that hangs runs so long
 
 
 class Ended(NamedTuple):

@@ -1,4 +1,7 @@
-"""After fork(2), a child opens its own store and connections, and those of the parent keep working."""
+"""After fork(2), the child opens a store and connections of its own.
+
+The parent's store and connections keep working.
+"""
 
 from __future__ import annotations
 
@@ -131,10 +134,9 @@ def test_after_a_fork_parent_and_child_read_the_right_bytes(
 
 
 def test_a_child_keeps_none_of_its_parents_files_and_connections(place: Place, tmp_path: Path, model: str) -> None:
-    """A child closes the parent's files and connections. So leases and locks are released when the parent ends.
+    """A child closes the files and connections of its parent. So the leases and locks end with the parent.
 
-    The fork happens after the layer is verified. Before that, a thread of the parent may have files open that have no
-    lock.
+    The fork happens after the layer is verified. Before that, threads of the parent may have open files without locks.
     """
     ended = run(
         tmp_path,

@@ -88,10 +88,7 @@ def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> Non
 
 
 def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> None:
-    """The ETag, which datasets reads, changes when the tag moves to another kit.
-
-    ``modified`` returns the kit's time.
-    """
+    """The ETag, which datasets reads, changes when the tag moves. ``modified`` returns the time of the kit."""
     fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", **place.fresh)
     path = f"{root}/data/train.csv"
     before = fs.info(path)

@@ -1,4 +1,4 @@
-"""fsspec's own tests of reading. The files that these tests write are packed into a kit before they are read."""
+"""fsspec's own tests of reading. Files that these tests write are packed into a kit before they are read."""
 
 from __future__ import annotations
 

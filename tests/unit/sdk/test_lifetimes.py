@@ -1,4 +1,4 @@
-"""A kit and its files can be used until they are closed, and are released when they are no longer referenced."""
+"""A kit and its files can be used until they are closed. They are released when the program has no reference left."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
-    """User names and passwords in URLs are not pickled. Unpickling looks up credentials on its own machine."""
+    """User names and passwords in URLs are not pickled. An unpickled kit looks up credentials where it is unpickled."""
     options = place.options | {
         "proxy": "http://me:hunter2@127.0.0.1:9",
         "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},

@@ -251,7 +251,7 @@ def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
 
 
 def test_serve_runs_a_registry_for_the_time_of_a_block(place: Place, tmp_path: Path) -> None:
-    """Garbage in the registry's store can be collected while the registry runs. Its process ends with the block."""
+    """Garbage in the registry's store can be collected while the registry runs. The registry ends with the block."""
     with kitfs.serve(tmp_path / "registry") as registry:
         copy = f"{registry.address}/copy:v1"
         digest = kitfs.push(place.reference, copy, **place.options)

@@ -1,4 +1,4 @@
-"""diff prints the same text as kit. It compares files by the indexes of layers, and tensors by the headers of files."""
+"""diff prints the same text as kit, and compares files and tensors without fetching whole layers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A layer is paired with one layer of the same digest, preferably one with the same path."""
+    """If a digest occurs twice in one kit and once in the other, the layers with the same path are paired."""
     twice = [part("docs", path, b"same", format="raw") for path in ("x", "y")]
     first, second = put(fake, "v1", *twice), put(fake, "v2", part("docs", "y", b"same", format="raw"))
     told = kitfs("diff", first, second, "--json").json["layers"]
@@ -92,7 +92,7 @@ def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """A kit is first searched in the store. The prefixes local:// and remote:// choose the store or the registry."""
+    """A kit is searched in the store, and then at its registry. local:// and remote:// select one of the two places."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: here}\n")
     here = f"{fake.host}/a/b:v1"
@@ -115,9 +115,9 @@ def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Files are added, removed or changed. A file of equal size in two different layers may have changed.
+    """Files are listed as added, removed or changed. A file that is in another layer now may have changed.
 
-    With --content, the bytes of such files are compared.
+    With --content, the bytes of such a file are compared.
     """
     old = {"m/same": b"s", "m/size": b"1", "m/mode": b"m", "m/content": b"abc", "m/gone": b"g", "m/empty": b""}
     new = {"m/same": b"s", "m/size": b"12", "m/mode": b"m", "m/content": b"abd", "m/new": bytes(2000), "m/empty": b""}
@@ -182,7 +182,7 @@ def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry)
 
 
 def test_shared_layers_under_others_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A file of a shared layer has changed if, in one of the kits, another layer replaces the file."""
+    """If another layer of one kit replaces a file of a shared layer, the file has changed."""
     base = part("model", "m", kit_tar({"m/a": b"1", "m/b": b"2"}))
     first, second = put(fake, "v1", base), put(fake, "v2", base, one("m/b", b"longer", "docs"))
     assert [line for line in files(kitfs, first, second) if "m/" in line] == ["~ m/b (1 B -> 6 B)"]
@@ -244,7 +244,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If only headers were compared, or no file has tensors, the output says so."""
+    """The output says that values were not compared, or that no file with tensors was found."""
     heads = {"w": ("F32", [4])}
     first = put(fake, "v1", part("model", "m", kit_tar({"m/w.safetensors": safetensors("a", heads)})))
     second = put(fake, "v2", part("model", "m", kit_tar({"m/w.safetensors": safetensors("b", heads)})))

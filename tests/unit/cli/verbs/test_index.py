@@ -54,7 +54,10 @@ def test_texts(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
-    """index delete --all deletes only untagged indexes, and with --force all indexes. Kits are not deleted."""
+    """index delete --all deletes untagged indexes.
+
+    With --force, tagged indexes are deleted too. Kits are not deleted.
+    """
     digest = last_digest(kitfs("index", "create", "test/model:all").out)
     assert kitfs("index", "delete", "--all").out == ""
     assert kitfs("index", "delete", "--all", "--force").out == f"Deleted index test/model@{digest}\nRemoved tags: all\n"
@@ -67,7 +70,7 @@ def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_tables(kitfs: Kitfs, packed: list[str]) -> None:
-    """A kit has one row, or one for each label. A missing value is shown as <none>."""
+    """A kit has a row for each of its labels, or a single row. A missing value is shown as <none>."""
     kitfs("index", "create", "test/model:all")
     kitfs(
         "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB",
@@ -185,7 +188,7 @@ def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packe
 
 
 def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
-    """Labels select the kit of an index for ls, cat and unpack, without a registry. In ls, -l means --long."""
+    """Labels select a kit of an index for ls, cat and unpack, without a registry. For ls, -l means --long."""
     kitfs("index", "create", "test/model:all")
     for name in ("q4_0", "q8_0"):
         kitfs("index", "add", "test/model:all", f"test/model:{name}", "-l", f"quantization={name}", "-l", "gpu=cuda")
@@ -211,7 +214,7 @@ def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
 
 
 def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """index push sends the kits first. index pull fetches only the index. pull with --label fetches one kit."""
+    """index push sends the kits before the index. index pull fetches the index only, and pull --label a single kit."""
     name = f"{fake.host}/team/model"
     for i, text in enumerate((b"zero", b"one")):
         tree = tmp_path / str(i)

@@ -1,6 +1,6 @@
-"""Signatures by certificates are verified with the package sigstore. Without the package, an error names it.
+"""Signatures by certificates are verified with the package sigstore. If the package is missing, an error says so.
 
-The tested bundle is a real one from Sigstore's staging instance (tests/corpus/sigstore).
+The bundle in these tests is a real one from Sigstore's staging instance (tests/corpus/sigstore).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def bundle_in(data: bytes | None = None) -> Bundle:
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_identity_that_signed_is_accepted() -> None:
-    """A signature is accepted only for the identity, the issuer and the Sigstore instance that it was made with."""
+    """A signature is refused if another identity, another issuer or another Sigstore instance is required."""
     bundle = bundle_in()
     assert Keyless(WORKFLOW, ISSUER, ROOT).has_signed(bundle)
     assert not Keyless(WORKFLOW + "x", ISSUER, ROOT).has_signed(bundle)
@@ -60,7 +60,7 @@ def test_other_content_is_refused() -> None:
 @pytest.mark.usefixtures("_sigstore")
 @pytest.mark.parametrize("part", ["tlogEntries", "certificate", "timestampVerificationData"])
 def test_a_bundle_without_one_of_its_proofs_is_refused(part: str) -> None:
-    """A signature is refused without its log entry, without its timestamp, or with a changed certificate."""
+    """A signature is refused if its log entry or its timestamp is missing, or if its certificate was changed."""
     fields = json.loads((CORPUS / "statement.sigstore.json").read_bytes())
     material = fields["verificationMaterial"]
     if part == "certificate":
@@ -80,14 +80,17 @@ def test_a_trusted_root_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_signature_of_a_key_is_not_one_of_an_identity(kitfs: Kitfs) -> None:
-    """The golden layout is signed by a key. The error for a required identity names the signer that was found."""
+    """The golden layout is signed by a key. If an identity is required, verify fails and its error names the key."""
     done = kitfs("verify", LAYOUT, "--certificate-identity", WORKFLOW, "--certificate-oidc-issuer", ISSUER)
     assert done.code == 11
     assert "an unnamed key (tag)" in done.err
 
 
 def test_the_identity_of_a_certificate_is_shown() -> None:
-    """The name in a certificate can be read without the package sigstore. An invalid certificate has no name."""
+    """The name in a certificate can be read without the package sigstore.
+
+    For an invalid certificate, the name is empty.
+    """
     bundle = bundle_in()
     assert identity_in(bundle.certificate) == WORKFLOW[:100]
     assert identity_in(b"rubbish") == ""

@@ -47,7 +47,7 @@ def empty(kitfs: Kitfs, tmp_path: Path) -> str:
 
 
 def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
-    """info and inspect read a kit in a layout, and store nothing."""
+    """info and inspect accept a layout, and do not store the kit."""
     kitfs("export", "r.io/team/tiny:v1", "oci:layout:v1")
     for verb in ("info", "inspect"):
         of_layout = kitfs(verb, "oci:layout:v1", "--cache-dir", "other")
@@ -63,7 +63,7 @@ def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
     "verb", [("tag", "r.io/team/tiny:v1"), ("remove",), ("pull",), ("push",), ("pack", "tiny", "-t")]
 )
 def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str, ...]) -> None:
-    """A reference to a layout cannot be a tag, because mount would read a directory instead of the tagged kit."""
+    """A name such as oci:v1 is refused as a tag, because mount and other verbs would read it as a layout."""
     done = kitfs(*verb, "oci:v1")
     assert (done.code, done.out) == (2, "")
     assert done.err == "kitfs: 'oci:v1' is an OCI layout; expected the name of a kit (registry/repository:tag)\n"
@@ -123,7 +123,7 @@ def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
     ],
 )
 def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed: str) -> None:
-    """A template is executed for each kit, and ends with a newline even if the template does not."""
+    """A template is executed for each kit. If the template does not end with a newline, a newline is added."""
     assert kitfs("list", "--format", template).out == printed
 
 
@@ -154,9 +154,9 @@ def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
 
 
 def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """All tags of kits are listed, over several pages, without the registry's name.
+    """The list contains all tags of kits, from all pages of the registry, and shows them without the registry's name.
 
-    A reference with a tag lists one kit.
+    If the reference has a tag, only this kit is listed.
     """
     kit = kits.build([kits.part("code", "c.py", kits.kit_tar({"c.py": b"1"}))], name="remote")
     for tag in ("v1", "v2", "v3"):
@@ -174,7 +174,7 @@ def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """A damaged kit is listed so that it can be removed, and a warning reports the damage."""
+    """A damaged kit is listed and can be removed. A warning reports the damage."""
     config = kitfs("inspect", "r.io/team/tiny:v1").json["manifest"]["config"]["digest"].removeprefix("sha256:")
     for file in (tmp_path / "store/blobs/sha256" / config[:2] / config).iterdir():
         file.unlink()
@@ -261,10 +261,7 @@ def test_info(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_info_of_a_part(kitfs: Kitfs, packed: str, path: str, printed: str) -> None:
-    """A selected part is printed as by yaml.v3, and a scalar as plain text.
-
-    Parameters and lists can be selected too.
-    """
+    """A selected list or object is printed as by yaml.v3, and a scalar as plain text."""
     assert kitfs("info", "r.io/team/tiny:v1", "--filter", path).out == printed
 
 

@@ -1,4 +1,4 @@
-"""login and logout check, store and erase credentials, in the same file as kit (KITOPS §4.2)."""
+"""login and logout check, store and erase credentials in the file that kit uses too (KITOPS §4.2)."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a credential helper ``docker-credential-test`` and return its log.
+    """Install a credential helper ``docker-credential-test`` and return the path of its log.
 
-    It fails if its input contains "bad".
+    The helper fails if its input contains "bad".
     """
     program, log = tmp_path / "bin/docker-credential-test", tmp_path / "helped.jsonl"
     program.parent.mkdir()
@@ -63,7 +63,7 @@ def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path
 
 
 def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """The file equals that of kit 1.7 and has mode 0600. The next verb uses the credentials in it."""
+    """The file has the bytes that kit 1.7 writes, and the mode 0600. The next verb uses the credentials in the file."""
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw", "--plain-http")
     assert (done.code, done.out, done.err) == (0, WARNING + "Log in successful\n", "")
     auth = base64.b64encode(b"ada:pw").decode()
@@ -141,7 +141,7 @@ def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> Non
 
 
 def test_logout(kitfs: Kitfs, kept: Path) -> None:
-    """logout erases an entry in any spelling of the registry, and succeeds if no entry exists."""
+    """logout erases the entry of a registry in any spelling, and succeeds without an entry."""
     kept.parent.mkdir()
     kept.write_text(json.dumps({"auths": {"https://a.io/v1/": {"auth": "eDp5"}, DOCKER: {"auth": "eDp5"}, "b.io": {}}}))
     assert kitfs("logout", "a.io", "--json").json == {"registry": "a.io", "erased": True, "left_in_docker": False}
@@ -151,7 +151,7 @@ def test_logout(kitfs: Kitfs, kept: Path) -> None:
 
 
 def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
-    """logout does not erase credentials in docker's file, and warns that they are still used."""
+    """logout does not erase credentials in docker's file, and warns that kitfs still uses those credentials."""
     (tmp_path / "docker").mkdir()
     config = tmp_path / "docker/config.json"
     config.write_text('{"auths": {"a.io": {"auth": "eDp5"}}}')
@@ -215,7 +215,7 @@ def test_what_is_no_registry(kitfs: Kitfs, text: str) -> None:
 
 
 def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
-    """Every name of Docker Hub uses the same entry, which docker also reads."""
+    """All names of Docker Hub share one entry, under the same key as in docker's file."""
     from kitfs.registry.credentials import erase, store
 
     for host in ("docker.io", "registry-1.docker.io", "a.io:5000"):

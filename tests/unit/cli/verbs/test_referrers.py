@@ -1,4 +1,4 @@
-"""push, pull and export copy the referrers of a kit with --with-referrers, and remove also removes the referrers."""
+"""--with-referrers copies the referrers of a kit by push, pull and export. remove removes a kit with its referrers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_push_without_the_option_sends_the_kit_alone(kitfs: Kitfs, registry: F
 
 
 def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """If a document refers to a document about the kit, both are pulled and pushed."""
+    """A document about the kit and a document about this document are pulled and pushed with the kit."""
     kit = registry.put_kit("team/kit", KIT, "v1")
     first = attach(registry, Digest.of(KIT.manifest), b"about the kit")
     attach(registry, first, b"about the document")
@@ -115,7 +115,7 @@ def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistr
 
 @pytest.mark.parametrize("target", ["oci:layout", "oci-archive:layout.tar"])
 def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, target: str) -> None:
-    """A kit that is exported with --with-referrers from a registry, the store or a layout can be verified."""
+    """A kit in a registry, the store or a layout is exported with its signatures, if --with-referrers is given."""
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
     sources = [kit, SIGNED_LAYOUT]
@@ -132,7 +132,10 @@ def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry,
 
 
 def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """A pulled referrer is not listed as a kit and is not removed by `cache clear`. Removing the kit removes it."""
+    """Pulled referrers are not listed as kits and not removed by `cache clear`.
+
+    They are removed together with the kit.
+    """
     kit = registry.put_kit("team/kit", KIT, "v1")
     attach(registry, Digest.of(KIT.manifest), b"a document")
     kitfs("pull", kit, "--with-referrers")
@@ -148,7 +151,7 @@ def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeR
 
 
 def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, monkeypatch: Any) -> None:
-    """If the target has signatures under cosign's tag, a push adds to them."""
+    """If the target has signatures under cosign's tag, a push adds its signatures and does not remove any."""
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "")
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
@@ -166,7 +169,7 @@ def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_pat
 
 
 def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A kit may have endless referrers, so a pull stops at a limit and prints a warning."""
+    """A pull fetches a limited number of referrers. If the registry lists more, the pull prints a warning."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     for number in range(MAX_REFERRERS + 5):
         attach(fake, Digest.of(KIT.manifest), b"%d" % number)
@@ -175,7 +178,7 @@ def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) ->
 
 
 def test_a_referrer_that_cannot_be_read_is_left_out(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If a listed manifest does not exist or is not valid, a pull ignores it and still succeeds."""
+    """A pull ignores listed manifests that do not exist or are not valid."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     fake.referrers_api = False
     attach(fake, Digest.of(KIT.manifest), b"a document")

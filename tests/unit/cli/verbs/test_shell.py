@@ -1,4 +1,4 @@
-"""The verbs cache, version, help and completion, and output without colours."""
+"""Tests of the verbs cache, version, help and completion."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fetched(kitfs: Kitfs) -> Iterator[str]:
 
 
 def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache info prints kit's words. cache clear empties the cache, but does not remove packed or pulled kits."""
+    """cache info prints kit's words. cache clear empties the cache, and does not remove packed or pulled kits."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: d}]\n")
     (tmp_path / "t/d").write_text("kept\n")
@@ -49,7 +49,7 @@ def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, t
 
 
 def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache clear does not remove a leased blob, and reports the number of blobs that are in use."""
+    """cache clear does not remove a leased blob, and warns that the blob is in use."""
     import fcntl
 
     biggest = max((tmp_path / "store/blobs/sha256").glob("*/*"), key=lambda d: (d / "rest").stat().st_size)
@@ -62,9 +62,9 @@ def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path)
 
 
 def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache verify prints a line for each changed blob, removes the blob and exits with 6.
+    """cache verify removes each changed blob, prints a line about the blob, and exits with 6.
 
-    When the blob is next read, it is fetched again.
+    A removed blob is fetched again when it is next read.
     """
     assert kitfs("unpack", fetched, "-d", tmp_path / "first").code == 0
     done = kitfs("cache", "verify")
@@ -89,7 +89,7 @@ def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_pa
 
 
 def test_version(kitfs: Kitfs) -> None:
-    """The output has the same lines as that of kit, and one for Python."""
+    """The output has the lines that kit prints, and a line for Python."""
     lines = [line.partition(": ")[0] for line in kitfs("version").out.splitlines()]
     assert lines == ["Version", "Commit", "Built", "Python version"]
     assert list(kitfs("version", "--json").json) == ["version", "commit", "built", "python_version"]
@@ -131,7 +131,7 @@ def test_what_is_completed(kitfs: Kitfs, monkeypatch: pytest.MonkeyPatch, capfd:
 
 
 def test_nothing_is_coloured(kitfs: Kitfs) -> None:
-    """No output is coloured, with or without NO_COLOR."""
+    """No output contains colours."""
     for args in (["help"], ["list"], ["version"], ["nope"], ["remove"]):
         done = kitfs(*args)
         assert "\x1b" not in done.out + done.err

@@ -106,7 +106,7 @@ def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
 
 
 def statement_bundle(key: PrivateKey, digest: Digest, predicate_type: str = SIGN) -> bytes:
-    """Return a bundle with a statement about a digest, signed by a key."""
+    """Return a bundle with a statement about `digest` that `key` has signed."""
     payload = statement_about(digest, predicate_type, {})
     return bundle_of(payload, key.sign(signed_bytes(PAYLOAD_TYPE, payload)), key.public.hint)
 
@@ -192,7 +192,7 @@ def test_a_changed_statement_is_refused(kitfs: Kitfs, registry: FakeRegistry, ki
 def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
     kitfs: Kitfs, fake: FakeRegistry, data: bytes, key: Path
 ) -> None:
-    """Every user with permission to push can add an invalid referrer. A valid signature is accepted all the same."""
+    """Anyone with permission to push can add an invalid referrer. The kit can be signed and verified all the same."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     put_bundle(fake, Digest.of(ONE.manifest), data)
     assert kitfs("verify", kit, "--key", PUB).code == 11
@@ -201,7 +201,10 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
 
 
 def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The key hint in a bundle is untrusted text, so control characters are escaped and the text is shortened."""
+    """The hint in a bundle, which names the key, is untrusted.
+
+    Its control characters are escaped, and it is shortened.
+    """
     kit = fake.put_kit("team/kit", ONE, "v1")
     bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
     put_bundle(fake, Digest.of(ONE.manifest), bundle)
@@ -215,7 +218,7 @@ def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeR
 def test_an_error_of_the_registry_is_not_a_missing_signature(
     kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
 ) -> None:
-    """verify fails if the registry fails for one format, unless a signature in the other format is found."""
+    """If the registry fails for one format, verify fails too, unless it finds a signature in the other format."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     fake.fail(shape, Status(500))
     assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
@@ -238,7 +241,7 @@ def test_a_mirror_without_signatures_does_not_hide_those_of_the_registry(
 
 
 def test_the_layout_that_cosign_signed_is_verified(kitfs: Kitfs, other: Path, key: Path) -> None:
-    """Both signatures by cosign 3 in the golden layout are accepted with cosign's key and with no other key."""
+    """Both signatures by cosign 3 in the golden layout are accepted with cosign's key, and not with another key."""
     found = kitfs("verify", SIGNED_LAYOUT, "--key", PUB, "--json").json["signatures"]
     assert sorted(one["format"] for one in found) == ["bundle", "tag"]
     assert kitfs("verify", SIGNED_LAYOUT, "--key", other.with_suffix(".pub")).code == 11
@@ -284,7 +287,7 @@ def test_a_wrong_command_line_is_exit_code_2(kitfs: Kitfs, fake: FakeRegistry, w
 def test_a_missing_password_is_exit_code_2(
     kitfs: Kitfs, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch, key: Path
 ) -> None:
-    """A key file needs a password from a variable or a terminal. A wrong password is an error too."""
+    """An encrypted key needs a password from a variable or a terminal. A wrong password is an error."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "wrong")
     assert "the password is wrong" in kitfs("sign", kit, "--key", ENCRYPTED).err
@@ -308,7 +311,7 @@ def test_a_new_key_pair_is_private_and_overwrites_nothing(kitfs: Kitfs, tmp_path
 def test_a_key_of_the_settings_file_is_the_client_key(
     kitfs: Kitfs, tmp_path: Path, fake: FakeRegistry, key: Path
 ) -> None:
-    """The setting ``key`` is the key of the client certificate, also for sign. ``sign: key`` is the signing key."""
+    """For sign too, the setting ``key`` is the key of the client certificate. ``sign: key`` is the signing key."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"key: {key}\nsign: {{key: {key}}}\nverify-key: {PUB}\n")
@@ -342,7 +345,7 @@ def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRe
 def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
     """The signature of a stored kit is checked at its registry.
 
-    If the registry fails, the check during the pull counts.
+    If the registry cannot be reached, it is enough that the pull has verified the signature.
     """
     kit = fake.put_kit("team/kit", ONE, "v1")
     assert kitfs("pull", kit).code == 0
@@ -370,7 +373,10 @@ def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry
 
 
 def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
-    """The error names the rule and the policy file. If --verify-key is given too, both must be satisfied."""
+    """The error names the rule and the policy file.
+
+    If --verify-key is given too, the policy and the key must be satisfied.
+    """
     kit = fake.put_kit("team/kit", ONE, "v1")
     policy = tmp_path / "policy.json"
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}
@@ -387,6 +393,6 @@ def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path
 
 
 def test_a_signed_layout_is_unpacked(kitfs: Kitfs, other: Path) -> None:
-    """The kit in the golden layout is unpacked with the key that signed it, and with no other key."""
+    """The kit in the golden layout is unpacked only with the key of its signature."""
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "a", "--verify-key", other.with_suffix(".pub")).code == 11
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "b", "--verify-key", PUB).code == 0

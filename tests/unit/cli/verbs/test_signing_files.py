@@ -45,7 +45,7 @@ def kit(fake: FakeRegistry) -> str:
 
 
 def signed(path: Path, key: Path, statement: bytes) -> Path:
-    """Write a bundle with a statement that is signed by the key."""
+    """Write a bundle with the statement, signed by the key."""
     private = private_key(key.read_bytes(), "k", lambda: b"")
     path.write_bytes(bundle_of(statement, private.sign(signed_bytes(PAYLOAD_TYPE, statement)), ""))
     return path
@@ -56,7 +56,7 @@ def statement_in(bundle: Path) -> Any:
 
 
 def test_the_files_of_a_kit_are_signed_and_verified(kitfs: Kitfs, kit: str, key: Path, tmp_path: Path) -> None:
-    """The signature lists every file with its digest, including the Kitfile, and is attached to the kit."""
+    """The signature is attached to the kit. It contains the digest of every file, including the Kitfile."""
     done = kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "model.sig")
     assert done.code == 0, done.err
     assert done.out.endswith("(oms, 4 files)\n")
@@ -79,7 +79,7 @@ def test_a_kit_of_raw_layers_is_verified_without_fetching_a_layer(kitfs: Kitfs, 
 
 
 def test_a_signature_of_files_is_not_one_of_the_kit(kitfs: Kitfs, kit: str, key: Path) -> None:
-    """A signature by sign --oms does not satisfy verify without --oms."""
+    """A signature by sign --oms is not accepted by verify without --oms."""
     kitfs("sign", kit, "--oms", "--key", key)
     assert kitfs("verify", kit, "--key", key.with_suffix(".pub")).code == 11
     kitfs("sign", kit, "--key", key)
@@ -126,7 +126,7 @@ def test_a_kit_with_other_files_is_refused(
 def test_a_statement_that_contradicts_itself_is_refused(
     kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path, change: Any, text: str
 ) -> None:
-    """Even a statement with a valid signature is refused if it does not follow OMS v1.0 or its root digest is wrong."""
+    """A signed statement is refused if it violates OMS v1.0 or if its root digest is wrong."""
     kit = fake.put_kit("team/raw", kits.build([RAW]), "v1")
     statement = json.loads(statement_of("raw", {"model/w.bin": Digest.of(b"weights" * 1000).hex}))
     change(statement)
@@ -149,7 +149,7 @@ def test_paths_that_the_signature_ignores_may_exist(kitfs: Kitfs, kit: str, key:
 
 
 def test_what_cannot_be_signed_is_a_usage_error(kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path) -> None:
-    """OMS requires an ECDSA key, and the options for OMS require --oms."""
+    """OMS requires an ECDSA key. Options for OMS require --oms."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     edwards = write_pair(tmp_path / "ed.key", ed25519.Ed25519PrivateKey.generate())
     assert "needs an ECDSA key" in kitfs("sign", kit, "--oms", "--key", edwards).err

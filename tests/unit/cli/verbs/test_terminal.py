@@ -66,9 +66,9 @@ def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_digests_are_short_on_a_terminal_and_full_where_asked(
     on_terminal: Callable[..., str], args: tuple[str, ...]
 ) -> None:
-    """On a terminal digests are shortened, except with --no-trunc.
+    """On a terminal, digests are shortened, except with --no-trunc.
 
-    For --no-trunc each verb is run twice, so it is tested only with verbs that can be repeated.
+    --no-trunc is tested only with verbs that can be run twice.
     """
     printed = on_terminal(*args)
     assert SHORT.search(printed)

@@ -43,9 +43,9 @@ MANIFEST_KNOWN = "Manifest already exists in storage"
 
 
 def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """pack reports a layer or a config as already saved if the store contains it.
+    """A layer or a config is reported as already saved if any kit in the store contains it.
 
-    A manifest is reported as existing only if it is in the same repository.
+    A manifest is reported as existing only if it is stored in the same repository.
     """
 
     def said(name: str, *options: str) -> list[str]:
@@ -73,10 +73,7 @@ def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_tr
 
 
 def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """push prints the destination and the digest, also if the kit is pushed again.
-
-    A kit that does not exist is an error.
-    """
+    """push prints the destination and the digest, for the first and the second push. A missing kit is an error."""
     digest = GOLDEN_KITS["parts"]["manifest"]
     with FakeRegistry() as registry:
         ref, other, absent = (f"{registry.host}/t/{name}" for name in ("parts:v1", "renamed:v9", "absent:v1"))

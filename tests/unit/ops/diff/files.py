@@ -6,7 +6,7 @@ from kitfs.ops.diff.files import ComparedFile
 
 
 class ReadFile(ComparedFile):
-    """A file that appends (offset, size) of each read to ``reads``."""
+    """A file that records the offset and the size of each read in ``reads``."""
 
     reads: list[tuple[int, int]]
 

@@ -37,7 +37,7 @@ def test_a_layer_that_moved_to_another_path_is_shared() -> None:
 
 
 def test_a_layer_is_paired_once() -> None:
-    """If the second kit has two layers with the digest, the layer with the same path is paired."""
+    """If two layers of the second kit match a layer of the first kit, the layer with the same path is paired."""
     found = compare_layers(manifest(layer("a", "a")), manifest(layer("a", "b"), layer("a", "a")))
     assert (paths(found.shared), paths(found.first), paths(found.second)) == (["a"], [], ["b"])
 

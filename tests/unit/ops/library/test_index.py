@@ -273,7 +273,7 @@ def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: S
 
 
 def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """If a kit of the index is neither in the store nor at the registry, the index is not pushed."""
+    """If neither the store nor the registry has a kit of the index, the index is not pushed."""
     name = f"{fake.host}/team/model"
     keep(store, "q4", f"{name}:q4")
     named = Reference.parse(f"{name}:all")

@@ -106,7 +106,7 @@ def test_readme_and_license_are_documents_whatever_their_suffix() -> None:
 
 
 def test_a_file_that_nobody_knows_makes_one_layer_of_all_code() -> None:
-    """If a file is of an unknown kind, a single code entry for the whole tree replaces all other code entries."""
+    """A file of an unknown kind replaces all code entries by a single code entry for the whole tree."""
     assert guessed("train.py", "src/a.py", "lib/b.py").code == (Code("."),)
 
 

@@ -306,7 +306,7 @@ def test_no_pattern_takes_for_ever(pattern: bytes, ignored: bool) -> None:
 
 
 def test_exceptions_are_known() -> None:
-    """``has_exceptions`` is true if a line begins with "!". Only in this case must ignored directories be scanned."""
+    """``has_exceptions`` is true if a line begins with "!". Then files below ignored directories may be included."""
     assert [IgnoreRules.parse(d).has_exceptions for d in (None, b"", b"*.bin", b"#!a", b"a\n !b", b"\\!a")] == [
         False
     ] * 4 + [True, False]
@@ -361,7 +361,7 @@ def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str
 
 @given(LINES, PATHS)
 def test_the_last_line_decides(text: str, path: str) -> None:
-    """If the last line is a path, the path is ignored. If the last line is "!" and a path, the path is not ignored.
+    """A path in the last line is ignored. A path in the last line after "!" is not ignored.
 
     The four names that kit always ignores cannot be excepted.
     """
@@ -406,7 +406,7 @@ def test_the_last_line_that_matches_decides(lines: list[tuple[bool, str]], path:
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["dir{}/name", "*.tmp{}", "**/x{}", "**/*.t{}", "d{}/**", "logs{}/*.log"])
 def test_a_hundred_thousand_lines(form: str) -> None:
-    """The rules of 100,000 lines are applied without testing every line."""
+    """A .kitignore of 100,000 lines gives the same results as a short one."""
     data = "\n".join(("!" if n % 2 else "") + form.format(n) for n in range(100_000)).encode()
     rules = IgnoreRules.parse(data)
     name = form.replace("**", "y").replace("*", "z")
@@ -441,6 +441,6 @@ def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: 
 
 @given(PATHS, PATHS, st.lists(PATHS, max_size=4))
 def test_one_layer_at_least_keeps_a_path(path: str, layer: str, others: list[str]) -> None:
-    """Of the layers whose paths contain a file, the layer with the longest path contains the file."""
+    """A file belongs to the layer with the longest path that contains the file."""
     around = [p for p in [*others, layer, "."] if is_within(path, p)]
     assert not left_out(path, max(around, key=lambda p: 0 if p == "." else p.count("/") + 1), [*others, layer, "."])

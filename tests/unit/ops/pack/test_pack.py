@@ -109,7 +109,10 @@ def test_each_byte_is_read_once(tree: Path, store: Store, monkeypatch: pytest.Mo
 
 
 def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_path: Path) -> None:
-    """The kernel counts little more than the size of the files, so no file is read a second time for its digest."""
+    """According to the kernel, a pack reads little more than the size of the files.
+
+    No file is read again for its digest.
+    """
     with (tree / "model/big.bin").open("wb") as file:
         file.truncate(256 * MiB)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ncode: [{path: model}]\n")
@@ -134,9 +137,9 @@ def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_pa
 
 
 def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
-    """For each layer, a pack reports the total and as many moved bytes.
+    """For each layer, a pack reports a total, and moved bytes that add up to the total.
 
-    It reports each layer, the config and the manifest as saved, in the order of the manifest.
+    The pack reports each layer, the config and the manifest as saved, in the order of the manifest.
     """
     events: list[Event] = []
     made = packed(tree, store, codes("model", "README.md"), events.append)
@@ -593,7 +596,7 @@ class CountingStore:
 
 
 def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size of the file is in a pax header. The total reported at the beginning is the size of the layer."""
+    """The size of the file is in a pax header. The reported total of the layer is the size of the layer."""
     size = (8 << 30) + 1
     with (tree / "big").open("wb") as file:
         file.truncate(size)
@@ -640,7 +643,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
 
 
 def test_a_store_that_is_full_fails_the_pack(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pack fails at any write of a layer, of the config or of the manifest."""
+    """The pack fails if any write of a layer, of the config or of the manifest fails."""
     real = os.pwrite
     for after in range(6):
         left = [after]

@@ -1,4 +1,4 @@
-"""A kit can be converted to an OCI image, unless an image would show other files than a mount."""
+"""A kit is converted to an OCI image, unless the image would show other files than a mount of the kit."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def config_of(fake: FakeRegistry, image: str) -> dict[str, Any]:
 
 
 def shown(fake: FakeRegistry, image: str) -> dict[str, bytes | None]:
-    """Return a dictionary from path to content, or None for a directory, of the image's layers. Check each diffId."""
+    """Check the diffIds of an image. Return the files in its layers by path, with None for a directory."""
     repository = image.partition("/")[2].rpartition(":")[0]
     tree: dict[str, bytes | None] = {}
     for layer, diff_id in zip(

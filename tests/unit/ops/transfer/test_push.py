@@ -89,7 +89,7 @@ def packed(tree: Path, store: Store, *references: Reference) -> PackedKit:
 
 
 def test_blobs_go_first_and_the_manifest_last(tree: Path, store: Store) -> None:
-    """Each layer and the config are sent once. The manifest is then sent with its media type under every tag."""
+    """Each layer and the config are sent once. Then the manifest is sent with its media type under every tag."""
     made = packed(tree, store)
     target = FakeTarget()
     assert (
@@ -162,7 +162,7 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
 
 def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Store) -> None:
-    """A blob may be mounted from at most three other repositories. Their kits in the store contain the blob.
+    """A blob may be mounted from at most three other repositories whose kits, according to the store, contain the blob.
 
     The destination itself and repositories at other registries are left out.
     """

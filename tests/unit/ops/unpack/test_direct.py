@@ -1,4 +1,4 @@
-"""The index of a layer that is written to files as it arrives is checked against the bytes outside the files."""
+"""The index of a layer that is written directly to files is checked against the bytes between the files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_index_of_the_right_bytes_is_the_same(piece: int) -> None:
 
 
 def test_only_bytes_outside_the_files_are_kept() -> None:
-    """Bytes within the files are replaced by zeros."""
+    """Bytes that belong to a file are replaced by zeros."""
     data = kit_tar(FILES)
     headers = Headers(index_tar(Whole(data)), len(data))
     headers.add(0, memoryview(data))

@@ -268,8 +268,7 @@ def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
 def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
     """The reported bytes of a layer add up to its total.
 
-    If the layer is fetched, the total is its size in the manifest. If the layer is in the store, the total is the size
-    of its files.
+    The total of a fetched layer is the size of its blob. The total of a stored layer is the size of its files.
     """
     data = os.urandom(200_000)
     kit = build([part("model", "m", kit_tar({"m/w.bin": data}), compression=compression)])
@@ -688,7 +687,7 @@ def test_deep_trees_cost_no_more_than_wide_ones(world: World, monkeypatch: pytes
     world.unpack(reference)
     assert (
         opened < 50 * chains * depth
-    )  # each directory is created and gets its mode, and about thirty of a path are opened at a time
+    )  # each directory is created and gets its mode, and opening a deep path opens about thirty directories at a time
     monkeypatch.undo()
     remove_deep(world.out)
 
@@ -746,7 +745,7 @@ def test_a_file_of_another_size_than_its_annotation(
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
-    """The layer has the right digest, but its bytes are not compressed as its media type says."""
+    """The digest of the layer is right, but the layer is not compressed as its media type says."""
     reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
     with pytest.raises(
         LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: the blob is not {compression}, or is damaged: "
@@ -755,7 +754,7 @@ def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Comp
 
 
 def test_an_index_of_other_bytes_is_not_believed(world: World) -> None:
-    """An index that was built from unverified bytes is compared with the verified bytes before a file is written."""
+    """An index that was built from unverified bytes is not used. The unpack fails before a file is written."""
     reference = world.put([model()])
     kit = world.kit(reference)
     layer = kit.layers[0]
@@ -780,7 +779,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize(("compression", "form"), [("none", "blobs"), ("gzip", "decoded")])
 def test_bytes_that_changed_in_the_store_are_fetched_again(world: World, compression: Compression, form: str) -> None:
-    """Bytes in the store are hashed before they are written to a file. Changed bytes are removed and fetched again."""
+    """Bytes in the store are hashed before they are written to a file. Changed bytes are fetched again."""
     reference = world.put([model(compression=compression)])
     with closing(world.kit(reference)) as kit:
         warm(world.store, kit, report=quiet)
@@ -841,7 +840,7 @@ def test_wrong_bytes_of_a_mirror_are_fetched_again(world: World, shape: str) -> 
         """A source whose first endpoint sends a wrong byte."""
 
         def distrust(self) -> bool:
-            """Switch to the second endpoint. Return whether the first was in use."""
+            """Switch to the second endpoint. Return whether the first endpoint was in use."""
             again, self.data = self.data != right, right
             return again
 
@@ -955,7 +954,7 @@ def test_a_file_that_was_begun_is_resumed(world: World) -> None:
 
 
 def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) -> None:
-    """The bytes that an earlier run has written are hashed like fetched bytes."""
+    """The bytes in a partly written file are hashed like fetched bytes, so a change is found."""
     reference, data, temporary = in_the_middle(world)
     with temporary.open("r+b") as file:
         file.seek(MiB)
@@ -1138,10 +1137,7 @@ def test_remote_datasets_are_left_out_unless_asked_for(world: World) -> None:
 
 
 def test_a_dataset_of_another_kit(world: World) -> None:
-    """Only the datasets of the other kit are unpacked, below the path of the dataset.
-
-    If the other kit refers to a further kit, that kit is unpacked too.
-    """
+    """Only the datasets of the other kits are unpacked, each below the path of its entry."""
     world.put([part("dataset", "deep.csv", b"deep", format="raw", name="deep")], "r.io/deeper")
     world.put([model(), part("dataset", "rows/a.csv", b"a", format="raw", name="rows")], "r.io/data")
     reference = world.put(
