@@ -1,7 +1,6 @@
-"""FUSE passthrough on a real mount: which handles the kernel serves by itself, and what happens when that changes.
+"""FUSE passthrough on a real mount: which handles the kernel reads without the daemon, and when that changes.
 
-The bytes of the file system in memory differ from those of the backing file, so that each read shows which of them was
-used.
+The bytes of the file system in memory differ from those of the backing file. Each read shows which bytes it returned.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def test_backing_file_is_closed_with_the_last_handle(mount: Passing) -> None:
 
 
 def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """The old handle is still copied, new handles use passthrough, and both have the same st_ino."""
+    """The daemon still serves the old handle, new handles use passthrough, and both kinds have the same st_ino."""
     mount.fs.backings["file"] = Backing.LATER
     old = opened(mount.file)
     assert os.pread(old, 6, 0) == b"copied"
@@ -136,7 +135,10 @@ def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened:
 
 
 def test_file_that_loses_its_backing_is_copied_again(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """If a file is evicted while it is open, open handles can still be read, and new openings reach the daemon."""
+    """If a file is evicted while it is open, open handles can still be read.
+
+    Handles that are opened later are served by the daemon.
+    """
     mount.fs.backings["file"] = mount.backing
     held = opened(mount.file)
     mount.backing.unlink()
@@ -148,7 +150,7 @@ def test_file_that_loses_its_backing_is_copied_again(mount: Passing, opened: Cal
 
 
 def test_evicted_file_is_found_under_its_first_node(mount: Passing) -> None:
-    """If a file loses its backing file while it is closed, the next opening looks the name up again and succeeds."""
+    """If a file loses its backing file while it is closed, the next open looks the name up again and succeeds."""
     mount.fs.backings["file"] = mount.backing
     assert mount.file.read_bytes() == BACKED
     wait_until(lambda: mount.transport.native_files == 0, "the backing file is still open")
@@ -160,14 +162,14 @@ def test_evicted_file_is_found_under_its_first_node(mount: Passing) -> None:
 
 
 def test_backing_file_that_the_kernel_refuses_is_copied(mount: Passing) -> None:
-    """The kernel refuses a file of /proc as a backing file, so it is copied."""
+    """The kernel refuses a file of /proc as a backing file, so the daemon serves the file."""
     mount.fs.backings["file"] = Path("/proc/version")
     assert mount.file.read_bytes() == COPIED
     assert mount.transport.native_files == 0
 
 
 def test_open_of_a_second_node_without_a_name_fails_as_stale(mount: Passing) -> None:
-    """Opening a file by an O_PATH descriptor fails with ESTALE if the mode changed, as there is no name to look up."""
+    """If the mode changed, open by an O_PATH descriptor fails with ESTALE, because there is no name to look up."""
     mount.fs.backings["file"] = mount.backing
     held = os.open(mount.file, os.O_PATH)
     try:

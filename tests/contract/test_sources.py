@@ -1,4 +1,4 @@
-"""Tests of the contract of Source (``kitfs.content``) for every implementation."""
+"""Every implementation of Source (``kitfs.content``) follows the contract of Source."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def taken(pieces: Generator[tuple[int, memoryview], None, None]) -> list[tuple[i
 def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple[int, int | None]) -> None:
     """A ranged source yields exactly [start, stop) without gaps.
 
-    A source without ranges yields everything from 0, also if it discovers only now that it has no ranges.
+    A source without ranges yields everything from 0, even if only this request shows that there are no ranges.
     """
     start, stop = span
     pieces = taken(source.read_range(start, stop))
@@ -173,14 +173,14 @@ def test_ranged_turns_at_most_once(source: Source) -> None:
 
 
 def test_the_size_is_known_after_a_whole_read(source: Source) -> None:
-    """``size`` is the number of bytes, or None until the end was read."""
+    """``size`` is the number of bytes after a source was read to its end. Before that it may be None."""
     assert source.size in (None, len(DATA))
     taken(source.read_range(0, None))
     assert source.size == len(DATA)
 
 
 def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
-    """A generator can be closed early, and the next generator starts at its own offset."""
+    """A generator can be closed early. The next generator starts at its own offset."""
     for _ in range(3):
         pieces = source.read_range(10, 200_000)
         offset, view = next(pieces)

@@ -1,7 +1,8 @@
-"""Tests of the contract of both transports, on real mounts of a file system in memory.
+"""Both transports follow their contract on real mounts of a file system in memory.
 
-Threads of this process serve the mount, so only calls that release the GIL may use it. System calls do, but page faults
-of a mapping do not. Therefore a separate process reads mappings and is killed by tests.
+Threads of this process serve the mount. A call that uses the mount must therefore release the GIL, as system calls do.
+Page faults of a mapping keep the GIL, so a separate process reads mappings. Tests that kill a reader use a separate
+process too.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def test_files_have_their_bytes(mount: Served) -> None:
 
 
 def test_reads_at_every_place_are_right(mount: Served) -> None:
-    """Reads across pages and requests, at the end and after it return the right bytes."""
+    """Reads across pages and requests, and at and after the end of a file, return the right bytes."""
     fd = os.open(mount / "big", os.O_RDONLY)
     try:
         for offset in (0, 1, 4095, 4096, 131071, 1 << 20, (1 << 20) - 1, len(BIG) - 5, len(BIG), len(BIG) + 1, 1 << 50):
@@ -213,7 +214,7 @@ def test_names_of_every_alphabet_are_listed_and_opened(mount: Served) -> None:
 
 
 def test_a_long_directory_is_listed_whole_and_twice_the_same(mount: Served) -> None:
-    """A long directory lists each name once, with its type and its st_ino, and the same a second time."""
+    """Two listings of a long directory are equal, and contain each name once, with its type and its st_ino."""
     for _ in range(2):
         with os.scandir(mount / "many") as scan:
             entries = [(e.name, e.inode(), e.is_file(follow_symlinks=False)) for e in scan]
@@ -315,7 +316,10 @@ def test_every_open_is_released(mount: Served) -> None:
 
 
 def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> None:
-    """A read that fails is EIO and its cause is counted. The kernel does not cache the failure."""
+    """A read that fails returns EIO, and the error is counted with its cause.
+
+    The kernel does not cache the failure.
+    """
     fd = os.open(mount / "file", os.O_RDONLY)
     try:
         mount.fs.fails["read", "file"] = IntegrityError("sha256:1 is not what it says")
@@ -348,7 +352,7 @@ def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
 
 
 def test_a_signal_does_not_fail_a_read(mount: Served) -> None:
-    """A process that gets many signals, for which it has a handler, reads all of its bytes."""
+    """A process that handles many signals during a read gets all of its bytes."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     code = """
 import os, signal, sys
@@ -396,7 +400,10 @@ def test_a_killed_reader_dies_at_once(mount: Served) -> None:
 
 
 def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
-    """A killed lookup ends with the kernel transport. libfuse does not pass INTERRUPT on."""
+    """With the kernel transport, a lookup ends when its process is killed.
+
+    libfuse does not report the interruption of a request.
+    """
     if mount.transport.name == "libfuse":
         pytest.skip("not here: libfuse2 does not report which request was interrupted")
     gate = mount.fs.cold["lookup", "cold-dir"] = threading.Event()
@@ -430,7 +437,7 @@ def test_stop_unmounts_an_idle_mount(mount: Served) -> None:
 
 
 def test_stop_detaches_what_is_in_use(mount: Served) -> None:
-    """``stop`` frees the name immediately. ``serve`` continues until the last file is closed."""
+    """``stop`` makes the mount point free at once. ``serve`` continues until the last file is closed."""
     fd = os.open(mount / "big", os.O_RDONLY)
     mount.transport.stop()
     assert not mount_table.is_mountpoint(str(mount.path))
@@ -451,7 +458,7 @@ HOLDS = {
 
 @pytest.mark.parametrize("how", HOLDS)
 def test_a_busy_mount_names_the_process_that_uses_it(mount: Served, how: str) -> None:
-    """For each way to use a mount, unmount fails with EBUSY and the pid. A lazy unmount succeeds."""
+    """If a process uses a mount in any way, unmount fails with EBUSY and the pid. A lazy unmount succeeds."""
     held = child(
         f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)",
         mount.path,
@@ -482,7 +489,7 @@ def test_relative_and_symlinked_paths_are_unmounted(
 
 
 def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
-    """Mounts are found and ended without a request to them, so a mount that nothing serves cannot make kitfs hang."""
+    """A mount that nothing serves can be found and ended, because kitfs sends no request to it for that."""
     (tmp_path / "m").mkdir()
     (tmp_path / "alias").symlink_to("m")
     options = MountOptions(mountpoint=str(tmp_path / "m"), source="stalled")

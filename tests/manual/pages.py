@@ -1,18 +1,18 @@
-"""The README and the pages of the manual as data: their blocks of examples, and a machine that runs them.
+"""The README and the pages of the manual as data: their blocks of examples, and a machine that runs the blocks.
 
-A block is the text between a pair of ``` lines. The word after the first ``` is its kind.
+A block is the text between a pair of ``` lines. The word after the first ``` is the kind of the block.
 
-- ``sh``: commands. Each must succeed.
+- ``sh``: commands. Each command must succeed.
 
-- ``console``: lines that begin with ``$ `` are commands, and the others are their output on a terminal of 80 columns.
+- ``console``: lines that begin with ``$ `` are commands. The other lines are the output on a terminal of 80 columns.
 
 - ``python``: a program.
 
 The blocks of one page run one after the other in one directory. A line ``<!-- not run: REASON -->`` in front of a block
-says that a test cannot run it. Then its commands are only parsed.
+says that a test cannot run the block. The commands of such a block are only parsed.
 
-In the examples, registry.example.com stands for a registry on this machine. Their absolute paths are in the directory
-of the page, which contains the directory ``llama`` from which the kits of that registry were packed.
+In the examples, registry.example.com stands for a registry on this machine. Absolute paths are replaced by paths in the
+directory of the page. This directory contains ``llama``, from which the kits of that registry were packed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ FENCE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]*) -->\n)?```(?P<kind>[a-z
 class Block:
     """A block of a page.
 
-    ``reason`` says why a test cannot run it. ``span`` is the position of its text in the page.
+    ``reason`` says why a test cannot run the block. ``span`` is the position of the block's text in the page.
     """
 
     kind: str
@@ -146,7 +146,7 @@ class Machine:
         }
 
     def real(self, text: str) -> str:
-        """Replace names in an example by the registries and directories of this machine."""
+        """Replace the names in an example by the registries and directories of this machine."""
         text = (
             text.replace(REGISTRY, self.registry)
             .replace(OWN, self.own)
@@ -159,7 +159,7 @@ class Machine:
         return self.named(self._run(["bash", "-c", self.real(command)], columns)[1])
 
     def named(self, text: str) -> str:
-        """Replace names of this machine in a text by the names in the examples."""
+        """Replace the names of this machine in a text by the names in the examples."""
         text = (
             text.replace(self.registry, REGISTRY)
             .replace(self.own, OWN)

@@ -2,9 +2,9 @@
 
     python -m tests.manual.record [PAGE ...]
 
-Run this module after a change to kitfs' output. Only blocks of kind ``console`` are rewritten. A page is rewritten as a
-whole, so that its digests and numbers are from one run. The pages that are named are rewritten. Without names, each
-page with an outdated output is rewritten.
+Run this module after a change to kitfs' output. It rewrites the named pages, or each page with an outdated output if no
+page is named. A page is rewritten as a whole, so all of its digests and numbers are from one run. Only blocks of kind
+``console`` change.
 """
 
 from __future__ import annotations

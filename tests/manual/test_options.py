@@ -75,13 +75,12 @@ def test_every_common_option_is_documented_in_exactly_one_place() -> None:
 
 
 def test_the_defaults_of_common_options_are_those_of_the_program() -> None:
-    """A default in backticks is the default in the table of options."""
+    """In the table of common options, a default in backticks is the default of the program."""
     shown = dict(re.findall(r"^\| `--([a-z-]+)[^|]*\| `([^`$]+)` \|", PAGES["settings"], re.M))
     assert {name: OPTIONS[name].default for name in shown} == shown
 
 
 def test_every_option_of_a_verb_has_a_help_text() -> None:
-    """Every option of a single verb is documented in the help of the verb."""
     silent = [
         f"{name} {param.opts[-1]}"
         for name, one in verbs()
@@ -93,7 +92,7 @@ def test_every_option_of_a_verb_has_a_help_text() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_topic_that_a_page_names_exists(page: str) -> None:
-    """``kitfs help X`` names a topic or a verb, and links have existing files as targets."""
+    """Every X in ``kitfs help X`` is a topic or a verb, and every link has an existing file as its target."""
     known = {*manual.topics(), *(name for name, _ in verbs()), "TOPIC", "VERB"}
     assert set(re.findall(r"`kitfs help (\S+)`", PAGES[page])) <= known
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGES[page])
@@ -101,7 +100,7 @@ def test_every_topic_that_a_page_names_exists(page: str) -> None:
 
 
 def test_topics_are_the_files_of_the_manual() -> None:
-    """Every file is a topic with a title, and no topic has the name of a verb."""
+    """Every file of the manual is a topic with a title, and no topic has the name of a verb."""
     files = {path.stem for path in Path(str(manual.__file__)).parent.glob("*.md")}
     assert files == set(manual.topics())
     assert not files & set(cli.commands)
@@ -116,7 +115,7 @@ def test_an_unknown_topic_is_a_key_error() -> None:
 def test_the_readme_is_short() -> None:
     """The README has at most 200 lines.
 
-    No line of a page is longer than 140 characters, except in tables, pictures and output.
+    No line of the README or the manual is longer than 140 characters, except in tables, pictures and output.
     """
     assert len(PAGES["README"].splitlines()) <= 200
     prose = {page: re.sub(r"```.*?```", "", text, flags=re.S).splitlines() for page, text in PAGES.items()}

@@ -1,7 +1,8 @@
-"""A process with its own Store, which a test controls, kills and lets fail, and the origins of the blobs in the store.
+"""A process with its own Store that a test can control and kill, and the registries that send blobs to it.
 
-The content of the disk is simulated: each process records what it has written and synced (``Journal``), so that a test
-can remove the bytes that no sync has covered, as a power failure does.
+Power failures are simulated: each process records what it has written and synced (``Journal``), and a test then removes
+the bytes that no sync has covered. An ``Origin`` is a registry, with the bytes that it sends for a blob and the size
+that its manifest declares.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def deflate(plain: bytes) -> bytes:
 
 
 def inflate(wire: bytes) -> bytes:
-    """Decompress as far as the stream is complete. A damaged stream gives b"" as its result."""
+    """Decompress as far as the stream is complete. Return b"" if the stream is damaged."""
     try:
         return zlib.decompressobj(-15).decompress(wire)
     except zlib.error:
@@ -71,10 +72,10 @@ CONTENTS: Final = (_content(1, 150_000, 120_000), _content(2, 300_001, 0), _cont
 
 
 class Origin(NamedTuple):
-    """A registry that sends ``sends`` for a blob, of which its manifest declares ``size`` bytes.
+    """A registry that sends ``sends`` for a blob of which its manifest declares ``size`` bytes.
 
-    If ``right`` is set, a read never fails and returns the right bytes. If ``heals`` is set, a second endpoint sends
-    the right bytes.
+    If ``right`` is set, reads return the right bytes and never fail. If ``heals`` is set, a second endpoint sends the
+    right bytes.
     """
 
     sender: str
@@ -86,7 +87,10 @@ class Origin(NamedTuple):
 
 
 def origins(content: Content) -> tuple[Origin, ...]:
-    """Return the origins of a blob. The last origin is a kit that only the store has."""
+    """Return the origins of a blob.
+
+    The last origin has no registry: its kit is only in the store.
+    """
     right, wrong, size = content.right, content.wrong, len(content.right)
     lie = right[: size // 2] + bytes([right[size // 2] ^ 1]) + right[size // 2 + 1 :]
     return (
@@ -104,7 +108,10 @@ def origins(content: Content) -> tuple[Origin, ...]:
 
 
 class Sender(BytesSource):
-    """The source of an origin's bytes. ``distrust`` selects the second endpoint."""
+    """The source of the bytes of an origin.
+
+    ``distrust`` selects the second endpoint, if there is one.
+    """
 
     def __init__(self, origin: Origin, content: Content) -> None:
         super().__init__(origin.sends or b"", ranged=origin.ranged)
@@ -144,10 +151,11 @@ class Inflated:
 
 
 class Journal:
-    """The writes and syncs of one process, in a file that survives it. The processes of a store share one file.
+    """The writes and syncs of one process, in a file that survives the process.
 
-    A line is [event, inode, ...]. "write" has the offset and the length, and is recorded before the write. "sync" is
-    recorded before a sync of the file. After the sync, "synced" is recorded, or "failed" if it failed.
+    All processes of a store share one file. A line is [event, inode, ...]. "write" has the offset and the length, and
+    is recorded before the write. "sync" is recorded before a sync of the file. After the sync, "synced" is recorded, or
+    "failed" if the sync failed.
     """
 
     def __init__(self, path: str) -> None:
@@ -163,9 +171,9 @@ class Journal:
         return os.fstat(self._file).st_size
 
     def failed_since(self, fd: int, inode: int) -> bool:
-        """Return whether a sync of the file failed after it was opened.
+        """Return whether a sync of the file failed after the descriptor was opened.
 
-        Every open file reports such a failure once (fsync(2)).
+        Every open descriptor reports the failure of a sync once (fsync(2)).
         """
         with open(self._path, "rb") as f:
             f.seek(self.opened.get(fd, 0))
@@ -225,7 +233,7 @@ class Faults:
 
 
 def lost_pages(journal: str) -> dict[int, set[int]]:
-    """Return inode → pages that a power failure loses, which are written pages that no sync has covered."""
+    """Return, by inode, the written pages that no sync has covered. A power failure loses these pages."""
     dirty: dict[int, set[int]] = {}
     lost: dict[int, set[int]] = {}
     syncing: dict[int, set[int]] = {}

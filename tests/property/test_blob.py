@@ -64,21 +64,21 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def verify(self) -> None:
-        """Verify a complete blob, which has its digest."""
+        """Verify a complete blob, whose bytes match its digest."""
         if self.blob.complete:
             self.blob.verify()
             assert self.blob.state == "verified"
 
     @rule(ranged=st.booleans())
     def reopen(self, ranged: bool) -> None:
-        """Close the blob cleanly and open it again. Support for ranges may have changed."""
+        """Close the blob cleanly and open it again, possibly with a source that gained or lost support for ranges."""
         self.blob.close()
         self.ranged = ranged
         self._open_blob()
 
     @rule()
     def reboot(self) -> None:
-        """Pretend that the map of chunks is from an earlier boot, so that only synced chunks count."""
+        """Pretend that the computer was rebooted, so only chunks that were synced still count."""
         present = Path(self.blob.directory) / "present"
         self.blob.close()
         if present.exists():
@@ -98,7 +98,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def evicted(self) -> None:
-        """Evict the blob by a limit of one byte if nothing uses it. A process that has it open can still read it."""
+        """Evict with a limit of one byte. The blob is kept while it is open, and removed once it is closed."""
         limited = Store.open(
             self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0, size_limit=1
         )
@@ -113,9 +113,9 @@ class BlobMachine(RuleBasedStateMachine):
 
     @invariant()
     def bytes_come_once(self) -> None:
-        """Check that the source sends a byte twice only if a short run of stored chunks is within a request.
+        """Check that the source sends a byte twice only if a request spans a short run of stored chunks.
 
-        Counts must stay within the size of the blob.
+        The counts must stay within the size of the blob.
         """
         assert self.source.given <= len(DATA) + self.source.piece + len(self.source.asked) * GAP
         assert 0 <= self.blob.fetched <= len(DATA)

@@ -1,6 +1,6 @@
-"""Every parser returns a value or raises one error of its own for changed documents, and never has a bug.
+"""Every parser accepts a changed document or raises its own error, and never another exception.
 
-The changes keep the form of the documents.
+The changed documents have valid syntax.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def changed(data: bytes, changes: Changes) -> bytes:
 
 
 def tried(call: Callable[[], Any], *errors: type[BaseException]) -> Any:
-    """Return the result of a call, or None if it raises one of these errors."""
+    """Return the result of a call, or None if the call raises one of the given errors."""
     with contextlib.suppress(*errors):
         return call()
     return None
@@ -284,7 +284,7 @@ RECORDS = st.lists(
 )
 @fuzz
 def test_pax_records(records: list[tuple[str, str]], data: bytes, length: int, kind: bytes) -> None:
-    """Pax records that contradict each other or have wrong lengths are parsed or raise the parser's own error."""
+    """Pax records with wrong lengths or contradictions are parsed or raise the parser's own error."""
     body = b""
     for key, value in records:
         record = f" {key}={value}\n".encode("utf-8", "surrogatepass")

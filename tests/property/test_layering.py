@@ -1,7 +1,4 @@
-"""The order of entries and layers is that of GNU tar.
-
-A mount and an unpack show the tree that GNU tar extracts from the same archives.
-"""
+"""Mount and unpack apply the entries of a tar, and the layers of a kit, in the order in which GNU tar extracts them."""
 
 from __future__ import annotations
 
@@ -49,7 +46,10 @@ class MemoryReader:
 
 
 class MemoryLayer:
-    """A layer that already has an index. A ``path`` of "" may contain any name."""
+    """A layer that already has an index.
+
+    If ``path`` is "", the layer may contain any name.
+    """
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
     compressed = False
@@ -88,7 +88,7 @@ class MemoryLayer:
 def built(entries: list[Entry], number: int) -> bytes:
     """Return a tar whose files contain the given number.
 
-    Symbolic links are dangling, so that no path leads through them.
+    Symbolic links have no existing target, so no path leads through them.
     """
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
@@ -105,9 +105,9 @@ def built(entries: list[Entry], number: int) -> bytes:
 
 
 def meaningful(entries: list[Entry]) -> list[Entry]:
-    """Return the entries without hard links whose target is not a file at that point.
+    """Return the entries, without hard links whose target is not a file when GNU tar extracts the link.
 
-    GNU tar creates directories for such links, or removes files, and then fails.
+    GNU tar creates directories for these links, or removes files, and then fails.
     """
     kept: list[Entry] = []
     for entry in entries:
@@ -137,9 +137,9 @@ def extracted(archives: list[bytes]) -> Found:
 
 
 def packed(entries: list[Entry], number: int) -> bytes:
-    """Return a tar of the tree that an archive describes.
+    """Return a tar of the tree that GNU tar extracts from the entries.
 
-    Every directory has an entry in front of its content, and every name has one entry.
+    Every directory has an entry before its content, and every name has one entry.
     """
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["tar", "-xpf", "-"], cwd=folder, input=built(entries, number), capture_output=True, check=False)
@@ -165,7 +165,7 @@ def mounted(layers: list[MemoryLayer]) -> Found:
 
 
 def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
-    """Return what lookups of names find if their directories were never listed."""
+    """Look up each path in a tree whose directories were never listed, and return what was found."""
     tree = Tree(layers, {}, counters=Counters(), log=LOG)
     found: Found = {}
     for path in sorted(paths):
@@ -177,7 +177,7 @@ def looked_up(layers: list[MemoryLayer], paths: Found) -> Found:
 
 
 def planned(layers: list[MemoryLayer]) -> Found:
-    """Return the tree that an unpack writes."""
+    """Return the tree that an unpack of the layers writes."""
     plan = plan_unpack([PlacedLayer(layer.digest, layer.index(), "") for layer in layers])
     found: Found = dict.fromkeys(plan.directories, "dir")
     for item in plan.items():
@@ -189,9 +189,9 @@ def planned(layers: list[MemoryLayer]) -> Found:
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
-    """Entries with the same names in any order give the tree that GNU tar extracts.
+    """Entries with equal names, in any order, give the tree that GNU tar extracts.
 
-    They are files, directories, symbolic links and hard links.
+    The entries are files, directories, symbolic links and hard links.
     """
     archive = built(meaningful(entries), 0)
     layers = [MemoryLayer(archive, 0)]
@@ -208,9 +208,9 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:
-    """Layers that were each packed from a tree give the tree that GNU tar extracts from them in order.
+    """A mount, lookups and an unpack give the tree that GNU tar extracts from the layers in order.
 
-    A mount, lookups and an unpack agree.
+    Each layer was packed from a tree.
     """
     archives = [packed(meaningful(entries), number) for number, entries in enumerate(layers_entries)]
     layers = [MemoryLayer(archive, number) for number, archive in enumerate(archives)]

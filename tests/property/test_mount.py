@@ -1,4 +1,4 @@
-"""Every byte of a mount is right while its layers are filled, evicted and sealed, and its daemon is killed.
+"""Every byte of a mount is right while layers are filled and evicted, the mount is sealed, and its daemon is killed.
 
 Several threads and mappings read the mount at random. No hole may read as zeros. ``KITFS_EXAMPLES`` sets the number of
 runs.
@@ -65,7 +65,7 @@ while True:
 class Readers:
     """Threads that read the files of a mount at random until the block of ``running`` ends.
 
-    A read may fail only while the mount is being ended or made, or through a file of a mount that has ended.
+    A read may fail only during a block of ``disturbed``, or if its file was opened in an earlier mount.
     """
 
     def __init__(self, path: Path, seed: int) -> None:
@@ -90,7 +90,7 @@ class Readers:
 
     @contextmanager
     def disturbed(self) -> Iterator[None]:
-        """End or make the mount in this block."""
+        """Permit failures of reads during this block, in which the mount is ended or made."""
         self._epoch += 1 - self._epoch % 2
         try:
             yield
@@ -214,7 +214,7 @@ class Scene:
         self.host.kitfs("cache", "clear")
 
     def seal(self) -> None:
-        """Request a sealed mount, which is refused while layers are incomplete."""
+        """Run ``kitfs seal``, which is refused while layers are incomplete."""
         self.host.kitfs("seal", self.readers.path, check=False)
 
 

@@ -43,7 +43,7 @@ LAYER_TYPES = st.sampled_from(
 
 
 def objects(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Generate objects with some of these fields, of the right type or of any type."""
+    """Generate objects with some of the given fields, whose values have the right type or any type."""
     return st.fixed_dictionaries({}, optional={k.replace("_", "."): v | VALUES for k, v in fields.items()})
 
 
@@ -118,7 +118,7 @@ LINES = st.lists(
 @given(JSON_TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_manifests_of_any_bytes(data: bytes) -> None:
-    """Bytes are parsed to a Manifest, which survives writing and reading, or raise ManifestError.
+    """Bytes are parsed to a Manifest that is equal after writing and reading, or raise ManifestError.
 
     Unknown numbers keep 53 bits, as in Go.
     """
@@ -141,7 +141,7 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
 )
 @settings(max_examples=300, deadline=None)
 def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
-    """The Kitfile of a kit can be written and its layers have entries, or one KitfsError is raised."""
+    """For any manifest and config, a Kitfile can be written and layers have entries, or a KitfsError is raised."""
     try:
         manifest = Manifest.parse(data)
         kitfile = kitfile_of(manifest, config)
@@ -156,7 +156,7 @@ def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
 @given(CONFIGS | VALUES)
 @settings(max_examples=300, deadline=None)
 def test_configs_of_any_value(value: Any) -> None:
-    """A config that was parsed is always written in the same way."""
+    """A config that was parsed is written in the same way every time."""
     try:
         kitfile = Kitfile.from_json(json.dumps(value).encode())
     except KitfileError:
@@ -196,7 +196,7 @@ WHOLE = TEXTS.filter(lambda t: not t.startswith("\n") and not set(t) & set("\r\x
 def test_texts_survive_yaml(parameters: dict[str, str]) -> None:
     """A string that is written as YAML is read as the same string.
 
-    The exceptions are leading empty lines and Unicode's separators, which yaml.v3 loses.
+    The exceptions are leading empty lines and Unicode's line separators, which yaml.v3 loses.
     """
     kitfile = Kitfile.from_json(json.dumps({"model": {"parameters": parameters}}).encode())
     again = Kitfile.from_yaml(kitfile.to_yaml().encode())
@@ -211,7 +211,7 @@ def test_texts_survive_yaml(parameters: dict[str, str]) -> None:
 )
 @settings(max_examples=500, deadline=None)
 def test_references_of_any_text(text: str) -> None:
-    """Any text is parsed to a reference that can be parsed again from its own text, or raises InvalidReference."""
+    """Any string raises InvalidReference, or is parsed to a reference whose text can be parsed again."""
     try:
         found = parse_any(text)
     except InvalidReference:
@@ -241,6 +241,6 @@ def test_cleaned_paths_stay_clean(path: str) -> None:
 @given(VALUES)
 @settings(deadline=None)
 def test_file_metadata_of_any_value(value: Any) -> None:
-    """Any value is parsed to a FileMetadata with usable numbers, or gives None."""
+    """Any value is parsed to a FileMetadata with usable numbers, or to None."""
     found = FileMetadata.of(Descriptor("x/y", Digest(SHA), 1, {"org.cncf.model.file.metadata+json": json.dumps(value)}))
     assert found is None or found.size is None or 0 <= found.size < 1 << 62

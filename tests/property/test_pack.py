@@ -1,8 +1,8 @@
 """Layers of random trees contain what kit's rules say, as GNU tar and Python read them, in the order of filepath.Walk.
 
-The rules are implemented here a second time, from the description of kit's behaviour, and share no line with kitfs.
-This reference decides for each path whether a layer contains it, with a matcher that compares patterns and paths
-segment by segment.
+The rules are implemented here a second time, from the description of kit's behaviour, without any code of kitfs. This
+second implementation decides for each path whether a layer contains it. It compares patterns and paths segment by
+segment.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def within(path: list[str], directory: list[str]) -> bool:
 def expected(
     context: bytes, layer: list[str], others: list[list[str]], ignore: Ignore
 ) -> list[tuple[bytes, bool, int, bytes]]:
-    """Return (name, whether it is a directory, mode, content) of everything that a layer contains."""
+    """Return (name, whether the entry is a directory, mode, content) of every entry that a layer must contain."""
 
     def kept(path: list[str]) -> bool:
         theirs = any(within(path, other) and not within(layer, other) for other in others)
@@ -183,7 +183,8 @@ def read(path: bytes) -> bytes:
 def make(directory: bytes, dice: random.Random, files: list[bytes], depth: int = 0) -> None:
     """Fill a directory with random files.
 
-    The target of a hard link is a file that was made before. Without root, modes permit their owner to read.
+    The target of a hard link is a file that was made before the link. Unless the test runs as root, every mode lets the
+    owner read.
     """
     names = {name_of(dice) for _ in range(dice.randint(0 if depth else 3, 6 - depth))} | (
         {b"Kitfile"} if not depth else set()
@@ -223,7 +224,10 @@ def name_of(dice: random.Random) -> bytes:
 
 
 def packable(context: bytes) -> list[str]:
-    """Return the context and every path in it that a Kitfile may name. Paths that lead out of it are left out."""
+    """Return the context and every path in it that a Kitfile may name.
+
+    Paths that lead out of the context are left out.
+    """
     found = ["."]
     for raw in walked(context):
         path = b"/".join(raw)
@@ -254,7 +258,7 @@ def packed(context: bytes, root: str, paths: list[str]) -> tuple[PackedKit, list
 
 
 def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
-    """Return a layer as Python reads it. The owners and the times of entries are always the same."""
+    """Return the entries of a layer as Python reads them, after checking that owners and times are the fixed ones."""
     found = []
     with tarfile.open(archive) as tar:
         for member in tar:
@@ -265,9 +269,9 @@ def listed(archive: str) -> list[tuple[bytes, bool, int, bytes]]:
 
 
 def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes]]:
-    """Return a layer as GNU tar extracts it, sorted.
+    """Return the entries of a layer as GNU tar extracts them, sorted.
 
-    Directories that GNU tar had to create itself are recognized by their mode and left out.
+    Directories that GNU tar creates without an entry are recognized by their mode and left out.
     """
     os.mkdir(target)
     command = [
@@ -295,9 +299,9 @@ def extracted(archive: str, target: bytes) -> list[tuple[bytes, bool, int, bytes
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 1 << 32), LINES, st.data())
 def test_a_layer_contains_what_the_rules_say(seed: int, lines: list[str], data: st.DataObject) -> None:
-    """Python's tarfile finds the names, order, types, modes and bytes that the rules say.
+    """Python's tarfile finds the names, order, types, modes and bytes that the rules require.
 
-    GNU tar's extraction has those whose parents are not ignored.
+    GNU tar extracts the entries whose parent directories are not ignored.
     """
     needs("tar")
     scratch = tempfile.mkdtemp(prefix="kitfs-pack-")
@@ -325,7 +329,10 @@ def test_a_layer_contains_what_the_rules_say(seed: int, lines: list[str], data: 
 
 
 def made_up(rows: list[tuple[bytes, bool, int, bytes]]) -> list[tuple[bytes, bool, int, bytes]]:
-    """Return the directories that tar creates itself, because an ignored directory has a child that is not ignored."""
+    """Return the directories that tar creates without an entry.
+
+    Such a directory is ignored, but has a child that is not ignored.
+    """
     names = {row[0] for row in rows}
     missing = {name[:n] for name in names for n, c in enumerate(name) if c == 0x2F} - names
     return [(name, True, 0o750, b"") for name in missing]

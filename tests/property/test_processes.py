@@ -1,8 +1,8 @@
-"""Several processes that share a store read only bytes that their origin sent or that their digest proves.
+"""Processes that share a store read only bytes that their origin sent or that match the digest.
 
-This state machine has origins that lie about bytes and sizes, processes that are killed between any two system calls,
-disks that fail to sync, evictions, and power failures that lose all bytes that were not synced. ``KITFS_EXAMPLES`` sets
-the number of runs.
+An origin is a registry that sends right or wrong bytes for a blob. This state machine has origins that lie about bytes
+and sizes, processes that are killed between any two system calls, disks that fail to sync, evictions, and power
+failures that lose all bytes that were not synced. ``KITFS_EXAMPLES`` sets the number of runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALL = ("fill", "verify", "close")
 
 
 def expected(content: Content, origin: Origin, decoded: bool) -> list[bytes]:
-    """Return the forms of a blob that may be read: the right form, and the form that its origin sends."""
+    """Return the bytes that a read of a blob may return: the right bytes, and the bytes that its origin sends."""
     forms = [content.right] if origin.right or origin.sends is None else [content.right, origin.sends]
     return [inflate(form) for form in forms] if decoded else forms
 
@@ -47,9 +47,9 @@ class Processes(RuleBasedStateMachine):
 
     @initialize(content=ANY, others=st.lists(st.integers(1, ORIGINS - 1), min_size=1, max_size=2, unique=True))
     def begin(self, content: int, others: list[int]) -> None:
-        """Start two processes that share a store. A blob comes from a right origin and from one or two others.
+        """Start two processes that share a store, and choose the origins of a blob: a right one and one or two others.
 
-        There are few blobs and origins, so that they often meet.
+        There are few blobs and origins, so processes often use the same blob.
         """
         self.content = content % len(CONTENTS)
         self.origins = [0, *others]
@@ -58,7 +58,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule()
     def start(self) -> None:
-        """Let a process open the store, unless three processes have it open."""
+        """Let another process open the store, unless three processes have it open."""
         if len(self.processes) < 3:  # not a precondition: hypothesis needs the same choices in every run
             self.processes.append(Process(os.path.join(self.root, "store"), self.journal))
 
@@ -66,7 +66,7 @@ class Processes(RuleBasedStateMachine):
         return self.processes[number % len(self.processes)] if self.processes else None
 
     def done(self, process: Process, answer: Any) -> tuple[str, Any]:
-        """Check an answer. A process that was killed is forgotten."""
+        """Check the answer of a process. If the process was killed, remove it from the state."""
         if answer is None:
             process.kill()
             self.processes.remove(process)
@@ -104,7 +104,7 @@ class Processes(RuleBasedStateMachine):
                     return
 
     def read_by(self, readers: list[tuple[Process, int]], at: int, size: int) -> None:
-        """Read from all of these blobs at the same time."""
+        """Let all of these processes read their blobs at the same time."""
         for user, number in readers:
             user.send("read", number, at, size)
         for user, number in readers:
@@ -130,7 +130,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(what=st.sampled_from(["fill", "verify", "let go", "state", "close"]), process=ANY, blob=ANY)
     def use(self, what: str, process: int, blob: int) -> None:
-        """Let a process fill a blob, verify it, let go of it, request its state or close it."""
+        """Let a process fill, verify, release or close a blob, or request its state."""
         user = self.chosen(process)
         if user is None or not user.blobs:
             return
@@ -150,7 +150,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(process=ANY)
     def check(self, process: int) -> None:
-        """Check that a verified blob that is read back has its digest."""
+        """Let a process read back a verified blob, and check the digest."""
         user = self.chosen(process)
         if user is not None:
             outcome, result = self.done(user, user.call("check", self.content))
@@ -189,7 +189,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(metadata=st.booleans())
     def lose_power(self, metadata: bool) -> None:
-        """End every process and the boot at the same time.
+        """Simulate a power failure, which ends every process and the boot.
 
         Afterwards, pages that no sync has covered are zeros. With ``metadata``, files that the store never syncs are
         zeros too.

@@ -1,4 +1,4 @@
-"""Tars of every shape, and damaged tars, give the tree that was packed or one LayerError."""
+"""A tar of any shape gives the tree that was packed, and a damaged tar gives a consistent index or a LayerError."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def built(entries: list[Entry], form: int) -> bytes:
 def consistent(index: LayerIndex, reader: Bytes) -> None:
     """Assert that an index is consistent.
 
-    No path leaves the root, every parent is a directory, every file can be read, every link has its own file as its
-    target, and the file of the index stores all of it.
+    No path leads out of the root, every parent is a directory, every file can be read, and every link has its own file
+    as its target. The index file stores everything.
     """
     for path, member in index.members.items():
         parts = path.split("/")
@@ -87,7 +87,7 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """Return the tree that the README's rules give for entries, computed in a different way.
+    """Return the tree that the README's rules give for entries, computed without code of kitfs.
 
     The result consists of nested dictionaries, in which a file is [content] and a symlink is its target.
     """
@@ -301,7 +301,7 @@ def test_noise(data: bytes, sized: bool) -> None:
 def survives(data: bytes, *, sized: bool = True) -> None:
     """Assert that bytes give a consistent index or a LayerError.
 
-    Reads may amount to a few times the size of the blob.
+    The reads of the parser must not exceed a few times the size of the blob.
     """
     reader = Bytes(data, sized=sized)
     try:
@@ -321,7 +321,7 @@ SPANS = st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=30)
 @given(SPANS, st.lists(st.tuples(st.integers(0, 2600), st.integers(0, 3000)), max_size=20))
 @settings(max_examples=200, deadline=None)
 def test_reads_of_a_sparse_file(spans: list[tuple[int, int]], reads: list[tuple[int, int]]) -> None:
-    """Any read of a sparse file returns that slice of it, whatever its spans are."""
+    """Any read of a sparse file returns that slice of the file, whatever the spans of its data are."""
     content, packed, pairs = bytearray(), bytearray(), []
     for length, hole in spans:
         content += bytes(hole)

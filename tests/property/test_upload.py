@@ -1,4 +1,4 @@
-"""An upload with any faults stores the blob in the registry or raises an error of kitfs, and its progress adds up."""
+"""An upload with any faults stores the right blob or raises an error of kitfs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FAULTS: st.SearchStrategy[tuple[str, Fault, int]] = st.tuples(
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """Hints in memory, stored as JSON as in the catalog."""
+    """A catalog of hints in memory, which stores them as JSON like the real catalog."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = json.loads(json.dumps(value))
@@ -54,7 +54,10 @@ class Notes(dict[tuple[str, str], Any]):
 def test_uploads_end_well(
     tmp_path: Path, faults: list[tuple[str, Fault, int]], chunk: int, size: int, loses: int
 ) -> None:
-    """An upload with faults and a second upload without faults, which resumes it, store the right blob."""
+    """If an upload with faults fails, a second upload without faults stores the right blob.
+
+    The reported progress adds up to the size of the blob, or to 0 if the registry already had the blob.
+    """
     data, reported, notes = DATA[:size], list[int](), Notes()
     blob = Descriptor("x", Digest.of(data), size)
     with FakeRegistry() as fake:
