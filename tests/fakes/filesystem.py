@@ -6,7 +6,7 @@ and may change at any time:
 
     fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
     fs.fails[operation, path] = error      raises the error, after the wait
-    fs.passing.add(path)                   the name does not exist yet, so that its NoEntry is not final
+    fs.passing.add(path)                   the name does not exist yet, so its NoEntry is not final
     fs.backings[path] = Backing.LATER      or the path of a file that the kernel may read in place of this file
     fs.by_layer[digest] = [inode, …]       the files of a layer, for ``failed``
 

@@ -40,8 +40,8 @@ Servers = Callable[..., str]
 def serve() -> Iterator[Servers]:
     """Return a function that starts a server and returns its host:port.
 
-    The server sends ``data`` after the first bytes of each connection and closes it. With ``tls`` it makes a handshake
-    first.
+    The server sends ``data`` after the first bytes of each connection and closes the connection. With ``tls``, a TLS
+    handshake comes first.
     """
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -70,7 +70,7 @@ def serve() -> Iterator[Servers]:
 
 
 def talk(connection: socket.socket, data: bytes, tls: ssl.SSLContext | None) -> None:
-    """Serve one connection: read the first bytes, send ``data``, and wait until the client closes."""
+    """Serve a connection: read the first bytes, send ``data``, and wait until the client closes the connection."""
     connection.settimeout(20)
     with connection if tls is None else tls.wrap_socket(connection, server_side=True) as stream:
         stream.recv(65536)
@@ -84,7 +84,7 @@ def talk(connection: socket.socket, data: bytes, tls: ssl.SSLContext | None) -> 
 def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = True) -> httpx.HTTPError:
     """Send a request as kitfs does, and return the error that httpx raises.
 
-    The client trusts the CA of the tests, unless ``trusts`` is False.
+    Unless ``trusts`` is False, the client trusts the CA of the tests.
     """
     options = ClientOptions(tls_certs=(str(TLS / "ca.pem"),) if trusts else ())
     transport = DuplexTransport(options)
@@ -95,7 +95,7 @@ def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = 
 
 @pytest.mark.parametrize("alert", [ALERT, UNEXPECTED], ids=["without a line end", "with a line end"])
 def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: bytes) -> None:
-    """A TLS alert is recognized by its first bytes, and the error names it as the fault."""
+    """A TLS alert is recognized by its first bytes. The error names it as the cause."""
     url = f"http://{serve(alert)}/"
     error = error_of(url)
     assert isinstance(error, httpx.RemoteProtocolError)
@@ -104,7 +104,7 @@ def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: b
 
 
 def test_a_close_without_a_byte_is_no_response(serve: Servers) -> None:
-    """A server that closes the connection at once is distinguished from one that sends something else than HTTP."""
+    """A server that closes the connection without a byte is distinguished from a server that does not speak HTTP."""
     url = f"http://{serve(b'')}/"
     error = error_of(url)
     assert isinstance(error, httpx.RemoteProtocolError)
@@ -122,7 +122,10 @@ def test_a_close_without_a_byte_is_no_response(serve: Servers) -> None:
     ids=["a part of a head", "another protocol", "an invalid header"],
 )
 def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
-    """An invalid or incomplete response is a RemoteProtocolError of httpx, but neither TlsAlert nor NoResponse."""
+    """httpx raises RemoteProtocolError for an invalid or incomplete response.
+
+    The cause is neither TlsAlert nor NoResponse.
+    """
     error = error_of(f"http://{serve(data)}/")
     assert isinstance(error, httpx.RemoteProtocolError)
     assert not isinstance(error.__cause__, (NoResponse, TlsAlert))
@@ -142,7 +145,7 @@ def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
     ids=["HTTP", "SSH", "SMTP", "zeros", "a record that is too long", "an alert", "nothing"],
 )
 def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: bytes, expected: bool) -> None:
-    """OpenSSL's reason distinguishes a server with another protocol, which is not retried, from a failed handshake."""
+    """OpenSSL's reason distinguishes this permanent failure from a handshake that failed, which is retried."""
     error = error_of(f"https://{serve(data)}/")
     cause = root_cause(error)
     found = isinstance(cause, ssl.SSLError) and speaks_no_tls(cause)
@@ -151,7 +154,7 @@ def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: by
 
 
 def test_openssl_names_a_certificate_that_is_not_trusted(serve: Servers) -> None:
-    """A certificate of an unknown CA is a permanent failure, with OpenSSL's own class and message."""
+    """An unknown CA is a permanent failure. The error has OpenSSL's own class and message."""
     error = error_of(f"https://{serve(b'', server_context())}/", trusts=False)
     cause = root_cause(error)
     assert isinstance(cause, ssl.SSLCertVerificationError)
@@ -160,7 +163,7 @@ def test_openssl_names_a_certificate_that_is_not_trusted(serve: Servers) -> None
 
 
 def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
-    """If a server requires a client certificate, the failure is permanent, by the name of its alert."""
+    """The name of the server's TLS alert shows that the failure is permanent."""
     context = server_context()
     context.load_verify_locations(TLS / "ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED
@@ -170,7 +173,7 @@ def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
 
 
 def test_a_refused_connection_is_not_permanent() -> None:
-    """The cause of a refused connection is the system's OSError, and it is retried."""
+    """The cause of the error is an OSError of the system, and the request is retried."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         host = f"127.0.0.1:{closed.getsockname()[1]}"
     error = error_of(f"http://{host}/")
@@ -180,14 +183,14 @@ def test_a_refused_connection_is_not_permanent() -> None:
 
 
 def test_messages_do_not_repeat_what_h11_quotes(serve: Servers) -> None:
-    """The error for an invalid response names its fault without the bytes that h11 quotes."""
+    """The error for an invalid response names the fault, but does not contain the bytes that h11 quotes."""
     host = serve(b"not-http secret\r\n\r\n")
     text = str(unavailable(error_of(f"http://{host}/"), f"http://{host}/", "a/b"))
     assert text == f"a/b: {host} broke the connection: illegal status line"
 
 
 def test_messages_do_not_repeat_a_header_that_h11_refuses(serve: Servers) -> None:
-    """The error for an invalid header of a request does not contain the header, which may be a credential."""
+    """The error for an invalid request header does not contain the header, because it may be a credential."""
     host = serve(b"")
     error = error_of(f"http://{host}/", headers={"Authorization": "Bearer top\nsecret"})
     assert isinstance(error, httpx.LocalProtocolError)
@@ -196,7 +199,7 @@ def test_messages_do_not_repeat_a_header_that_h11_refuses(serve: Servers) -> Non
 
 
 def test_httpx_reports_an_invalid_location_by_its_cause(serve: Servers) -> None:
-    """httpx parses the Location of a redirect even if it does not follow it.
+    """httpx parses the Location of a redirect even if it does not follow the redirect.
 
     ``mapped`` names the redirect as the fault.
     """

@@ -1,4 +1,4 @@
-"""kit's own storage next to a registry: which copies are used, which are not trusted, and kits that only kit has."""
+"""kit's own storage next to a registry: which blobs are used, which are refused, and kits that exist only there."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Storage:
         return self.blobs / digest.removeprefix("sha256:")
 
     def state(self) -> dict[str, tuple[int, int, int]]:
-        """Return inode, size and time of every file. They change if anything is written."""
+        """Return inode, size and time of every file. Any write changes the result."""
         found = {path: path.stat() for path in sorted(self.home.rglob("*"))}
         return {str(path): (about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found.items()}
 
@@ -72,7 +72,7 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def opened(tmp_path: Path, storage: Storage) -> Iterator[Opener]:
-    """Return a function that opens workspaces with the same store, one after the other."""
+    """Return a function that opens workspaces, one after the other, with the same store."""
     last: list[Workspace] = []
 
     def run() -> Workspace:
@@ -100,7 +100,7 @@ def kit_of(**more: object) -> kits.Kit:
 
 
 def files(host: Workspace, reference: str, *, remote: bool = False) -> dict[str, bytes]:
-    """Return the content of every file, as a mount reads it."""
+    """Return the content of every file of a kit, as a mount reads it."""
     kit = host.resolver.open(Reference.parse(reference), remote=remote)
     found = {
         m.path: layer.pread(m, 0, m.size)
@@ -126,10 +126,7 @@ FILES = {"w.bin": WEIGHTS, "src/a.py": b"print()\n"}
 def test_only_the_manifest_is_asked_of_the_registry(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """If kit has the blobs, under any name, only the manifest is fetched.
-
-    kit's storage is not changed.
-    """
+    """If kit's storage has the blobs, under any name, only the manifest is requested. The storage is not changed."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else", "v7")
@@ -148,7 +145,10 @@ def test_only_the_manifest_is_asked_of_the_registry(
 def test_a_wrong_copy_is_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """The registry's blob is read instead, and the copy is not changed. A wrong byte causes one warning."""
+    """The blob is read from the registry, and the wrong copy is not changed.
+
+    If a byte is wrong, a warning is logged once.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")
@@ -179,7 +179,7 @@ def test_a_wrong_copy_is_not_used(
 def test_no_linked_directory_of_kits_is_entered(
     fake: FakeRegistry, opened: Opener, storage: Storage, name: str
 ) -> None:
-    """A symbolic link inside kit's storage is not followed, and the registry's blobs are read instead."""
+    """A symbolic link in kit's storage is not followed. The blobs are read from the registry."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else")
@@ -192,7 +192,7 @@ def test_no_linked_directory_of_kits_is_entered(
 def test_a_wrong_config_and_manifest_are_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A copy of a config or manifest with a wrong digest is not used, even if it is requested by its digest."""
+    """A config or manifest in kit's storage is not used if its digest is wrong, even if it is requested by digest."""
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
     storage.put(kit, "somewhere.test/else")
@@ -204,7 +204,7 @@ def test_a_wrong_config_and_manifest_are_not_used(
 
 
 def test_a_copy_is_checked_once(opened: Opener, storage: Storage) -> None:
-    """A later process does not hash a file again, unless the file has changed."""
+    """A later process does not hash a file again if the file has not changed."""
     storage.put(kit_of(), "somewhere.test/else")
     digest = Digest.of(WEIGHTS)
     reads: list[str] = []
@@ -230,7 +230,7 @@ def test_a_copy_is_checked_once(opened: Opener, storage: Storage) -> None:
 
 
 class NoHints:
-    """Hints that store nothing."""
+    """A store of hints that stores nothing."""
 
     def get(self, _key: tuple[str, str], /) -> None:
         return None
@@ -240,7 +240,7 @@ class NoHints:
 
 
 class SlowStorage:
-    """A storage of kit whose checks do not start to read before ``released`` is set."""
+    """A storage of kit. Its checks do not start to read before ``released`` is set."""
 
     def __init__(self, home: Path) -> None:
         released = self.released = threading.Event()
@@ -253,7 +253,7 @@ class SlowStorage:
         self.storage = KitStorage(str(home), NoHints(), LOG, wait_limit=100, open_file=SlowFile.open)
 
     def blob(self, data: bytes, answer: Answer) -> Source:
-        """Return the blob ``data`` of a repository whose responses come from ``answer``."""
+        """Return the blob ``data`` of a repository. ``answer`` stands for the registry."""
 
         class Repository:
             def blob(self, _: Descriptor) -> Answer:
@@ -264,7 +264,7 @@ class SlowStorage:
 
 
 class Answer:
-    """A repository's blob, in ranges or as one stream. After ``good`` bytes it raises Unavailable."""
+    """A blob of a registry, in ranges or as one stream. After ``good`` bytes it raises Unavailable."""
 
     def __init__(self, data: bytes, *, ranged: bool = True, good: int = 1 << 60) -> None:
         self.data = data
@@ -283,7 +283,7 @@ class Answer:
 
 
 def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
-    """While kit's copy is checked, the registry's blob is read.
+    """While kit's copy is checked, the blob is read from the registry.
 
     If the registry fails, the reader waits for the check.
     """
@@ -305,7 +305,7 @@ def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
 
 
 def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
-    """If the registry fails in the middle of its one stream, the rest is read from kit's copy."""
+    """If the registry fails in the middle of its stream, the other bytes are read from kit's copy."""
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
     slow = SlowStorage(storage.home)
@@ -321,7 +321,7 @@ def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
 def test_a_copy_that_is_checked_while_a_registry_without_ranges_is_read(
     fake: FakeRegistry, storage: Storage, repository: Callable[..., RemoteOrigin]
 ) -> None:
-    """A stream from a registry without ranges and later reads of kit's copy give the same bytes."""
+    """The stream of the registry and later reads of the copy of kit give the same bytes."""
     kit = kit_of()
     fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", IgnoreRange())
@@ -365,7 +365,7 @@ def test_a_kit_that_only_kit_has(
 def test_a_kit_whose_registry_does_not_have_it(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, away: str, how: str
 ) -> None:
-    """A kit that its registry does not return is read from kit's storage, with one warning.
+    """If the registry does not return a kit, the kit is read from kit's storage, with one warning.
 
     With --remote, kit's storage is not used.
     """
@@ -388,9 +388,9 @@ def test_a_kit_whose_registry_does_not_have_it(
 
 
 def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storage: Storage) -> None:
-    """The registry decides what a tag means, because kit's copy may be old.
+    """The registry decides what a tag means, because the tag in kit's storage may be old.
 
-    Without the registry the last known manifest is used.
+    If the registry is unavailable, the last known manifest is used.
     """
     old = kits.build([kits.part("code", "old", b"old", format="raw")])
     storage.put(old, f"{fake.host}/team/kit", "v1")
@@ -403,7 +403,6 @@ def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storag
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"v1": 5}', '{"v1": {"digest": "x", "size": 1}}', "[" * 100_000])
 def test_an_invalid_list_of_tags_is_ignored(opened: Opener, storage: Storage, text: str) -> None:
-    """kit's list of tags is not used if it cannot be read."""
     storage.put(kit_of(), "localhost/mine", "v1")
     next(storage.home.glob("storage/*-tags.json")).write_text(text)
     with pytest.raises(NotFound):
@@ -414,7 +413,7 @@ def test_an_invalid_list_of_tags_is_ignored(opened: Opener, storage: Storage, te
     "name", [path.stem for path in sorted((GOLDEN / "layouts").glob("*.tar")) if path.stem != "child"]
 )
 def test_golden_kits_in_kits_storage(opened: Opener, storage: Storage, tmp_path: Path, name: str) -> None:
-    """Kits from every version of kit are pulled from its storage."""
+    """Kits of every version of kit are pulled from kit's storage."""
     with tarfile.open(GOLDEN / "layouts" / f"{name}.tar") as archive:
         archive.extractall(tmp_path / "layout", filter="data")
     [row] = json.loads((tmp_path / "layout/index.json").read_bytes())["manifests"]

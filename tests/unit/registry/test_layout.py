@@ -1,4 +1,4 @@
-"""OCI layouts on disk, valid and broken, as directories and as archives."""
+"""OCI layouts on disk are read, valid and broken ones, as directories and as archives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def archived(directory: Path) -> Path:
 
 @pytest.fixture(params=["oci", "oci-archive"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]:
-    """Return a function that opens a layout directory itself, or an archive of it."""
+    """Return a function that opens a layout, either its directory or an archive of the directory."""
     made: list[Layout] = []
 
     def opening(directory: Path) -> Layout:
@@ -48,7 +48,7 @@ def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """Return a layout with one kit, which has the tag v1."""
+    """Return a layout with one kit. The kit has the tag v1."""
     return kits.write_layout(KIT, tmp_path / "layout", "v1")
 
 
@@ -60,7 +60,7 @@ def rewrite_index(directory: Path, rows: list[dict[str, object]]) -> None:
 def test_a_manifest_is_found_by_tag_digest_or_alone(
     opened: Callable[[Path], Layout], directory: Path, identifier: str
 ) -> None:
-    """A manifest is found by its tag, by its digest, and without either if it is the only one."""
+    """If the layout has only one manifest, neither a tag nor a digest is needed."""
     descriptor, data = opened(directory).manifest(identifier)
     assert (descriptor.digest, data) == (KIT.digest, KIT.manifest)
 
@@ -68,13 +68,12 @@ def test_a_manifest_is_found_by_tag_digest_or_alone(
 def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(
     opened: Callable[[Path], Layout], directory: Path
 ) -> None:
-    """A manifest that is not in the index is found by its digest."""
     rewrite_index(directory, [])
     assert opened(directory).manifest(KIT.digest)[1] == KIT.manifest
 
 
 def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A blob is read in ranges, and whole with its digest verified. ``exists`` finds the blob."""
+    """A blob is read in ranges, or whole with a check of its digest. ``exists`` finds the blob."""
     layout = opened(directory)
     assert b"".join(bytes(view) for _, view in layout.blob(LAYER).read_range(7, 14)) == b"weights"
     assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
@@ -85,7 +84,7 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
 
 
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """The error for an unknown tag, or for no tag, lists the tags of the layout."""
+    """If the tag is unknown or missing, the error lists the tags of the layout."""
     layout = opened(directory)
     with pytest.raises(NotFound, match=r"the tag 'v2' does not exist \(the layout contains v1\)"):
         layout.resolve("v2")
@@ -96,7 +95,7 @@ def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layou
 
 
 def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """If two tags have the same manifest, no tag is needed."""
+    """If all tags of a layout have the same manifest, no tag is needed."""
     rewrite_index(
         directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")]
     )
@@ -106,7 +105,7 @@ def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layou
 def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
     opened: Callable[[Path], Layout], directory: Path
 ) -> None:
-    """Referrers are found under the tag sha256-<hex> of distribution-spec."""
+    """The tag is sha256-<hex>, as in distribution-spec."""
     row = {"mediaType": kits.MANIFEST, "digest": Digest.of(b"sig"), "size": 3, "artifactType": "a/sig"}
     listed = kits.compact({"schemaVersion": 2, "manifests": [row]})
     (directory / "blobs/sha256" / kits.sha256(listed).partition(":")[2]).write_bytes(listed)
@@ -121,7 +120,7 @@ def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
 
 
 def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A blob with another size, with other bytes or without a file raises its own error."""
+    """A wrong size, wrong bytes and a missing file raise different errors."""
     path = directory / "blobs" / KIT.layers[0].replace(":", "/")
     path.write_bytes(b"WEIGHTS" * 1000)
     with pytest.raises(IntegrityError, match="does not match its digest"):
@@ -169,7 +168,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
 def test_broken_layouts(
     opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
 ) -> None:
-    """A broken layout raises an error of one line with its path."""
+    """The error is one line with the path of the layout."""
     (directory / name).unlink()
     if data is not None:
         (directory / name).write_bytes(data)
@@ -179,7 +178,7 @@ def test_broken_layouts(
 
 
 def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """An index above the limit is refused before it is read."""
+    """An index.json above the limit is refused before it is read."""
     with (directory / "index.json").open("r+b") as file:
         file.truncate(17 << 20)
     with pytest.raises(ManifestError, match=r"index\.json has 17825792 bytes"):
@@ -188,13 +187,13 @@ def test_an_index_of_hundreds_of_megabytes_is_not_read(opened: Callable[[Path], 
 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
 def test_nothing_there(tmp_path: Path, kind: str) -> None:
-    """A path that does not exist raises NotFound with the path."""
+    """If the path does not exist, NotFound names the path."""
     with pytest.raises(NotFound, match=r"no such|does not exist"):
         open_layout(LayoutReference(kind, str(tmp_path / "none")))
 
 
 def test_files_that_are_not_archives(tmp_path: Path) -> None:
-    """A directory, a text file, a compressed archive and a truncated archive are refused as archives."""
+    """A directory, a text file, a compressed archive and a truncated archive are refused."""
     with pytest.raises(KitfsError, match=str(tmp_path)):
         open_layout(LayoutReference("oci-archive", str(tmp_path)))
     path = tmp_path / "a.tar"
@@ -207,7 +206,7 @@ def test_files_that_are_not_archives(tmp_path: Path) -> None:
 
 
 def test_an_archive_that_was_cut(tmp_path: Path) -> None:
-    """A truncated archive is refused when it is opened, or when the missing part is read."""
+    """A truncated archive is refused when it is opened or when the missing part is read."""
     whole = kits.write_archive(KIT, tmp_path / "kit.tar", "v1").read_bytes()
     path = tmp_path / "cut.tar"
     for keep in (len(whole) // 4, len(whole) // 2, 3 * len(whole) // 4):
@@ -227,7 +226,7 @@ def _read_all(path: Path) -> None:
 
 
 def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
-    """Members whose names lead out of the archive have no effect, because members are only looked up by name."""
+    """Names of members that lead out of the archive have no effect, because members are only looked up by name."""
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("../../oci-layout", "/index.json"):
@@ -244,7 +243,10 @@ def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
     "name", ["oci-layout", "index.json", "blobs", "blobs/sha256", f"blobs/sha256/{KIT.layers[0][7:]}"]
 )
 def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
-    """A symbolic link in a layout is refused by name, because it may lead to a file that only the reader may read."""
+    """A symbolic link in a layout is refused, because it may lead to a private file of the user.
+
+    The error names the link.
+    """
     (directory / name).rename(directory.parent / "elsewhere")
     (directory / name).symlink_to(directory.parent / "elsewhere")
 
@@ -259,7 +261,7 @@ def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json", f"blobs/sha256/{KIT.digest[7:]}"])
 def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> None:
-    """A FIFO in a layout is refused without waiting for a writer."""
+    """The FIFO is refused without waiting for a writer."""
     (directory / name).unlink()
     os.mkfifo(directory / name)
     with pytest.raises(ManifestError, match="not a regular file"):
@@ -274,7 +276,7 @@ def test_an_archive_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_and_an_archive_may_be_named_by_a_link(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """The path that the user names may be a symbolic link."""
+    """The path that the user gives may be a symbolic link."""
     link = directory.parent / "link"
     link.symlink_to(directory)
     assert opened(link).manifest("v1")[1] == KIT.manifest

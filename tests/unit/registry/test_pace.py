@@ -1,4 +1,4 @@
-"""Responses and bodies that arrive byte by byte end at their deadline or below the minimum speed.
+"""A response or body that arrives byte by byte ends at its deadline or if it is below the minimum speed.
 
 A reader that pauses does not count as slow.
 """
@@ -47,7 +47,7 @@ def clock() -> Clock:
 
 
 def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
-    """The clock of a pace stops while the reader pauses."""
+    """While the reader pauses, the clock of a pace stops."""
     pace = Pace(10.0, least=1, clock=clock)
     pace.begin_body()
     for _ in range(3):
@@ -60,7 +60,7 @@ def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
 
 
 def test_the_least_speed_renews_the_time(clock: Clock) -> None:
-    """A new window starts once enough bytes for the whole window have moved, and not before."""
+    """A new window of time starts as soon as enough bytes for the current window have moved."""
     pace = Pace(10.0, least=100, clock=clock)
     pace.begin_body()
     for moved, left in [(500, 8.0), (499, 6.0), (1, 10.0), (5000, 10.0)]:
@@ -72,7 +72,7 @@ def test_the_least_speed_renews_the_time(clock: Clock) -> None:
 
 
 def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
-    """Bytes of a head do not extend its deadline, and the error says that the head was slow."""
+    """Bytes of a head do not extend its deadline. The error states that the head was slow."""
     pace = Pace(10.0, clock=clock)
     assert pace.left() == pytest.approx(10.0)
     for _ in range(10):
@@ -83,7 +83,7 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
 
 
 def test_a_head_has_an_end() -> None:
-    """The size of interim responses and of a head is limited."""
+    """A head, together with interim responses, has a limited size."""
     pace = Pace(10.0)
     pace.count_head(MAX_HEAD)
     with pytest.raises(httpcore.RemoteProtocolError, match=f"more than {MAX_HEAD} bytes"):
@@ -91,7 +91,7 @@ def test_a_head_has_an_end() -> None:
 
 
 def test_a_pace_is_its_seconds() -> None:
-    """A pace is a float with the value of its timeout."""
+    """A pace is a float whose value is the timeout in seconds."""
     assert Pace(2.5) == 2.5
     assert f"{Pace(2.5):g}" == "2.5"
 
@@ -101,9 +101,9 @@ def test_a_pace_is_its_seconds() -> None:
 
 @pytest.fixture
 def serve() -> Iterator[Servers]:
-    """Return a function that starts a server, which passes every request of every connection to a handler.
+    """Return a function that starts a server and returns its host:port.
 
-    The function returns host:port.
+    The server passes every request of every connection to a handler.
     """
     closing = threading.Event()
     listeners: list[socket.socket] = []
@@ -152,9 +152,9 @@ def team(client: RegistryClient, host: str) -> Repository:
 
 
 def dripping(start: bytes, drop: bytes, *, pause: float = 0.05, times: int = 2000) -> Handler:
-    """Return a handler that sends ``start`` and then ``drop`` at most ``times`` times.
+    """Return a handler that sends ``start`` once, and then ``drop`` at most ``times`` times.
 
-    The limit makes a test fail that would otherwise hang.
+    Because of the limit, a test fails where it would otherwise hang.
     """
 
     def handler(one: socket.socket, _: bytes) -> None:
@@ -191,7 +191,7 @@ ASKS: dict[str, Callable[[Repository], object]] = {
 
 @pytest.mark.parametrize("drip", DRIPS)
 def test_no_drip_is_progress(serve: Servers, client: Clients, drip: str) -> None:
-    """A manifest that arrives byte by byte is given up after the read timeout."""
+    """If a manifest arrives byte by byte, the request fails after the read timeout."""
     host = serve(DRIPS[drip])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.5), host).manifest("v1")
@@ -200,14 +200,14 @@ def test_no_drip_is_progress(serve: Servers, client: Clients, drip: str) -> None
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("drip", ["interim answers", "bytes of a body"])
 def test_no_request_waits_for_drips(serve: Servers, client: Clients, drip: str, ask: str) -> None:
-    """Reads, lists and pushes are given up in the same way."""
+    """Reads, lists and pushes fail after the read timeout if the response arrives byte by byte."""
     host = serve(DRIPS[drip])
     with pytest.raises(RegistryError, match=host):
         ASKS[ask](team(client(read_timeout=0.3), host))
 
 
 def test_no_push_waits_for_drips(serve: Servers, client: Clients) -> None:
-    """An upload that gets only interim responses is given up."""
+    """An upload that gets only interim responses fails."""
     host = serve(DRIPS["interim answers"])
     with pytest.raises(Unavailable, match=host):
         team(client(read_timeout=0.3), host).upload(descriptor(DATA), lambda at: iter([DATA[at:]]))
@@ -223,7 +223,7 @@ def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, cli
 
 
 def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients) -> None:
-    """Interim responses that arrive at full speed are limited by their size, before the deadline."""
+    """If interim responses arrive at full speed, the limit of their size is reached before the deadline."""
     host = serve(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, pause=0, times=10_000))
     with pytest.raises(Unavailable, match="bytes of headers and interim responses"):
         team(client(read_timeout=30.0), host).manifest("v1")
@@ -231,7 +231,7 @@ def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients
 
 @pytest.mark.parametrize("headers", [{f"X-{i}": "a" for i in range(500)}, {"X": "a" * 80_000}], ids=["many", "long"])
 def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[str, str]) -> None:
-    """A response with too many headers or with too long headers raises an error and is not retried."""
+    """A response with too many or too long headers raises an error and is not retried."""
     fake.fail("/manifests/", Status(200, headers, body=b"{}"))
     with pytest.raises(RegistryError, match=f"{fake.host} sent .* headers of .* bytes"):
         team(client(), fake.host).manifest("v1")
@@ -239,13 +239,13 @@ def test_headers_are_bounded(fake: FakeRegistry, client: Clients, headers: dict[
 
 
 def test_an_interim_answer_is_not_the_answer(serve: Servers, client: Clients) -> None:
-    """A few interim responses before the final one are skipped."""
+    """Interim responses before the final response are skipped."""
     host = serve(lambda one, _: one.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3 + OK))
     assert team(client(), host).manifest("v1")[1] == b"0123456789"
 
 
 def test_a_byte_for_each_range_is_given_up(serve: Servers, client: Clients) -> None:
-    """A registry that returns one byte for each range is given up, although its responses are valid."""
+    """A registry that returns only one byte for each range causes an error, although its responses are valid."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         found = re.search(rb"bytes=(\d+)", head)
@@ -272,7 +272,7 @@ def test_a_reader_that_pauses_is_not_a_stall(fake: FakeRegistry, client: Clients
 
 
 def test_attempts_that_bring_too_little_end_together() -> None:
-    """Several attempts that are too slow in total are given up, although each of them is within its limits."""
+    """Several attempts are limited together: they fail if they are too slow in total, even if each is fast enough."""
     speed = Speed(10.0)
     verdicts = []
     for came in (20_000, 2000, 2000, 2000):
@@ -285,7 +285,7 @@ def test_attempts_that_bring_too_little_end_together() -> None:
 def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
     fake: FakeRegistry, client: Clients, fault: Fault
 ) -> None:
-    """A read that was given up does not affect the next read."""
+    """A read that failed because of a slow registry does not affect the next read."""
     fake.put_blob("team/kit", DATA)
     blob = team(client(read_timeout=0.3), fake.host).blob(descriptor(DATA))
     fake.fail("/blobs/", fault, times=1)
@@ -299,7 +299,7 @@ def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["silent", "interim"])
 def test_a_server_that_hears_a_push_in_drips_is_given_up(serve: Servers, client: Clients, first: bytes) -> None:
-    """A server that reads a body below the minimum speed is given up, also after an interim response."""
+    """If a server reads a body below the minimum speed, the push fails, even after an interim response."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         if head.startswith(b"HEAD"):

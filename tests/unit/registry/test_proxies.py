@@ -1,4 +1,7 @@
-"""The environment of proxies is read as by golang.org/x/net/http/httpproxy 0.46, whose results are recorded here."""
+"""The environment variables for proxies are interpreted as by golang.org/x/net/http/httpproxy 0.46.
+
+The expected results were recorded from that package.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ PROXY = "http://proxy.test:3128"
     ],
 )
 def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
-    """NO_PROXY matches names and the names below them, suffixes, ports, addresses and CIDR blocks.
+    """NO_PROXY may list names (also for names below them), suffixes, ports, addresses and CIDR blocks.
 
     Loopback never uses a proxy.
     """
@@ -109,6 +112,6 @@ def test_a_cgi_program_takes_no_http_proxy() -> None:
     "host", ["localhost", "LOCALHOST", "127.0.0.1", "127.1.2.3", "::1", "[::1]", "::ffff:127.0.0.1"]
 )
 def test_loopback(host: str) -> None:
-    """localhost, 127.0.0.0/8 and ::1 are loopback. Similar names are not."""
+    """localhost, 127.0.0.0/8 and ::1 are loopback. Similar names are not loopback."""
     assert is_loopback(host)
     assert not is_loopback(f"{host}.test")

@@ -1,4 +1,4 @@
-"""Push and deletion of manifests, the tag that replaces the referrers API, and lists of tags."""
+"""Manifests are pushed and deleted, referrers are listed under a tag without the API, and tags are listed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def listed(fake: FakeRegistry) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("identifier", ["v1", Digest.of(PLAIN)])
 def test_a_manifest_is_stored_byte_for_byte(fake: FakeRegistry, repository: Repositories, identifier: str) -> None:
-    """A manifest is pushed under a tag or its digest, with its media type, in one request."""
+    """A manifest is pushed in one request, under a tag or its digest, with its media type."""
     assert repository().put_manifest(identifier, IMAGE_MANIFEST, PLAIN) == Digest.of(PLAIN)
     assert fake.manifest("team/kit", identifier) == (PLAIN, IMAGE_MANIFEST)
     assert [s.method for s in fake.served()] == ["PUT"]
@@ -69,7 +69,7 @@ def test_a_wrong_digest_is_not_sent(fake: FakeRegistry, repository: Repositories
 
 @pytest.mark.parametrize("claimed", [Digest.of(b"else"), "junk", f"sha512:{'0' * 128}"])
 def test_the_registrys_digest_is_checked(fake: FakeRegistry, repository: Repositories, claimed: str) -> None:
-    """The digest that the registry returns must be that of the manifest."""
+    """If the registry returns a digest, it must be that of the manifest."""
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": claimed}))
     with pytest.raises(IntegrityError, match=f"team/kit:v1: .*{fake.host} stored"):
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -105,7 +105,7 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
 def test_refusals(
     fake: FakeRegistry, repository: Repositories, status: int, code: str, kind: type[KitfsError], words: str
 ) -> None:
-    """A refused manifest raises an error of the class that fits, in one line."""
+    """The error for a refused manifest has the right class, in one line."""
     fake.fail("/manifests/", Status(status, code=code, message="words"))
     with pytest.raises(kind, match=r"^team/kit:v1: ") as caught:
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -114,7 +114,6 @@ def test_refusals(
 
 
 def test_a_manifest_is_tried_again(fake: FakeRegistry, repository: Repositories) -> None:
-    """The push of a manifest is retried."""
     fake.fail("/manifests/", Status(503, refuses=True), times=2)
     repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
     assert fake.manifest("team/kit", "v1")[0] == PLAIN
@@ -122,14 +121,14 @@ def test_a_manifest_is_tried_again(fake: FakeRegistry, repository: Repositories)
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"subject": 7}', b'{"subject": {"digest": "x"}}'])
 def test_bytes_that_are_not_a_manifest_are_not_sent(fake: FakeRegistry, repository: Repositories, data: bytes) -> None:
-    """Bytes that are not a manifest raise ManifestError without a request."""
+    """The bytes raise ManifestError without a request."""
     with pytest.raises(ManifestError):
         repository().put_manifest("v1", IMAGE_MANIFEST, data)
     assert fake.served() == []
 
 
 def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) -> None:
-    """Pushes, deletions and lists of tags use the registry itself, not its mirrors."""
+    """Pushes, deletions and lists of tags are sent to the registry itself, not to its mirrors."""
     with FakeRegistry() as mirror:
         team = repository(mirrors={fake.host: (mirror.url,)})
         team.put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -142,13 +141,16 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_registry_that_knows_subjects_keeps_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry returns OCI-Subject, the tag of referrers is not written."""
+    """If the registry returns OCI-Subject, kitfs does not write the tag of referrers."""
     repository().put_manifest("v1", IMAGE_MANIFEST, SIGNATURE)
     assert [s.method for s in fake.served()] == ["PUT"]
 
 
 def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without OCI-Subject the index under the tag gets an entry for each referrer, with its type and annotations."""
+    """Without OCI-Subject, the index under the tag gets an entry for each referrer.
+
+    The entry has the referrer's type and annotations.
+    """
     fake.referrers_api = False
     team = repository()
     second = manifest(subject=SUBJECT)
@@ -165,7 +167,7 @@ def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositor
 
 
 def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: Repositories) -> None:
-    """Entries and fields of other clients in the index are kept."""
+    """Entries and fields that other clients wrote into the index are kept."""
     fake.referrers_api = False
     other = {"mediaType": "x/y", "digest": Digest.of(b"other"), "size": 5, "new": [1]}
     fake.put_manifest(
@@ -183,7 +185,7 @@ def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: R
     "there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()]
 )
 def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, repository: Repositories, there: bytes) -> None:
-    """If the tag does not name an index, the push fails in one line that names the tag."""
+    """If the tag does not name an index, the push fails. The error is one line that names the tag."""
     fake.referrers_api = False
     fake.put_manifest("team/kit", there, tag=TAG)
     with pytest.raises(ManifestError, match=f"team/kit:{TAG}: "):
@@ -192,7 +194,7 @@ def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, reposito
 
 
 def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the index itself has a subject, no index is written for that subject."""
+    """If the index under the tag has a subject itself, no further index is written for that subject."""
     fake.referrers_api = False
     strange = json.dumps(
         {"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}
@@ -203,7 +205,7 @@ def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, reposit
 
 
 def test_an_index_may_refer_too() -> None:
-    """An index that refers to a manifest is listed without an artifact type."""
+    """If an index has a subject, it is listed as a referrer without an artifact type."""
     data = json.dumps({"schemaVersion": 2, "mediaType": IMAGE_INDEX, "manifests": [], "subject": SUBJECT}).encode()
     entry = referrers.entry_of(IMAGE_INDEX, Digest.of(data), data)
     assert (referrers.subject_of(data), entry.artifact_type) == (SUBJECT["digest"], "")
@@ -213,7 +215,7 @@ def test_an_index_may_refer_too() -> None:
 
 
 def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """A tag is deleted, and its manifest is kept."""
+    """Deleting a tag keeps its manifest."""
     team = repository()
     digest = team.put_manifest("v1", IMAGE_MANIFEST, PLAIN)
     team.delete_manifest("v1")
@@ -223,7 +225,7 @@ def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """Deleting a referrer removes its entry from the index under the tag."""
+    """If a referrer is deleted, its entry is removed from the index under the tag."""
     fake.referrers_api = False
     team = repository()
     digests = [
@@ -235,7 +237,7 @@ def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, reposito
 
 
 def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that cannot be parsed can be deleted."""
+    """A manifest can be deleted even if it cannot be parsed."""
     digest = fake.put_manifest("team/kit", b"junk")
     repository().delete_manifest(digest)
     with pytest.raises(NotFound):
@@ -252,7 +254,7 @@ def test_registries_that_delete_nothing(fake: FakeRegistry, repository: Reposito
 
 
 def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Repositories) -> None:
-    """A deletion requests a token with the action delete."""
+    """A deletion requests a token with the action "delete"."""
     fake.put_manifest("team/kit", PLAIN, tag="v1")
     fake.require_token()
     repository().delete_manifest("v1")
@@ -266,7 +268,7 @@ def test_deleting_asks_for_a_token_for_it(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("page", [0, 1, 3, 7])
 def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, page: int) -> None:
-    """Tags are listed page by page, by the Link headers."""
+    """Tags are listed page by page, by Link headers."""
     fake.tags_per_page = page
     names = [f"v{i}" for i in range(7)]
     for name in names:
@@ -275,7 +277,7 @@ def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, pa
 
 
 def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories) -> None:
-    """A list that is null means no tags. A repository that does not exist raises NotFound."""
+    """A list of tags that is null counts as empty. A repository that does not exist raises NotFound."""
     fake.put_manifest("team/kit", PLAIN)
     assert list(repository().tags()) == []
     with pytest.raises(NotFound, match="no/such: tags: "):
@@ -284,14 +286,14 @@ def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories)
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 7}', b'{"tags": {"a": 1}}', b"[" * 100_000])
 def test_a_response_that_is_not_a_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """A response that is not a list of tags raises an error of one line."""
+    """The error is one line."""
     fake.fail("/tags/", Status(200, body=body))
     with pytest.raises(RegistryError, match="did not return a list of tags"):
         list(repository().tags())
 
 
 def test_invalid_tags_are_left_out(fake: FakeRegistry, repository: Repositories) -> None:
-    """Invalid tags are left out, so that no escape sequence reaches a terminal."""
+    """Otherwise a tag could send an escape sequence to a terminal."""
     fake.fail("/tags/", Status(200, body=b'{"tags": ["v1", 7, null, "\\u001b[31m", "a/b", "", "v2"]}'))
     assert list(repository().tags()) == ["v1", "v2"]
 
@@ -306,7 +308,7 @@ def test_pages_without_end_end(fake: FakeRegistry, repository: Repositories) -> 
 
 
 def test_a_list_of_tags_that_goes_round_ends(fake: FakeRegistry, repository: Repositories) -> None:
-    """A page that links to itself raises an error, after each tag was yielded once."""
+    """If a page links to itself, each tag is yielded once, and then an error is raised."""
     fake.fail(
         "/tags/", Status(200, {"Link": '</v2/team/kit/tags/list?n=1>; rel="next"'}, body=b'{"tags": ["v1", "v2"]}')
     )

@@ -1,4 +1,4 @@
-"""Blobs, manifests, referrers and deletions at fakes of registry products (``tests.fakes.registries``)."""
+"""Blobs, manifests, referrers and deletions are tested with fakes of registry products (``tests.fakes.registries``)."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def retries() -> RetryPolicy:
 
 @pytest.fixture(autouse=True)
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the fake of GitHub a limit that fits the chunks of these tests."""
+    """Lower the request limit of the fake of GitHub to fit the chunks of these tests."""
     monkeypatch.setattr(GitHub, "limit", CHUNK // 2)
 
 
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> Iterator[FakeRegistry]:
-    """Return a running registry of each kind in turn."""
+    """Yield a running registry of each kind in turn."""
     with KINDS[request.param]() as running:
         if running.body_limit:
             running.body_limit = CHUNK // 2
@@ -61,7 +61,7 @@ def put_kit(repository: Repository, kit: kits.Kit, tag: str) -> Digest:
 def test_a_blob_arrives_and_is_found_again(client: Clients, kind: FakeRegistry, size: int) -> None:
     """Every registry stores a blob of every size.
 
-    A second push finds the blob, or sends it again if the registry refuses HEAD.
+    A second push finds the blob. If the registry refuses HEAD, the blob is sent again.
     """
     data = DATA[:size]
     repository = team(client, kind)
@@ -81,7 +81,7 @@ def headless(kind: FakeRegistry) -> bool:
 
 
 def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
-    """A blob is mounted or sent, whatever the registry returns. A source that does not exist is ignored."""
+    """A blob is mounted, or sent if the registry does not mount it. A mount source that does not exist is ignored."""
     kind.put_blob("team/base", DATA)
     repository = team(client, kind)
     assert repository.upload(descriptor(DATA), reader(), chunk=CHUNK, mount_from=["no/such", "team/base"]) == "mounted"
@@ -93,7 +93,7 @@ def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
 
 
 def test_a_kit_arrives_under_tag_and_digest(client: Clients, kind: FakeRegistry) -> None:
-    """A pushed manifest is read back by its tag and by its digest."""
+    """A pushed manifest can be read by its tag and by its digest."""
     repository = team(client, kind)
     digest = put_kit(repository, KIT, "v1")
     repository.put_manifest(str(digest), IMAGE_MANIFEST, KIT.manifest)
@@ -103,7 +103,7 @@ def test_a_kit_arrives_under_tag_and_digest(client: Clients, kind: FakeRegistry)
 
 
 def test_a_referrer_is_found(client: Clients, kind: FakeRegistry) -> None:
-    """A referrer is found through the API or through the tag that replaces it."""
+    """A referrer is found by the API, or by the tag that replaces the API."""
     repository = team(client, kind)
     subject = put_kit(repository, KIT, "v1")
     if not kind_answers_referrers(kind):
@@ -115,7 +115,7 @@ def test_a_referrer_is_found(client: Clients, kind: FakeRegistry) -> None:
     put = repository.put_manifest(kits.sha256(data), IMAGE_MANIFEST, data)
     if (
         type(kind).__name__ != "Harbor"
-    ):  # the API returns 401 and no tag replaces it, so that clients cannot find the referrers
+    ):  # the API returns 401 and no tag replaces it, so clients cannot find the referrers
         assert [d.digest for d in repository.referrers(subject)] == [put]
 
 
@@ -124,7 +124,10 @@ def kind_answers_referrers(kind: FakeRegistry) -> bool:
 
 
 def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
-    """If a registry reads the tag as the digest and returns the index itself, its children are not referrers."""
+    """A registry may confuse the tag of referrers with the digest of the index, and return the index itself.
+
+    The children of that index do not count as referrers.
+    """
     with GitLab() as fake:
         repository = team(client, fake)
         child = put_kit(repository, KIT, "v1")
@@ -142,7 +145,7 @@ def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
 def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
     client: Clients, kind: Callable[[], FakeRegistry]
 ) -> None:
-    """If a registry refuses to delete a tag (400, 404 or 405), the kit is deleted with its last tag."""
+    """If a registry refuses to delete a tag (400, 404 or 405), deleting the last tag deletes the kit."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -161,7 +164,7 @@ def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
 @pytest.mark.parametrize("kind", [DockerHub, GitHub])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], FakeRegistry], force: bool) -> None:
-    """If a registry deletes nothing, the error says so in one line, and the kit is kept."""
+    """If a registry refuses every deletion, the error says so in one line, and the kit is kept."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -171,7 +174,7 @@ def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], Fak
 
 
 def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
-    """The error for a kind of manifest that a registry refuses says so in one line, and what to do."""
+    """If a registry refuses a kind of manifest, the error says so and what to do, in one line."""
     with Quay(known=r"application/vnd\.oci\.image\..*") as fake, pytest.raises(RegistryError) as caught:
         put_kit(team(client, fake), KIT, "v1")
     message = str(caught.value)
@@ -182,7 +185,7 @@ def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
 
 
 def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
-    """A 404 to the POST of an upload raises an error after one request."""
+    """If the POST of an upload returns 404, an error is raised after this one request."""
     with Amazon() as fake, pytest.raises(NotFound, match="the repository does not exist"):
         client().repository(Reference.parse(f"{fake.host}/new/kit")).upload(descriptor(DATA), reader())
     assert asked(fake) == ["HEAD", "POST"]
@@ -198,7 +201,7 @@ def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
     ],
 )
 def test_no_byte_goes_in_vain_more_than_once(client: Clients, kind: Callable[[], Any], requests: list[str]) -> None:
-    """A refused chunk costs one request. Unusual Range headers cost none."""
+    """A refused chunk costs one request. An unusual Range header costs none."""
     with kind() as fake:
         team(client, fake).upload(descriptor(DATA), reader(), chunk=CHUNK)
         assert [

@@ -1,4 +1,4 @@
-"""Retries, on a scripted transport with a clock that the test controls."""
+"""Requests are retried. The transport is scripted, and its clock advances only when a test or a pause advances it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Step = int | Exception | tuple[int, str]
 
 @dataclass
 class Script(httpx.BaseTransport):
-    """A transport that returns scripted statuses, with or without Retry-After, or raises scripted exceptions, in order.
+    """A transport that runs scripted steps in order: a status, with or without Retry-After, or an exception.
 
     The last step is repeated for ever. ``sleep`` advances the clock.
     """
@@ -55,7 +55,7 @@ class Script(httpx.BaseTransport):
 
 @pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
 def test_what_may_pass_is_tried_again(status: int) -> None:
-    """Transient failures are retried after growing pauses with jitter, and every attempt is counted."""
+    """A transient failure is retried after growing pauses with jitter. Every attempt is counted."""
     script, counters = Script([status, status, 200]), Counters()
     assert script.run(counters)() == 200
     assert [0.125 <= script.slept[0] <= 0.25, 0.25 <= script.slept[1] <= 0.5] == [True, True]
@@ -64,14 +64,14 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 405, 416, 501])
 def test_what_is_meant_is_not_tried_again(status: int) -> None:
-    """Every other status is returned at once."""
+    """Every other status is returned without a retry."""
     script = Script([status])
     assert script.run()() == status
     assert script.asked == 1
 
 
 def test_the_last_answer_is_handed_on() -> None:
-    """After five attempts the last response is returned."""
+    """After five attempts, the last response is returned."""
     script = Script([503])
     assert script.run()() == 503
     assert script.asked == 5
@@ -81,13 +81,13 @@ def test_the_last_answer_is_handed_on() -> None:
     "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")]
 )
 def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
-    """A reset, a close and an idle connection that was closed are retried."""
+    """A request is retried after a reset, after a close, and if its idle connection was closed."""
     script = Script([error, error, 200])
     assert script.run()() == 200
 
 
 def test_a_timeout_is_not_tried_again() -> None:
-    """A request that lasted the whole read timeout is not retried."""
+    """A request that lasted for the whole read timeout is not retried."""
     script = Script([httpx.ReadTimeout("slow")])
     with pytest.raises(httpx.ReadTimeout):
         script.run()()
@@ -98,7 +98,7 @@ def test_a_timeout_is_not_tried_again() -> None:
     "step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")]
 )
 def test_a_streamed_body_goes_out_once(step: Step) -> None:
-    """A streamed body is sent once, and its failure does not count for the circuit breaker."""
+    """A streamed body is sent once. If that fails, the circuit breaker does not count the failure."""
 
     class Stream(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -117,7 +117,7 @@ def test_a_streamed_body_goes_out_once(step: Step) -> None:
 
 
 def test_a_streamed_body_may_wait_for_a_connection() -> None:
-    """Refused connections are retried for a streamed body too, because none of it was sent."""
+    """A refused connection is retried for a streamed body too, because no byte of the body was sent."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused"), 202])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert transport.handle_request(httpx.Request("PATCH", "http://r.test/", content=iter([b"x"]))).status_code == 202
@@ -125,7 +125,7 @@ def test_a_streamed_body_may_wait_for_a_connection() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_request_without_repeat_is_sent_once(method: str) -> None:
-    """A request with the extension "repeat" False is sent once."""
+    """The extension "repeat" of the request is False."""
     script = Script([503])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert (
@@ -136,14 +136,14 @@ def test_a_request_without_repeat_is_sent_once(method: str) -> None:
 
 
 def test_retry_after_in_seconds_is_honoured_and_capped() -> None:
-    """Retry-After in seconds is the pause, up to half a minute."""
+    """The pause has as many seconds as Retry-After states, up to half a minute."""
     script = Script([(429, "7"), (503, "86400"), 200])
     assert script.run()() == 200
     assert script.slept == [7.0, 30.0]
 
 
 def test_retry_after_as_a_date_is_honoured() -> None:
-    """Retry-After as an HTTP date is the pause, by the wall clock."""
+    """The pause ends at the HTTP date in Retry-After, by the wall clock."""
     script = Script([(429, email.utils.formatdate(time.time() + 20, usegmt=True)), 200])
     assert script.run()() == 200
     assert 17 <= script.slept[0] <= 20
@@ -166,14 +166,14 @@ def test_retry_after_as_a_date_is_honoured() -> None:
     ids=lambda text: text[:40],
 )
 def test_an_invalid_retry_after_is_ignored(text: str) -> None:
-    """An invalid Retry-After is replaced by the usual pause."""
+    """The usual pause is used instead."""
     script = Script([(429, text), 200])
     assert script.run()() == 200
     assert 0.125 <= script.slept[0] <= 0.25
 
 
 def test_all_pauses_of_a_request_end_within_a_minute() -> None:
-    """If a registry always asks for a pause of 30 s, three requests are sent."""
+    """If a registry always asks for a pause of 30 s, the request is sent three times."""
     script = Script([(429, "30")])
     assert script.run()() == 429
     assert sum(script.slept) <= 60
@@ -197,7 +197,7 @@ def test_many_mirrors_share_the_patience() -> None:
 
 
 def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
-    """Refused connections to a host that answered before are retried for several seconds."""
+    """If a host has responded before, refused connections are retried for more seconds."""
     script = Script([200])
     ask = script.run()
     assert ask() == 200
@@ -208,7 +208,7 @@ def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
 
 
 def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
-    """The time for a restart starts with the first refused connection. A later response renews it."""
+    """The time for a restart begins with the first refused connection. A later response renews it."""
     script = Script([200])
     ask = script.run()
     refused = httpx.ConnectError("[Errno 111] Connection refused")
@@ -224,7 +224,10 @@ def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
 
 
 def test_a_mirror_is_not_waited_for() -> None:
-    """A request to a mirror that answered before has a smaller budget, because another endpoint can answer."""
+    """The budget for a mirror is smaller, because another endpoint can respond.
+
+    This is true even if the mirror has responded before.
+    """
     script = Script([200])
     ask = script.run()
     assert ask() == 200
@@ -238,7 +241,7 @@ def test_a_mirror_is_not_waited_for() -> None:
     "cause", [ssl.SSLCertVerificationError(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")]
 )
 def test_a_permanent_failure_is_not_retried(cause: OSError) -> None:
-    """A certificate that is not trusted and an unknown name are not retried."""
+    """An untrusted certificate and an unknown host name are permanent failures."""
     error = httpx.ConnectError(str(cause))
     error.__cause__ = cause
     script = Script([error])
@@ -272,7 +275,7 @@ def test_the_circuit_breaks_after_failures_in_a_row() -> None:
 
 
 def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
-    """After a pause one request is sent. If it fails, another pause starts."""
+    """After a pause, one request is sent. If it fails, another pause begins."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for
@@ -285,7 +288,7 @@ def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
 
 
 def test_a_probe_that_succeeds_closes_the_circuit() -> None:
-    """After a successful probe every request is sent again."""
+    """After a successful probe, all requests are sent again."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for
@@ -294,7 +297,7 @@ def test_a_probe_that_succeeds_closes_the_circuit() -> None:
 
 
 def test_only_one_of_many_readers_is_the_probe() -> None:
-    """While the probe is in flight, other requests still fail at once."""
+    """While the probe is being sent, other requests still fail at once."""
     now = [0.0]
     breaker = Breaker(lambda: now[0])
     for _ in range(RETRIES.break_after):
@@ -304,7 +307,7 @@ def test_only_one_of_many_readers_is_the_probe() -> None:
 
 
 def test_a_404_says_that_the_host_is_well() -> None:
-    """A 4xx status counts as success for the circuit breaker, also 429."""
+    """For the circuit breaker, every 4xx status counts as success, including 429."""
     script = Script([404, (429, "1")])
     ask = script.run()
     assert {ask() for _ in range(50)} == {404, 429}

@@ -1,4 +1,4 @@
-"""Connections: TLS and its messages, client certificates, the environment of proxies, and ~/.netrc."""
+"""Connections: TLS and its messages, client certificates, proxies in the environment, and ~/.netrc."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ def secure() -> Iterator[FakeRegistry]:
 
 
 def test_a_certificate_of_a_named_ca_is_trusted(secure: FakeRegistry, repository: Repositories) -> None:
-    """--tls-cert adds a CA to those that the system trusts."""
+    """The CA in --tls-cert is trusted in addition to the CAs of the system."""
     assert (
         repository(registry=secure.host, plain_http=False, tls_certs=(str(TLS / "ca.pem"),)).manifest("v1")[1] == BODY
     )
 
 
 def test_an_unknown_certificate_names_the_way_out(secure: FakeRegistry, repository: Repositories) -> None:
-    """The error for an untrusted certificate names the two options that help, without a retry."""
+    """The error for an untrusted certificate names the two options that help. The request is not retried."""
     words = rf"{secure.host}: its certificate is not trusted \(.*\); trust its CA with --tls-cert, or use --tls-verify"
     with pytest.raises(RegistryError, match=words):
         repository(registry=secure.host, plain_http=False).manifest("v1")
 
 
 def test_tls_without_verification(secure: FakeRegistry, repository: Repositories) -> None:
-    """--tls-verify=false accepts any certificate."""
+    """With --tls-verify=false, any certificate is accepted."""
     assert repository(registry=secure.host, plain_http=False, tls_verify=False).manifest("v1")[1] == BODY
 
 
 def test_a_client_certificate_is_shown(repository: Repositories) -> None:
-    """--cert and --key are sent to a server that requires a client certificate.
+    """--cert and --key are used if a server requires a client certificate.
 
-    Without them the server refuses the connection.
+    Without them, the server refuses the connection.
     """
     with FakeRegistry(tls=server_context(wants_client=True)) as strict:
         strict.put_manifest("team/kit", BODY, tag="v1")
@@ -60,14 +60,14 @@ def test_a_client_certificate_is_shown(repository: Repositories) -> None:
 
 
 def test_tls_to_a_plain_server_hints_at_plain_http(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error for a server that does not speak TLS names --plain-http."""
+    """If a server does not speak TLS, the error names --plain-http."""
     with pytest.raises(RegistryError, match=f"{fake.host}: it does not speak TLS; for plain HTTP use --plain-http"):
         repository(plain_http=False).manifest("v1")
 
 
 @pytest.mark.parametrize("option", ["tls_certs", "cert"])
 def test_a_file_that_is_not_a_certificate(repository: Repositories, tmp_path: Path, option: str) -> None:
-    """A file that is not a certificate raises UsageError with its name, and no other mirror is tried."""
+    """UsageError names the file, and no other mirror is tried."""
     bad = tmp_path / "bad.pem"
     bad.write_text("nothing")
     options = {"tls_certs": (str(bad),)} if option == "tls_certs" else {"cert": str(bad), "key": str(bad)}
@@ -78,14 +78,14 @@ def test_a_file_that_is_not_a_certificate(repository: Repositories, tmp_path: Pa
 
 
 def test_an_explicit_proxy_is_for_everything(fake: FakeRegistry, repository: Repositories) -> None:
-    """--proxy is used for every host, including loopback."""
+    """The proxy in --proxy is used for every host, including loopback."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     assert repository(registry="127.0.0.1:1", proxy=fake.url).manifest("v1")[1] == BODY
     assert fake.served()[0].path == "http://127.0.0.1:1/v2/team/kit/manifests/v1"
 
 
 def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTP_PROXY is used, except for loopback. A proxy without a scheme is an HTTP proxy."""
+    """The proxy in HTTP_PROXY is not used for loopback. A proxy without a scheme is an HTTP proxy."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     assert repository(registry="registry.test", plain_http=True).manifest("v1")[1] == BODY
@@ -97,7 +97,7 @@ def test_the_proxy_environment(fake: FakeRegistry, repository: Repositories, mon
 
 
 def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_PROXY applies to every connection. test_proxies tests its rules."""
+    """NO_PROXY applies to every connection. test_proxies tests the rules of NO_PROXY."""
     monkeypatch.setenv("HTTP_PROXY", fake.host)
     monkeypatch.setenv("NO_PROXY", "*.test:80")
     with pytest.raises(RegistryError, match=r"cannot reach a\.registry\.test"):
@@ -106,7 +106,7 @@ def test_no_proxy(fake: FakeRegistry, repository: Repositories, monkeypatch: pyt
 
 
 def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a proxy refuses the connection, the error names it without its password."""
+    """If a proxy refuses the connection, the error names the proxy without its password."""
     fake.stop()
     with pytest.raises(RegistryError, match=rf"connection refused \(through the proxy http://{fake.host}\)"):
         repository(registry="registry.test", plain_http=True, proxy=f"http://u:secret@{fake.host}").manifest("v1")
@@ -114,7 +114,7 @@ def test_a_dead_proxy_is_named(fake: FakeRegistry, repository: Repositories) -> 
 
 @pytest.mark.parametrize("proxy", ["ftp://proxy:21", "http://[::bad"])
 def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
-    """An invalid proxy raises UsageError."""
+    """An invalid URL of a proxy raises UsageError."""
     with pytest.raises(UsageError, match=r"cannot use the proxy"):
         repository(proxy=proxy).manifest("v1")
 
@@ -122,7 +122,6 @@ def test_a_proxy_that_cannot_be(repository: Repositories, proxy: str) -> None:
 def test_netrc_does_not_count(
     fake: FakeRegistry, repository: Repositories, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """kitfs does not read ~/.netrc."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login u password p\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -133,7 +132,7 @@ def test_netrc_does_not_count(
 
 
 def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repository: Repositories) -> None:
-    """If a server closes a plain HTTP connection, the error says to omit --plain-http if it speaks TLS."""
+    """If a server closes a plain HTTP connection, the error suggests to omit --plain-http."""
     with pytest.raises(
         RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, omit --plain-http"
     ):
@@ -142,7 +141,7 @@ def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repositor
 
 @pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
 def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
-    """TLS is used for a registry on loopback that closes plain HTTP connections or says that it speaks TLS."""
+    """A registry on loopback may close plain HTTP connections, or respond that it needs TLS. Then TLS is used."""
     secure.put_manifest("team/kit", BODY, tag="v1")
     words = {
         "Go": b"Client sent an HTTP request to an HTTPS server.\n",
@@ -163,7 +162,7 @@ def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[...
 
 
 def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
-    """The error for a registry on loopback with an untrusted certificate is about the certificate."""
+    """The error is about the certificate, not about plain HTTP."""
     with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; trust its CA with --tls-cert"):
         repository(registry=secure.host).manifest("v1")
 

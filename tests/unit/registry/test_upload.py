@@ -1,4 +1,4 @@
-"""Uploads of blobs over real sockets: which requests are sent, how an upload resumes, and what responses mean."""
+"""Blobs are uploaded over real sockets: which requests are sent, how an upload resumes, and what responses mean."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ UPLOAD = r"/blobs/uploads/\w"
 
 
 def reader(data: bytes = DATA, piece: int = 30 * KiB) -> Callable[[int], Iterator[bytes]]:
-    """Return a function that reads a local blob from an offset, in pieces."""
+    """Return a function that reads a local blob from an offset, in pieces of the given size."""
 
     def read(offset: int) -> Iterator[bytes]:
         for at in range(offset, len(data), piece):
@@ -54,7 +54,7 @@ def reader(data: bytes = DATA, piece: int = 30 * KiB) -> Callable[[int], Iterato
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """Hints in memory."""
+    """A store of hints in memory."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = value
@@ -85,7 +85,7 @@ def ranges(fake: FakeRegistry) -> list[str]:
 
 
 def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry has a blob, only a HEAD is sent."""
+    """If the registry has the blob, only a HEAD is sent."""
     fake.put_blob("team/kit", DATA)
     reported: list[int] = []
     assert push(repository(), progress=reported.append) == "exists"
@@ -94,7 +94,7 @@ def test_a_blob_that_is_there_is_not_sent(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1])
 def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, repository: Repositories, size: int) -> None:
-    """A blob smaller than a chunk is sent by POST and one PUT, with its length and digest."""
+    """A blob that is smaller than a chunk is sent by a POST and one PUT, with its length and digest."""
     blob = descriptor(DATA[:size])
     assert push(repository(), blob, DATA[:size]) == "uploaded"
     put = fake.served(method="PUT")[0]
@@ -106,9 +106,9 @@ def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, reposi
 
 @pytest.mark.parametrize("chunks", [1, 4, 4.5])
 def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
-    """Chunks are sent by PATCH requests with Content-Range, followed by an empty PUT.
+    """Each chunk is sent by PATCH with a Content-Range. An empty PUT ends the upload.
 
-    Each request goes to the latest Location, with its query.
+    Every request is sent to the Location of the last response, with its query.
     """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
@@ -137,7 +137,7 @@ def test_the_least_size_of_a_chunk_is_honoured(fake: FakeRegistry, repository: R
 
 
 def test_another_digest_algorithm_is_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """The POST names an algorithm other than sha256 in digest-algorithm (end-4c)."""
+    """If the algorithm is not sha256, the POST has the parameter digest-algorithm (end-4c)."""
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     assert push(repository(), blob) == "uploaded"
     assert fake.served(method="POST")[0].path == "/v2/team/kit/blobs/uploads/?digest-algorithm=sha512"
@@ -147,7 +147,7 @@ def test_another_digest_algorithm_is_named(fake: FakeRegistry, repository: Repos
 def test_locations_may_be_absolute(
     fake: FakeRegistry, repository: Repositories, client: Callable[..., RegistryClient]
 ) -> None:
-    """A Location on another host is used, without credentials."""
+    """A Location on another host is used, but gets no credentials."""
     with FakeRegistry() as storage:
         fake.require_basic({"u": "p"})
         push(repository(name="x/y", auths={fake.host: {"auth": "dTpw"}}), descriptor(b"warm"), b"warm")
@@ -163,9 +163,9 @@ def test_locations_may_be_absolute(
 
 
 def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryClient]) -> None:
-    """A Location that leads away from TLS is refused.
+    """A Location without TLS at another place is refused.
 
-    If only its scheme is wrong, the registry's own scheme is used.
+    If a Location differs from the registry's URL only in its scheme, the registry's scheme is used.
     """
     fake = FakeRegistry()
     fake.fail("/uploads/$", Headers({"Location": "http://storage.test/1"}), times=1)
@@ -182,7 +182,7 @@ def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryCl
 
 
 def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) -> None:
-    """A push is sent to the registry, not to its mirrors."""
+    """Pushes are sent to the registry, not to its mirrors."""
     with FakeRegistry() as mirror:
         mirror.put_blob("team/kit", DATA)
         assert push(repository(mirrors={fake.host: (mirror.url,)})) == "uploaded"
@@ -193,7 +193,10 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob is mounted from the first candidate that has it. Sessions that other candidates began are cancelled."""
+    """A blob is mounted from the first repository that has it.
+
+    Upload sessions that other candidates began are cancelled.
+    """
     fake.put_blob("lib/base", DATA)
     assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
     posts = [s.path for s in fake.served(method="POST")]
@@ -204,7 +207,7 @@ def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositor
 
 
 def test_the_session_of_a_mount_that_failed_is_used(fake: FakeRegistry, repository: Repositories) -> None:
-    """After 202 to a mount the blob is sent in that session, without a second POST."""
+    """If a mount returns 202, the blob is sent in the session of that response, without a second POST."""
     assert push(repository(), mount_from=["lib/none"]) == "uploaded"
     assert len(fake.served(method="POST")) == 1
 
@@ -217,7 +220,7 @@ def test_a_mount_that_is_refused_is_not_an_error(fake: FakeRegistry, repository:
 
 
 def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repositories) -> None:
-    """A mount requests a token to push here and to pull from the other repository.
+    """The token for a mount permits pushing to one repository and pulling from the other.
 
     Other requests need a token for one repository.
     """
@@ -237,7 +240,7 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
 def test_a_broken_chunk_goes_on_where_the_registry_stands(
     fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool
 ) -> None:
-    """After a chunk breaks off, the registry is asked for its offset, and only missing bytes are sent."""
+    """If a chunk breaks off, the registry is asked for its offset, and only the missing bytes are sent."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
     reported: list[int] = []
     assert push(repository(), progress=reported.append) == "uploaded"
@@ -253,7 +256,7 @@ def test_a_broken_chunk_goes_on_where_the_registry_stands(
 def test_answers_that_may_pass(
     fake: FakeRegistry, repository: Repositories, counters: Counters, method: str, status: int
 ) -> None:
-    """Every request of an upload is retried after a transient status."""
+    """After a transient status, every request of an upload is retried."""
     if method == "GET":
         fake.fail(UPLOAD, Status(503), method="PATCH", times=1)
     fake.fail("/uploads/", Status(status), method=method, times=2)
@@ -279,7 +282,7 @@ def test_retry_after_is_honoured(fake: FakeRegistry, client: Callable[..., Regis
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """An upload succeeds although every chunk breaks off, because each adds bytes at the registry."""
+    """An upload succeeds even if every chunk breaks off, because the registry stores a part of each."""
     fake.fail(UPLOAD, Deaf(10_000), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == -(-len(DATA) // 10_000)
@@ -296,7 +299,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 def test_failed_attempts_without_progress_end(
     fake: FakeRegistry, repository: Repositories, fault: Fault, kind: type[KitfsError]
 ) -> None:
-    """Each method ends after five consecutive failures, with an error of one line."""
+    """Each upload method fails after five consecutive failures, with an error of one line."""
     for method in ("PATCH", "PUT"):
         fake.fail(UPLOAD, fault, method=method)
     with pytest.raises(kind, match=f"^team/kit: blob {BLOB.digest}: {fake.host} ") as caught:
@@ -306,7 +309,7 @@ def test_failed_attempts_without_progress_end(
 
 
 def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 404 the blob is sent in a new session, and negative progress is reported."""
+    """After a 404, the blob is sent in a new session. The bytes that were lost are reported as negative progress."""
     reported: list[int] = []
 
     def progress(n: int) -> None:
@@ -321,7 +324,7 @@ def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories
 
 
 def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that loses every session is given up, because bytes that were sent before do not count as progress."""
+    """The upload fails in the end, because bytes that were sent before do not count as progress."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
     fake.fail(UPLOAD, Status(404, code="BLOB_UPLOAD_UNKNOWN", refuses=True), method="PUT")
     with pytest.raises(Unavailable, match="has lost the upload session"):
@@ -330,7 +333,7 @@ def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repositor
 
 
 def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 416 the registry is asked how much it has."""
+    """After a 416, the registry is asked how many bytes it has."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(416), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert "GET" in asked(fake, UPLOAD)
@@ -342,7 +345,7 @@ def test_416_asks_for_the_place(fake: FakeRegistry, repository: Repositories) ->
 def test_2xx_says_that_a_chunk_was_taken(
     fake: FakeRegistry, repository: Repositories, said: str | None, status: int
 ) -> None:
-    """After a 2xx no byte of a chunk is sent again, whatever Range the response has.
+    """After a 2xx, no byte of the chunk is sent again, whatever Range the response has.
 
     The digest is checked at the end.
     """
@@ -354,7 +357,7 @@ def test_2xx_says_that_a_chunk_was_taken(
 
 
 def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Repositories) -> None:
-    """If Range ends within the chunk, the next chunk starts there."""
+    """If the Range of a response ends within the chunk, the next chunk begins there."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(60_000, answers=True), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert ranges(fake)[1:3] == ["102400-204799", "162400-264799"]
@@ -362,14 +365,14 @@ def test_a_part_of_a_chunk_may_be_taken(fake: FakeRegistry, repository: Reposito
 
 
 def test_answers_without_range_and_location(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 2xx without Range and Location the upload continues at the same location."""
+    """After a 2xx without Range and Location, the upload continues at the same location."""
     fake.fail(UPLOAD, Headers({"Range": None, "Location": None}), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == 5
 
 
 def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that has lost a part of the blob gets that part again."""
+    """If a registry has lost a part of the blob, that part is sent again."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(503), method="PATCH", times=1)
     fake.fail(UPLOAD, Headers({"Range": "0-102399"}), method="GET", times=1)
     team = repository()
@@ -385,7 +388,7 @@ def test_a_session_that_knows_less_goes_back(fake: FakeRegistry, repository: Rep
 
 
 def test_a_blob_in_one_request_gets_a_new_session(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob that is sent in one request gets a new session for each attempt."""
+    """If a blob is sent in one request, each attempt has a new session."""
     fake.fail(UPLOAD, Deaf(10_000), method="PUT", times=2)
     assert push(repository(), chunk=1 << 30) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", "PUT"] + ["HEAD", "POST", "PUT"] * 2
@@ -394,14 +397,14 @@ def test_a_blob_in_one_request_gets_a_new_session(fake: FakeRegistry, repository
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_lost_answer_to_the_last_request(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """If the response to the closing request is lost, the registry is asked for the blob before it is sent again."""
+    """If the response to the last request is lost, the registry is asked for the blob before the blob is sent again."""
     fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry stored the blob, but a proxy lost its response
     assert push(repository(), chunk=chunk) == "uploaded"
     assert asked(fake).count("PUT") == 1
 
 
 def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that times out is given up after fewer attempts than for other failures."""
+    """After timeouts, fewer attempts are made than after other failures."""
     fake.fail(UPLOAD, Status(500, refuses=True), method="PATCH")
     fake.fail(UPLOAD, Stall(), method="PATCH")
     with pytest.raises(Unavailable, match=r"sent nothing for 0\.3 s"):
@@ -413,7 +416,7 @@ def test_a_registry_that_says_nothing_is_given_up(fake: FakeRegistry, repository
 
 
 def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
-    """Run a push that ends after two chunks and a part of the third, like a process that is killed."""
+    """Run a push that ends after two chunks and a part of the third, as if the process was killed."""
 
     class Killed(BaseException):
         pass
@@ -433,7 +436,7 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
 
 
 def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
-    """A later call sends only the missing bytes and then deletes its hint."""
+    """A later call sends only the missing bytes. Then its hint is deleted."""
     notes, reported = Notes(), list[int]()
     interrupted(fake, repository(), notes)
     assert push(repository(), hints=notes, progress=reported.append) == "uploaded"
@@ -452,7 +455,7 @@ def test_a_session_that_the_registry_lost_meanwhile(fake: FakeRegistry, reposito
 
 
 def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a resumed upload has a wrong digest, it is sent once more in a new session."""
+    """If the digest of a resumed upload is wrong, the blob is sent once more in a new session."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     for data in fake.sessions("team/kit").values():
@@ -462,7 +465,7 @@ def test_a_session_with_other_bytes_in_it(fake: FakeRegistry, repository: Reposi
 
 
 def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositories) -> None:
-    """A session that has more bytes than the blob is not used."""
+    """A session with more bytes than the blob is not used."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     for data in fake.sessions("team/kit").values():
@@ -482,7 +485,6 @@ def test_a_session_with_too_many_bytes(fake: FakeRegistry, repository: Repositor
     ],
 )
 def test_an_invalid_hint_is_ignored(fake: FakeRegistry, repository: Repositories, note: Any) -> None:
-    """An invalid hint does not make a push fail."""
     team, notes = repository(), Notes()
     notes["upload", f"{team.endpoints[-1].base}@{BLOB.digest}"] = note
     assert push(team, hints=notes) == "uploaded"
@@ -490,7 +492,7 @@ def test_an_invalid_hint_is_ignored(fake: FakeRegistry, repository: Repositories
 
 
 def test_the_hint_of_a_failed_push_is_kept(fake: FakeRegistry, repository: Repositories) -> None:
-    """The hint of a failed push is kept until a later one succeeds."""
+    """The hint is kept until a later push succeeds."""
     notes = Notes()
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(503, refuses=True), method="PATCH")
     with pytest.raises(Unavailable):
@@ -502,7 +504,7 @@ def test_the_hint_of_a_failed_push_is_kept(fake: FakeRegistry, repository: Repos
 
 
 def test_the_hint_of_a_blob_that_exists_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """The hint is deleted if the registry has the blob already."""
+    """If the registry already has the blob, the hint is deleted."""
     notes = Notes()
     interrupted(fake, repository(), notes)
     fake.put_blob("team/kit", DATA)
@@ -514,7 +516,7 @@ def test_the_hint_of_a_blob_that_exists_is_deleted(fake: FakeRegistry, repositor
 
 
 def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """A push requests one token, with pull and push."""
+    """A push requests one token, for pull and push."""
     fake.require_token()
     push(repository())
     assert [s.path for s in fake.served("/token")] == [
@@ -525,7 +527,10 @@ def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -
 
 @pytest.mark.parametrize("early", [True, False])
 def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repositories, early: bool) -> None:
-    """If a token expires, the chunk is sent again with a new one, also if 401 arrives before the chunk was sent."""
+    """If a token expires, the chunk is sent again with a new token.
+
+    The 401 may arrive before the whole chunk was sent.
+    """
     fake.require_token()
     reported: list[int] = []
 
@@ -543,7 +548,7 @@ def test_a_token_that_expires_in_the_middle(fake: FakeRegistry, repository: Repo
 
 
 def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, repository: Repositories) -> None:
-    """An expired token is replaced before a chunk is sent."""
+    """A token that has expired is replaced before a chunk is sent."""
     fake.require_token(expires_in=1)
     now = [0.0]
     team = repository(clock=lambda: now[0])
@@ -557,7 +562,7 @@ def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, r
 
 
 def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """401 and 403 raise Unauthorized, and no session is left behind."""
+    """A 401 or 403 raises Unauthorized, and no session is left behind."""
     fake.require_basic({"u": "p"})
     with pytest.raises(Unauthorized, match=f"log in with kitfs login {fake.host}"):
         push(repository())
@@ -587,9 +592,9 @@ def test_refusals(
     kind: type[KitfsError],
     words: str,
 ) -> None:
-    """If all methods are refused, the error is that of the first refusal in one line, and the session is cancelled.
+    """If all methods are refused, the error is that of the first refusal, in one line. The session is cancelled.
 
-    Early responses count too.
+    A refusal that arrives before the whole body was sent counts too.
     """
     for one in ("PATCH", "PUT") if method == "P" else (method,):
         fake.fail("/uploads/", Status(status, refuses=True), method=one)
@@ -604,7 +609,7 @@ def test_refusals(
 
 
 def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None:
-    """An early refusal is read over TLS too."""
+    """A refusal that arrives before the whole body was sent is read over TLS too."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(TLS / "server.pem")
     big = random.Random(3).randbytes(8 << 20)
@@ -618,14 +623,17 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry computes another digest, the local copy is checked. Damaged bytes are not sent again."""
+    """If the registry computes another digest, the local copy is checked.
+
+    If the local copy is damaged, it is not sent again.
+    """
     with pytest.raises(IntegrityError, match=f"{fake.host} computed another digest, because the local copy is damaged"):
         push(repository(), data=DATA[:-1] + b"?")
     assert asked(fake).count("PUT") == 1
 
 
 def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, repository: Repositories) -> None:
-    """A registry that returns another digest for the stored blob raises IntegrityError."""
+    """If the response to the last request has another digest, IntegrityError is raised."""
     fake.fail(UPLOAD, Headers({"Docker-Content-Digest": f"sha256:{'0' * 64}"}), method="PUT")
     with pytest.raises(IntegrityError, match="stored it under another digest: sha256:000"):
         push(repository())
@@ -633,19 +641,19 @@ def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, reposit
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_local_copy_that_is_too_short(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """A local copy that is too short raises IntegrityError without a retry."""
+    """The error is an IntegrityError, without a retry."""
     with pytest.raises(IntegrityError, match="the local copy has only 460700 bytes"):
         push(repository(), data=DATA[:-100], chunk=chunk)
     assert [s.status for s in fake.served(method="PUT")] in ([], [0])
 
 
 def test_a_local_copy_that_is_too_long(fake: FakeRegistry, repository: Repositories) -> None:
-    """Bytes beyond the size of the descriptor are not sent."""
+    """Bytes beyond the size in the descriptor are not sent."""
     assert push(repository(), data=DATA + b"more") == "uploaded"
 
 
 def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Repositories) -> None:
-    """A local copy that cannot be read raises StoreError without a retry."""
+    """The error is a StoreError, without a retry."""
 
     def read(offset: int) -> Iterator[bytes]:
         yield DATA[offset : offset + 10]
@@ -656,7 +664,7 @@ def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Reposi
 
 
 def test_no_location(fake: FakeRegistry, repository: Repositories) -> None:
-    """A session without a Location raises RegistryError."""
+    """If the response to the POST has no Location, RegistryError is raised."""
     fake.fail("/uploads/$", Headers({"Location": None, "Docker-Upload-UUID": None}))
     with pytest.raises(RegistryError, match=f"{fake.host} returned 202 without a Location"):
         push(repository())
@@ -670,7 +678,7 @@ def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a redirect the chunk is sent again from its start, without credentials."""
+    """After a redirect, the chunk is sent again from its start, without credentials."""
     with FakeRegistry() as storage:
         storage.sessions("team/kit")["1"] = bytearray()
         fake.fail(
@@ -684,12 +692,12 @@ def test_redirects_are_followed_with_the_body(fake: FakeRegistry, repository: Re
 
 
 def test_repr_is_for_people(fake: FakeRegistry, client: Callable[..., RegistryClient]) -> None:
-    """``repr`` of an upload has the digest, the host and the progress."""
+    """``repr`` of an upload shows the digest, the host and the progress."""
     assert repr(upload_of(client(), fake)) == f"<Upload {BLOB.digest} to {fake.host}, 0 of {len(DATA)} bytes>"
 
 
 def test_the_body_is_never_half_consumed() -> None:
-    """A body is read from its start each time it is sent."""
+    """Each time a body is sent, it is read from its start."""
     reported: list[int] = []
     body = StreamedBody(reader(), 100, 50_000, "blob", reported.append)
     one = iter(body)

@@ -1,4 +1,4 @@
-"""Each method of sending a blob is tried once, and a refused method is later tried last."""
+"""Each upload method is tried once. A refused method is later tried last."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [0, 1, 3000, CHUNK - 1, CHUNK, len(DATA)]
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 411, 415, 416, 422, 501, 505])
 def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """If chunks are refused, whatever the status, the blob is sent in one PUT."""
+    """If chunks are refused with any status, the blob is sent in one PUT."""
     fake.fail("/uploads/", Status(status, code="X", message="no chunks", refuses=True), method="PATCH")
     assert push(repository()) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", "PATCH", "DELETE", "POST", "PUT"]
@@ -35,7 +35,7 @@ def test_where_chunks_are_refused_one_put_is_sent(fake: FakeRegistry, repository
 
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_registry_that_hangs_up_on_chunks(fake: FakeRegistry, repository: Repositories, reset: bool) -> None:
-    """If a registry closes the connection on chunks five times, the blob is sent by another method."""
+    """If a registry closes the connection during chunks five times, the blob is sent by another method."""
     fake.fail("/uploads/", Deaf(1000, keeps=False, reset=reset), method="PATCH")
     assert push(repository()) == "uploaded"
     assert asked(fake).count("PUT") == 1
@@ -49,7 +49,7 @@ def test_where_a_put_with_a_body_is_refused_patch_is_sent(
 ) -> None:
     """If a PUT with a body is refused, the blob is sent in one PATCH, as docker does.
 
-    If the size was refused, it is sent in chunks.
+    If the size was the reason, the blob is sent in chunks.
     """
     data = DATA[:size]
     fake.refuse_bodies("PUT", status)
@@ -59,7 +59,7 @@ def test_where_a_put_with_a_body_is_refused_patch_is_sent(
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository: Repositories, size: int) -> None:
-    """A registry that accepts neither Content-Range nor a PUT with a body gets one PATCH."""
+    """If a registry refuses Content-Range and a PUT with a body, the blob is sent in one PATCH."""
     data = DATA[:size]
     fake.refuse_bodies("PUT", 404)
     fake.refuse_chunks(400)
@@ -72,7 +72,7 @@ def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository
 def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
     fake: FakeRegistry, repository: Repositories, limit: int, size: int
 ) -> None:
-    """After a 413, methods whose requests are at least as large are excluded."""
+    """After a 413, methods whose requests are as large or larger are not tried."""
     data = DATA[:size]
     fake.body_limit = limit
     assert push(repository(), descriptor(data), data) == "uploaded"
@@ -85,7 +85,7 @@ def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
 
 
 def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all methods are refused, each was tried once, and the error is that of the first."""
+    """If all methods are refused, each is tried once, and the error is that of the first."""
     fake.refuse_chunks(416)
     fake.refuse_bodies("PUT", 404)
     fake.refuse_bodies("PATCH", 400)
@@ -96,7 +96,7 @@ def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories)
 
 
 def test_what_was_refused_is_remembered(fake: FakeRegistry, repository: Repositories) -> None:
-    """The next blob is sent by the accepted method, also from another process."""
+    """The accepted method is used for the next blob, also by another process."""
     notes = Notes()
     fake.refuse_chunks(400)
     team = repository()
@@ -131,7 +131,7 @@ def test_a_hint_about_methods_is_used_for_a_week() -> None:
 
 
 def test_no_method_is_ever_excluded() -> None:
-    """At a host that refused all methods, they are all tried again in another order."""
+    """If a host has refused all methods, all are tried again in another order."""
     all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
     plan = MethodPlan(10_000, 1000, Lesson(frozenset(all_ways), 1))
     seen = set()
@@ -145,7 +145,7 @@ def test_no_method_is_ever_excluded() -> None:
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
 def test_any_2xx_is_done(fake: FakeRegistry, repository: Repositories, method: str, status: int) -> None:
-    """Any 2xx status of an upload's request is a success."""
+    """Any 2xx status of an upload request is a success."""
     fake.fail("/uploads/", Restatus(status), method=method)
     assert push(repository()) == "uploaded"
     assert asked(fake) == ["HEAD", "POST", *["PATCH"] * 5, "PUT"]
@@ -160,7 +160,10 @@ def test_a_head_that_is_refused_is_a_no(fake: FakeRegistry, repository: Reposito
 
 @pytest.mark.parametrize("status", [200, 204])
 def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """After another 2xx to a mount, the registry is asked for the blob, which is sent if it does not exist."""
+    """If a mount returns another 2xx, the registry is asked for the blob.
+
+    If it does not have the blob, the blob is sent.
+    """
     fake.put_blob("lib/base", DATA)
     fake.fail("mount=", Restatus(status))
     assert push(repository(), mount_from=["lib/base"]) == "mounted"
@@ -169,7 +172,7 @@ def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: R
 
 
 def test_a_session_may_be_named_by_its_number_alone(fake: FakeRegistry, repository: Repositories) -> None:
-    """Docker-Upload-UUID replaces a missing Location."""
+    """If Location is missing, Docker-Upload-UUID is used."""
     fake.stateless = True
     fake.fail("/uploads/", Headers({"Location": None}))
     assert push(repository()) == "uploaded"
@@ -184,7 +187,7 @@ def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistr
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """Any 2xx to the PUT of a manifest is a success if the manifest then exists."""
+    """If the PUT of a manifest returns any 2xx, the push is a success if the manifest then exists."""
     fake.fail("/manifests/", Restatus(status), method="PUT")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": None, "Location": None}), method="PUT")
     repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b'{"config": {"mediaType": "x"}}')
@@ -192,14 +195,14 @@ def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 200 to the PUT of a manifest without a registry's headers, as from a login page, is an error."""
+    """A 200 to the PUT of a manifest is an error without a registry's headers, as from a login page."""
     fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
     with pytest.raises(RegistryError, match="accepted the manifest but does not have it: it may not be a registry"):
         repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")
 
 
 def test_methods_are_remembered_without_hints(fake: FakeRegistry) -> None:
-    """Without hints a client remembers refused methods itself."""
+    """A client without hints remembers refused methods in memory."""
     fake.refuse_chunks(501)
     client = RegistryClient(ClientOptions(), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test"))
     team = client.repository(Reference.parse(f"{fake.host}/team/kit"))
