@@ -65,8 +65,8 @@ def challenges(*headers: str) -> dict[str, dict[str, str]]:
 
     Names of parameters are in lower case, and values have no quotes. Follows RFC 9110 §11.6.1, and also accepts what
     servers send in practice: any case and spacing, parameters without commas between them, and unquoted URLs. If a
-    scheme has several challenges, the first is used, unless only a later one has a realm. A header is parsed once from
-    left to right, up to ``MAX_CHALLENGE`` characters or the first invalid character.
+    scheme has several challenges, the first challenge that has a realm is used, or the first if none has a realm. A
+    header is parsed once from left to right, up to ``MAX_CHALLENGE`` characters or the first invalid character.
     """
     found: dict[str, dict[str, str]] = {}
     for header in headers:

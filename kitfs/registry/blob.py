@@ -193,9 +193,9 @@ class RemoteBlob:
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
 
-        See ``content.Source``. The endpoints are tried in turn, and each continues where the previous one broke off. If
-        all fail, raises the error of the last endpoint, which is the registry itself, with the causes of all endpoints:
-        NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
+        See ``content.Source``. The endpoints are tried in turn, and each continues where the previous endpoint broke
+        off. If all fail, raises the error of the last endpoint, which is the registry itself, with the causes of all
+        endpoints: NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
         """
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)

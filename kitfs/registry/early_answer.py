@@ -1,4 +1,4 @@
-"""Make connections that read while they send. A response that arrives before the end of a body is then noticed.
+"""Make connections that read while they send. So a response that arrives before the end of a body is noticed.
 
 RFC 9112 §9.5 recommends that a client that sends a body watches for a response, and stops sending when a response
 arrives. ``httpcore`` reads the response after a failed write, so this module turns an early response into a failed
@@ -67,7 +67,7 @@ class DuplexStream(httpcore.NetworkStream):
         sockets.add(inner.get_extra_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the bytes of an early response, and then the bytes that arrive, possibly more than ``max_bytes``.
+        """Return the bytes of an early response, or the bytes that arrive next. These may be more than ``max_bytes``.
 
         Raises ReadTimeout (or its subclass TooSlow). For the first bytes of a connection, also raises TlsAlert and
         NoResponse.

@@ -175,8 +175,8 @@ class HttpClient:
         """Send a request, follow redirects, and return a response whose body has not been read.
 
         Credentials are sent only to the endpoint's own host. A StreamedBody is sent again only after redirects and
-        refused tokens. With ``repeat`` False, no request is sent again. A registry on loopback that is found to use TLS
-        is contacted over TLS from then on, unless ``plain_http`` was set. ``what``: the subject of the request in
+        refused tokens. With ``repeat`` False, no request is sent again. After a registry on loopback was found to use
+        TLS, it is always contacted over TLS, unless ``plain_http`` was set. ``what``: the subject of the request in
         messages. The redirects are in ``history`` of the response. Raises Unavailable if no response arrives, and
         Unauthorized if no token can be obtained.
         """

@@ -1,7 +1,7 @@
 """Choose the proxy for a request from the environment, as Go programs do.
 
 Follows golang.org/x/net/http/httpproxy (``FromEnvironment`` and ``ProxyFunc``), which kit, docker, skopeo and
-containerd use, so that the environment has the same effect on all of these programs. HTTP_PROXY, HTTPS_PROXY and
+containerd use. So the environment has the same effect on kitfs as on these programs. HTTP_PROXY, HTTPS_PROXY and
 NO_PROXY are read, in lower case first, and ALL_PROXY is ignored. An entry of NO_PROXY is one of
 
     *                        every host

@@ -1,4 +1,4 @@
-"""Measure, clear and verify the cache (``kitfs.cache``): the blobs of the store that mounts and open kits fetched.
+"""Measure, clear and verify the cache (``kitfs.cache``): the blobs that mounts and open kits fetched into the store.
 
 Packed and pulled kits are in the same store, but they are not part of the cache. ``verify`` reads their blobs too.
 """

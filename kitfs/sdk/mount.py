@@ -56,7 +56,7 @@ class MountStatus:
     ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
     in the background. ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the
     order of reads that an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``.
-    ``memory``: the ``budget`` for bytes that are being received, what is ``used`` of it, and the ``peak``, in bytes.
+    ``memory``: the ``budget`` for bytes that are being received, and how many are ``used`` now and at the ``peak``.
     ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
     requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
     show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
@@ -318,7 +318,7 @@ def _users(path: str) -> frozenset[int]:
 
 
 def _is_ours(pid: int) -> bool:
-    """Return whether a process is this one or a descendant of it."""
+    """Return whether a process is this process or a descendant of it."""
     while pid > 1 and pid != os.getpid():
         try:
             with open(f"/proc/{pid}/stat", "rb") as f:

@@ -92,7 +92,7 @@ def verify(
     ignore_paths: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> list[KitSignature]:
-    """Return the signatures of a kit by a key. There is at least one. The registry or the layout is always asked.
+    """Return the signatures of a kit by a key (at least one). The registry or the layout is always asked.
 
     ``public_key``: the file of the key. ``labels``: select one kit of an index. ``oms``: verify the files of the kit,
     as OpenSSF Model Signing v1.0 does. The signature is in the file ``bundle``, or attached to the kit if ``bundle`` is

@@ -13,7 +13,7 @@ UNSUPPORTED: Final = "UNSUPPORTED"
 
 
 class ApiError(Exception):
-    """An error response with HTTP status ``status`` that reports one error. ``headers`` are added to the response."""
+    """An error response with the HTTP status ``status``. ``headers`` are added to the response."""
 
     def __init__(
         self, status: int, code: str, message: str, *, detail: Any = None, headers: Mapping[str, str] | None = None

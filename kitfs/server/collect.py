@@ -52,7 +52,7 @@ class Collected(NamedTuple):
 
 
 class SteadyClock:
-    """The system's time, limited to the start of this process plus the time since then, including system sleep."""
+    """The system's time at the start of this process plus the time since then, at most. Time asleep is included."""
 
     def __init__(self) -> None:
         self._start = time.time()

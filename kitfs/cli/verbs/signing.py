@@ -68,8 +68,8 @@ def sign(settings: Settings, reference: str) -> None:
     """Sign the kit REF at its registry with the private key --key, so that kitfs verify and cosign verify accept it.
 
     The manifest's digest is signed; with --oms, the digest of each file. The password of an encrypted key is in
-    KITFS_KEY_PASSWORD or COSIGN_PASSWORD; otherwise a terminal is asked for it. If REF is an index, --label chooses one
-    of its kits.
+    KITFS_KEY_PASSWORD or COSIGN_PASSWORD; otherwise it is read from the terminal. If REF is an index, --label chooses
+    one of its kits.
     """
     from kitfs.modelkit.index import selector
     from kitfs.ops.signing.files import read_private_key
@@ -158,7 +158,7 @@ def _signer(settings: Settings) -> PublicKey | Keyless:
 
 
 def _sign_files(settings: Settings, target: Reference, labels: dict[str, str], key: PrivateKey) -> None:
-    """Sign the files of a kit, and print what was signed."""
+    """Sign the files of a kit, and print the result."""
     from kitfs.ops.signing.files import write_file
     from kitfs.ops.signing.model import sign_model
 
@@ -172,7 +172,7 @@ def _sign_files(settings: Settings, target: Reference, labels: dict[str, str], k
 def _verify_files(
     settings: Settings, source: Reference | LayoutReference, labels: dict[str, str], key: PublicKey
 ) -> None:
-    """Verify the files of a kit, and print what was verified."""
+    """Verify the files of a kit, and print the result."""
     from kitfs.ops.signing.files import read_bundle
     from kitfs.ops.signing.model import verify_model
 
@@ -204,10 +204,10 @@ def _put_files(settings: Settings, reference: str, done: SignedModel, how: str) 
 @click.command("generate-key-pair", cls=Command, short_help="Make a key pair for signatures.")
 @takes(*GENERATE, "json", "settings")
 def generate_key_pair(settings: Settings) -> None:
-    """Make a key pair, and write the private key to cosign.key, encrypted as by cosign, and the public one to
-    cosign.pub.
+    """Make a key pair. The private key is written to cosign.key, encrypted as by cosign, the public key to cosign.pub.
 
-    The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty; otherwise a terminal is asked for it.
+    The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty. Without these variables, a terminal is
+    asked for the password.
     """
     from kitfs.ops.signing.files import write_key_pair
 

@@ -1,8 +1,8 @@
 """Decide which layers the files of an imported repository become. These functions do no I/O.
 
-Every file becomes a separate raw layer, so that an LFS object of the hub is already the blob of a layer. An entry that
-is a directory becomes one entry for each of its files. Entries for prompts and models are not split, and become tar
-layers if they are directories. If there would be too many layers, no directory is split.
+Every file becomes a separate raw layer, so an LFS object of the hub is already the blob of a layer. An entry that is a
+directory becomes one entry for each of its files. Entries for prompts and models are not split, and become tar layers
+if they are directories. If there would be too many layers, no directory is split.
 """
 
 from __future__ import annotations

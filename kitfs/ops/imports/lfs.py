@@ -260,7 +260,7 @@ class _Server:
         return self._source(href, header, pointer)
 
     def _source(self, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> RemoteBlob:
-        """Return an object as a Source at the URL, and with the request headers, that the server named."""
+        """Return an object as a Source. The server named its URL (``href``) and the headers for the request."""
         what = f"LFS object of {os.path.basename(pointer.path)}"
         http = self._client.http
         sent = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}

@@ -60,9 +60,9 @@ def export(
     """Write the kit ``source`` to the layout ``target``, and return the digest of its manifest.
 
     ``source``: a layout, or a kit that is looked up in the store and then at its registry. ``remote``: ask the registry
-    even if the store has the kit. ``with_referrers``: also write the referrers of the kit. Raises UsageError if the
-    target is not a layout or is an existing archive, ContextError if it cannot be written, IntegrityError, NotFound,
-    RegistryError. After an error, a new layout does not exist, and an existing layout has its old index, but may
+    even if the store has the kit. ``with_referrers``: also write the referrers of the kit. Raises IntegrityError,
+    NotFound or RegistryError, UsageError if the target is not a layout or is an existing archive, and ContextError if
+    it cannot be written. After an error, a new layout does not exist, and an existing layout has its old index, but may
     contain blobs that no manifest names.
     """
     if target.digest is not None:

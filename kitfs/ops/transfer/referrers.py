@@ -37,7 +37,10 @@ SUFFIXES: Final = (".sig", ".att", REPLACED)  # suffixes of the tags of cosign b
 
 
 class Attached(NamedTuple):
-    """A manifest that refers to a kit. ``tag``: its tag, or "" if it names the kit as its subject."""
+    """A manifest that refers to a kit.
+
+    ``tag``: the tag of this manifest, or "" if the manifest names the kit as its subject.
+    """
 
     descriptor: Descriptor
     data: bytes

@@ -146,7 +146,7 @@ class Journal:
         return self._file.stat().st_size == 0
 
     def close(self) -> None:
-        """Unlock and close the file, so that the next run of the same command can resume."""
+        """Unlock and close the file. The next run of the same command can then resume."""
         release(self._file)
 
 

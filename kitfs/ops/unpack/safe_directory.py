@@ -147,8 +147,8 @@ class SafeDirectory:
         """Write a file of ``size`` bytes under a temporary name.
 
         ``fill`` writes to the descriptor; ranges that it omits become holes. ``beginning``: called with the path,
-        temporary name and inode of the file, which then stays after a failure and can be resumed. ``begun``: the
-        temporary name and inode of a file to resume, if it still exists.
+        temporary name and inode of the file. With ``beginning``, the file stays after a failure, and can be resumed.
+        ``begun``: the temporary name and inode of a file to resume, if it still exists.
         """
         with _named(path):
             parent, _ = self._at(path)

@@ -125,8 +125,8 @@ def unpack_kit(
     even if the store has them. ``concurrency``: the number of layers that are written at once. ``room``: the number of
     bytes to which a layer may decompress; None means the free space on the disk of the directory.
 
-    ``last``: removes the journal when it is closed; if it is None, the journal is removed at the end. Afterwards, a
-    second run of the same command finds the files of the first run and refuses to replace them.
+    ``last``: the journal is removed when ``last`` is closed, or at the end if ``last`` is None. Afterwards, a second
+    run of the same command finds the files of the first run and refuses to replace them.
 
     Raises LayerError or RegistryError, UnsafePath for paths and links that lead out of the directory, ContextError for
     existing files and files that cannot be written, and IntegrityError for a layer that does not match its digest (its
