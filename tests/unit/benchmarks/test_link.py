@@ -69,6 +69,6 @@ def test_the_rate_is_not_exceeded() -> None:
 
 
 def test_slow_start_takes_round_trips() -> None:
-    """A response of 200 KiB takes four round trips. The first carries 14 KiB, and each further one twice as much."""
+    """A response of 200 KiB takes four round trips, which carry 14, 28, 56 and 102 KiB."""
     with server(bytes(200 << 10)) as target, slow(target, Link("", 0.05, 0)) as port:
         assert ask(port)[1] >= 5 * 0.05

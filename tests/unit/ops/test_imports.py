@@ -406,7 +406,7 @@ def test_a_hub_without_ranges(fake: FakeHub, snapshot: Open, store: Store) -> No
 
 
 def test_an_import_that_broke_off_goes_on(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """A repeated import does not transfer again what is complete in the store."""
+    """A repeated import does not transfer files that are complete in the store."""
     fake.fail("config.json", Status(404))
     with pytest.raises(NotFound):
         brought(snapshot(), store, concurrency=1)
@@ -628,7 +628,7 @@ def test_files_are_looked_at_in_part(snapshot: Open) -> None:
 
 
 def test_memory_stays_flat(fake: FakeHub, snapshot: Open, store: Store) -> None:
-    """An import needs less memory than the size of the file."""
+    """An import needs less memory than the size of the imported file."""
     data = random.Random(9).randbytes(MiB) * 40
     fake.put("models", "team/net", {"a.gguf": lfs(data)})
     origin = snapshot()

@@ -110,7 +110,7 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
 
 
 def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
-    """A pull reports a total with a label for each blob, moved bytes that add up to it, and each verified blob."""
+    """A pull reports a total with a label for each blob, the moved bytes, and each verified blob."""
     kit = kit_of()
     told: list[Event] = []
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)

@@ -141,7 +141,7 @@ def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> Non
 
 
 def test_logout(kitfs: Kitfs, kept: Path) -> None:
-    """logout erases the entry of a registry in any spelling, and succeeds without an entry."""
+    """logout finds the entry of a registry in any spelling, and succeeds if no entry exists."""
     kept.parent.mkdir()
     kept.write_text(json.dumps({"auths": {"https://a.io/v1/": {"auth": "eDp5"}, DOCKER: {"auth": "eDp5"}, "b.io": {}}}))
     assert kitfs("logout", "a.io", "--json").json == {"registry": "a.io", "erased": True, "left_in_docker": False}

@@ -201,10 +201,7 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
 
 
 def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The hint in a bundle, which names the key, is untrusted.
-
-    Its control characters are escaped, and it is shortened.
-    """
+    """The hint that a bundle gives about its key is untrusted text, so it is escaped and shortened."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
     put_bundle(fake, Digest.of(ONE.manifest), bundle)

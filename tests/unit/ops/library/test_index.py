@@ -262,7 +262,7 @@ def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, st
 
 
 def test_push_as_another_name(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
-    """If an index is pushed to another repository, its kits are pushed there too."""
+    """If an index is pushed to another repository, the kits of the index are pushed to that repository too."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse("test/model:q4"))

@@ -361,7 +361,7 @@ def test_holes_stay_holes(world: World) -> None:
 
 
 def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) -> None:
-    """Up to the layer with the conflict, the lines are those of kit."""
+    """The printed lines are those of kit, up to the layer that contains the existing file."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     world.out.mkdir()
     (world.out / "README.md").write_bytes(b"mine")
