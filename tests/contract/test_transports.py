@@ -276,7 +276,6 @@ def test_posix_errors(mount: Served) -> None:
 
 
 def test_extended_attributes(mount: Served) -> None:
-    """Extended attributes can be listed and read."""
     assert os.listxattr(mount / "dir/inner") == ["user.kitfs.path"]
     assert os.getxattr(mount / "dir/inner", "user.kitfs.path") == b"dir/inner"
 

@@ -89,8 +89,8 @@ LIST = json.dumps(
 class Ask(NamedTuple):
     """A request.
 
-    If ``length`` is set, it is sent as the Content-Length in place of the size of the body. If it is larger than the
-    body, the missing bytes are never sent.
+    If ``length`` is set, it is the Content-Length that is sent. If ``length`` is larger than the body, the missing
+    bytes are never sent.
     """
 
     method: str
@@ -160,8 +160,8 @@ def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]
 def compared(response: http.client.HTTPResponse, data: bytes, ask: Ask) -> Answer:
     """Return the parts of a response that are compared.
 
-    They are the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the headers by
-    meaning. The length and the type of an error's body are not compared.
+    These parts are the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the
+    headers by meaning. The length and the type of an error's body are not compared.
     """
     found: Answer = {"status": response.status, "body": _meaning(response, data)}
     for name in COMPARED:

@@ -302,7 +302,6 @@ def test_a_kitfile_of_the_repository_is_used(box: Host, repository: Path) -> Non
 
 
 def test_a_failure_of_git_is_one_line(box: Host, repository: Path, tmp_path: Path) -> None:
-    """A failure of git is reported in one line."""
     for args, code, text in (
         ([str(repository), "--ref", "none"], 3, "git cannot fetch none"),
         ([str(tmp_path / "none")], 3, "git cannot fetch HEAD"),
@@ -387,7 +386,7 @@ def test_lfs_servers_that_fail(
 
 
 def test_large_files_of_a_local_repository(box: Host, repository: Path, without_git_lfs: dict[str, str]) -> None:
-    """The LFS objects of a local repository are read from it, and a missing object is reported."""
+    """LFS objects are read from the local repository, and a missing object is reported."""
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     git(repository, "commit", "-q", "-a", "-m", "large")
     done = box.kitfs("import", repository, "-t", "here/net:v1", env=without_git_lfs, check=False)
@@ -412,7 +411,7 @@ def skopeo(*args: str | Path) -> str:
 def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
     """A golden archive has the same manifest and the same tree after several copies.
 
-    It is imported, exported as directory and as archive, copied by skopeo, and imported again.
+    The archive is imported, exported as directory and as archive, copied by skopeo, and imported again.
     """
     archive, digest = GOLDEN / f"layouts/{name}.tar", GOLDEN_KITS[name]["manifest"]
     box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
@@ -513,7 +512,7 @@ def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
-    """Without ``--tag`` a kit is named after its directory or archive, with the tag of the layout."""
+    """Without ``--tag`` an imported kit gets the name of its directory or archive, and the tag in the layout."""
     shutil.copy(GOLDEN / "layouts/basic.tar", tmp_path / "My.Kit.tar")
     done = box.kitfs("import", f"oci-archive:{tmp_path / 'My.Kit.tar'}:v1")
     assert done.stdout.splitlines()[0] == "Using tag my:v1. Use flag --tag to override"

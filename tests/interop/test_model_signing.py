@@ -1,7 +1,7 @@
 """kitfs and the reference implementation of OpenSSF Model Signing v1.0 verify signatures of each other.
 
 The reference implementation is the Python package model-signing. The tests run if its program ``model_signing`` is on
-PATH. It is not a dependency, because it requires other versions of packages than kitfs.
+PATH. The package is not a dependency of the tests, because it requires other versions of packages than kitfs.
 """
 
 from __future__ import annotations

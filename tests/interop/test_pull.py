@@ -219,7 +219,6 @@ def test_a_wrong_byte_fails_the_pull(box: Host, tmp_path: Path) -> None:
     ],
 )
 def test_a_pull_that_cannot_succeed_fails_in_one_line(box: Host, ref: str, code: int, said: str) -> None:
-    """A pull that cannot succeed ends in one line."""
     with FakeRegistry() as fake:
         fake.put_kit("team/kit", kits.build([kits.part("code", "a", b"a", format="raw")]), "v1")
         fake.put_kit("team/image", kits.container_image(), "v1")
@@ -318,7 +317,7 @@ def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
-    """A kit in kit's own storage is pulled and unpacked without a registry, and the storage does not change."""
+    """A kit in kit's own storage is pulled and unpacked without a registry. The storage is not changed."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} kit is not on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)

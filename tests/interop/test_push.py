@@ -120,7 +120,7 @@ def test_a_connection_that_breaks(
 
 
 def test_a_registry_that_restarts(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """An upload resumes after the registry restarted between two chunks, because the registry keeps them on disk."""
+    """An upload resumes if the registry restarted between two chunks. The registry keeps complete chunks on disk."""
     restarted: list[int] = []
 
     def read(offset: int) -> Iterator[bytes]:
@@ -264,7 +264,7 @@ def test_skopeo_reads_a_pushed_kit(
 
 
 def test_a_manifest_without_its_blobs_is_refused(registry: RegistryProcess, repository: Repositories) -> None:
-    """The error for a manifest without its blobs contains the registry's own words."""
+    """The error for a manifest without its blobs contains the error message of the registry."""
     kit = kits.build([kits.part("docs", "README.md", b"never pushed", format="raw")], vintage="1.17")
     with pytest.raises(RegistryError, match="blob unknown to registry"):
         repository(registry.host, "push/nothing").put_manifest("v1", IMAGE_MANIFEST, kit.manifest)

@@ -124,7 +124,6 @@ def test_several_tags_are_pushed_at_once(registry: Registry, box: Host, golden_t
 
 
 def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """A kit without a tag is pushed by its digest."""
     digest = box.kitfs("pack", golden_trees / "empty").stdout.splitlines()[-1].removeprefix("Model saved: ")
     box.kitfs("push", digest, f"{registry.host}/team/empty@{digest}", "--plain-http")
     assert registry.digest_of("team/empty", digest) == digest
@@ -218,7 +217,6 @@ def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -
 def test_a_push_that_cannot_succeed_fails_in_one_line(
     box: Host, golden_trees: Path, args: tuple[str, ...], code: int, said: str
 ) -> None:
-    """A push that cannot succeed ends in one line."""
     packed(box, golden_trees / "empty", "here:v1")
     with FakeRegistry() as fake:
         done = box.kitfs("push", *(arg.format(host=fake.host) for arg in args), "--plain-http", check=False)
@@ -237,7 +235,7 @@ def test_a_push_that_cannot_succeed_fails_in_one_line(
 def test_a_pushed_kit_is_mounted_elsewhere(
     registry: Registry, box: Host, host: Host, golden_trees: Path, name: str
 ) -> None:
-    """A pushed kit that is mounted from another store shows the recorded tree, and ``ls`` and ``cat`` show it too."""
+    """If a pushed kit is mounted from another store, the mount, ``ls`` and ``cat`` show the recorded tree."""
     ref = f"{registry.host}/team/{name}:v1"
     digest = packed(box, golden_trees / name, ref)
     box.kitfs("push", ref, "--plain-http")

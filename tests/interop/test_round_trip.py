@@ -37,7 +37,7 @@ FORMS = {
 
 @pytest.fixture
 def home(tmp_path: Path) -> dict[str, str]:
-    """Return an environment for other programs, whose home directories are temporary."""
+    """Return an environment in which other programs have temporary home directories."""
     return {
         **os.environ,
         "HOME": str(tmp_path / "home"),
@@ -53,7 +53,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def foreign(name: str) -> str:
-    """Return the path of a program of another project for which there is no package. Skip the test without it."""
+    """Return the path of a program of another project that has no package. If it is missing, skip the test."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{CANNOT} {name} is not on PATH")

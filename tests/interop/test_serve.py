@@ -178,7 +178,7 @@ def test_a_chunk_that_is_not_the_next_one_is_refused(client: httpx.Client, name:
 
 
 def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
-    """After DELETE, an upload no longer exists."""
+    """After DELETE an upload no longer exists."""
     location = begun(client, name)
     client.patch(location, content=DATA)
     assert client.delete(location).status_code == 204
@@ -188,14 +188,12 @@ def test_a_cancelled_upload_is_gone(client: httpx.Client, name: str) -> None:
 
 
 def test_a_finished_upload_is_gone(client: httpx.Client, name: str) -> None:
-    """After its PUT, an upload no longer exists."""
     location = begun(client, name)
     finished(client, location, DATA, DATA)
     assert code(client.get(location)) == (404, "BLOB_UPLOAD_UNKNOWN")
 
 
 def test_an_upload_belongs_to_its_repository(client: httpx.Client, name: str) -> None:
-    """An upload does not exist in other repositories."""
     location = begun(client, name)
     assert code(client.get(location.replace(name, "another"))) == (404, "BLOB_UPLOAD_UNKNOWN")
     assert code(client.patch(location.replace(name, "another"), content=b"x")) == (404, "BLOB_UPLOAD_UNKNOWN")
@@ -420,7 +418,7 @@ def test_what_is_not_a_manifest_is_refused(
 
 
 def test_invalid_references_of_manifests_are_refused(client: httpx.Client, name: str) -> None:
-    """A manifest cannot be pushed by a digest that is not its own or by an invalid tag."""
+    """A push of a manifest by the digest of other bytes, or by an invalid tag, is refused."""
     assert code(put(client, name, UNKNOWN, manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "sha256:x", manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "-v1", manifest())) == (400, "TAG_INVALID")

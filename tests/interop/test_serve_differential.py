@@ -1,6 +1,6 @@
 """docker-registry and ``kitfs serve`` return the same responses to the same requests, except for listed differences.
 
-Both have received the same pushes. The topic "server" of the manual lists the differences for people, and a test
+Both registries get the same pushes first. The topic "server" of the manual lists the differences for people, and a test
 compares that list with DIFFERENCES. The requests are in ``registry_requests``, which also defines the parts of a
 response that are compared.
 """
@@ -218,7 +218,7 @@ def test_there_are_enough_requests() -> None:
 
 
 def test_answers_are_the_same_or_a_known_difference(asked: list[Asked]) -> None:
-    """Status, body and headers are those of docker-registry, or a Difference explains them."""
+    """Every response is equal to that of docker-registry, or a Difference explains the differences."""
     untold = {
         one.place: {
             field: (one.theirs.get(field), one.ours.get(field)) for field in sorted(differing(one.theirs, one.ours))
@@ -249,7 +249,7 @@ def test_kitfs_never_fails(asked: list[Asked]) -> None:
 
 
 def test_the_manual_has_the_same_table() -> None:
-    """The table in the topic "server" has one row for each ``what``, and no other rows."""
+    """The table in the topic "server" has exactly one row for each ``what`` of DIFFERENCES."""
     text = manual.read("server").partition("## Differences from CNCF distribution")[2]
     rows = re.findall(r"^\| (.+?) \|", text, re.MULTILINE)[1:]
     assert sorted(rows) == sorted({d.what for d in DIFFERENCES} | {PLAIN})

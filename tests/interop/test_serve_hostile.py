@@ -118,7 +118,7 @@ def test_a_request_that_is_not_http_ends_its_connection(server: Server, request_
 
 
 def test_a_hundred_headers_and_long_ones_are_accepted(server: Server) -> None:
-    """A hundred headers, one of them with 15 KiB, are accepted."""
+    """A request with a hundred headers is accepted, and so is a header of 15 KiB."""
     with Wire(server.host) as wire:
         wire.send("GET /v2/", *(f"X{n}: {'a' * 100}" for n in range(98)), f"Y: {'a' * (15 << 10)}")
         assert wire.receive().status == 200
@@ -135,7 +135,6 @@ def test_other_transfer_codings_are_refused(server: Server, client: httpx.Client
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
 def test_a_request_may_come_byte_by_byte(server: Server, cut: int) -> None:
-    """A request may arrive in single bytes."""
     request = b"GET /v2/ HTTP/1.1\r\nHost: x\r\nX: yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n\r\n"
     with Wire(server.host) as wire:
         wire.socket.sendall(request[:cut])
@@ -145,7 +144,6 @@ def test_a_request_may_come_byte_by_byte(server: Server, cut: int) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(server: Server, client: httpx.Client) -> None:
-    """Pipelined requests are answered in the order in which they were sent."""
     location = begun(client, "pipe")
     blob = pushed(client, "pipe", DATA)
     with Wire(server.host) as wire:
@@ -193,7 +191,7 @@ def _memory(server: Server) -> int:
 
 
 def test_100_continue_is_sent_before_a_body(server: Server, client: httpx.Client) -> None:
-    """A client that expects 100-continue gets it before it sends the body."""
+    """A client that expects 100-continue gets this response before it sends the body."""
     location = begun(client, "expect")
     with Wire(server.host) as wire:
         wire.send(f"PATCH {location}", "Expect: 100-continue", "Content-Length: 5")
@@ -219,7 +217,7 @@ def test_100_continue_is_sent_before_a_body(server: Server, client: httpx.Client
 def test_a_refused_body_is_not_asked_for(
     server: Server, client: httpx.Client, line: str, header: str, status: int
 ) -> None:
-    """A request that is refused by its headers gets its answer instead of 100-continue."""
+    """A request that is refused by its headers gets the refusal instead of 100-continue."""
     location = begun(client, "expect")
     length = 5 if status != 413 else 5 * MiB
     with Wire(server.host) as wire:
@@ -469,7 +467,6 @@ def impatient_client(impatient: Impatient) -> Iterator[httpx.Client]:
 
 @pytest.mark.parametrize("said", [b"", b"GET", b"GET /v2/ HTTP/1.1\r\nHo", b"GET /v2/ HTTP/1.1\r\nHost: x\r\n"])
 def test_a_connection_with_half_a_header_is_closed(impatient: Impatient, said: bytes) -> None:
-    """A connection that sends only a part of a header is closed."""
     with Wire(impatient.host) as wire:
         wire.socket.sendall(said)
         assert wire.ended()
@@ -481,7 +478,7 @@ def test_a_connection_with_half_a_header_is_closed(impatient: Impatient, said: b
 
 
 def test_what_arrived_of_a_body_that_stalls_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
-    """A body that stalls ends its connection, and what arrived of it is kept."""
+    """A body that stalls ends its connection. The bytes that arrived are kept."""
     location = begun(impatient_client, "a")
     with Wire(impatient.host) as wire:
         wire.send(f"PATCH {location}", f"Content-Length: {len(DATA)}", body=DATA[:1000])
@@ -494,7 +491,7 @@ def test_what_arrived_of_a_body_that_stalls_is_kept(impatient: Impatient, impati
 
 
 def test_what_arrived_of_chunks_that_stall_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
-    """A chunked body that stalls ends its connection, and what arrived of it is kept."""
+    """A chunked body that stalls ends its connection. The bytes that arrived are kept."""
     location = begun(impatient_client, "a")
     with Wire(impatient.host) as wire:
         wire.send(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n")
@@ -519,7 +516,6 @@ def test_a_body_that_comes_slowly_is_waited_for(impatient: Impatient, impatient_
 def test_a_client_that_does_not_read_is_disconnected(
     impatient: Impatient, impatient_client: httpx.Client, path: str
 ) -> None:
-    """A client that does not read its answer is disconnected."""
     blob = pushed(impatient_client, "a", DATA * 16)
     put(impatient_client, "a", "v1", manifest(annotations={"a": "x" * (4 * MiB - 1000)}))
     with Wire(impatient.host, buffer=4096) as wire:

@@ -129,7 +129,7 @@ def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Serv
 
 
 def test_a_status_request_does_not_take_over(server: Server) -> None:
-    """A GET of an upload does not end the request that writes to it."""
+    """A GET of an upload does not end the request that sends bytes to the upload."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         chunk(wire, location, DATA[:HALF])
@@ -325,7 +325,6 @@ def test_with_json_it_says_where_it_serves_in_one_object(tmp_path: Path) -> None
 
 
 def test_a_port_in_use_is_refused(server: Server, tmp_path: Path) -> None:
-    """A port that is in use is refused in one line."""
     exit_code, line = refused_start("--root", str(tmp_path / "other"), "--listen", server.host)
     assert (exit_code, line) == (2, f"kitfs: --listen: {server.host}: address already in use")
 

@@ -311,7 +311,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Server) -> None:
-    """``serve gc`` keeps what other kits and unfinished uploads need, deletes the rest, and prints what it deleted."""
+    """With ``--min-age 0``, ``serve gc`` deletes all blobs that no kit and no unfinished upload needs.
+
+    Without the option, blobs that are less than a day old are kept.
+    """
     with client_of(server) as client:
         shared = DATA[5:]
         gone = kit(client, "a", "v1", DATA, shared)
@@ -421,9 +424,9 @@ def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -
 
 
 def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
-    """Each risk of an address has a line that names the option against it.
+    """Each risk of an address has a line that names an option against the risk.
 
-    Loopback has no such line, and ``--htpasswd`` and TLS remove their lines.
+    A loopback address has no risks. ``--htpasswd`` and TLS each remove one.
     """
 
     def lines(host: str, *, tls: bool = False, users: bool = False, read_only: bool = False) -> list[str]:
@@ -442,7 +445,7 @@ def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
 
 
 def test_listening_on_every_address_logs_warnings(tmp_path: Path) -> None:
-    """The log has one line about users and one about TLS before the first request, and neither on loopback."""
+    """Before the first request, the log has one warning about users and one about TLS. On loopback it has neither."""
     with Server(tmp_path / "root", tmp_path / "log", "--listen", "0.0.0.0:0") as server:
         warned = [line for line in server.log.read_text().splitlines() if " WARNING " in line]
     assert ["--htpasswd" in warned[0], "--tls-cert" in warned[1], len(warned)] == [True, True, 2]

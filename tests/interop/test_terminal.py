@@ -62,7 +62,7 @@ class Terminal:
     def run(self, *args: str | os.PathLike[str], env: dict[str, str] | None = None) -> str:
         """Run a verb, and return its stdout and stderr.
 
-        Raises AssertionError if they contain a control character or the verb has a bug.
+        Raises AssertionError if the output contains a control character or the verb has a bug.
         """
         done = self.host.kitfs(*args, env={"PYTHONUTF8": "1"} | (env or {}), check=False, text=False)
         told = (done.stdout + b"\n" + done.stderr).decode("utf-8")  # type: ignore[operator]

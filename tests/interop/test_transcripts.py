@@ -165,7 +165,10 @@ def test_an_unknown_manifest_version_gets_a_warning(replayed: tuple[str, list[Ou
 
 @replays
 def test_every_difference_still_exists() -> None:
-    """Every entry is still a difference and a command of the transcript, and the manual gives its reason."""
+    """Every listed command is in the transcript and still has another result than kit.
+
+    The manual gives the reason for each.
+    """
     table = manual.read("kit").partition("## Differences from kit\n")[2]
     assert [why for why in DIFFERENCES.values() if why not in table] == []
     assert set(DIFFERENCES) == set(EXPECTED)

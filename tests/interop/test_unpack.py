@@ -133,7 +133,10 @@ def test_references(golden_registry: RegistryProcess, box: Host) -> None:
 
 
 def test_deprecated_flags_are_filters(box: Host) -> None:
-    """Deprecated flags work as filters, with a warning. Together with ``--filter`` they are ignored."""
+    """Deprecated flags work as filters, with a warning.
+
+    Together with ``--filter``, deprecated flags are ignored.
+    """
     archive = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
     done = box.kitfs("unpack", archive, "-d", box.root / "a", "--model", "--kitfile")
     assert sorted(os.listdir(box.root / "a")) == ["Kitfile", "model"]
@@ -143,9 +146,9 @@ def test_deprecated_flags_are_filters(box: Host) -> None:
 
 
 def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, box: Host) -> None:
-    """A wrong byte ends in exit code 6, and nothing of its layer is written.
+    """If a layer has a wrong byte, unpack exits with 6 and writes nothing of the layer.
 
-    When the registry is right again, the same command fetches that layer only.
+    When the registry has the right bytes again, the same command fetches only that layer.
     """
     good = part("code", "c", kit_tar({"c/x": b"x" * 5000}))
     bad = part("model", "m", kit_tar({f"m/{n}": RANDOM.randbytes(MiB) for n in range(6)}))

@@ -48,6 +48,6 @@ def test_the_examples_of_a_page_run(page: str, here: Machine) -> None:
 
 
 def test_a_block_that_is_not_run_says_why() -> None:
-    """The reason why a block is not run is a sentence."""
+    """The reason in ``<!-- not run: REASON -->`` has at least 15 characters."""
     reasons = [block.reason for text in PAGES.values() for block in blocks(text) if block.reason is not None]
     assert [reason for reason in reasons if len(reason) < 15] == []

@@ -26,7 +26,7 @@ ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> str:
-    """Assert that a command was refused in one line that contains ``words``, and return the line."""
+    """Assert that a command failed, and that its one line on stderr contains ``words``. Return the line."""
     assert done.returncode != 0, done
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -340,7 +340,6 @@ def test_no_fusermount3(user_host: Host) -> None:
 
 
 def test_a_cache_directory_that_is_a_file(host: Host) -> None:
-    """Mount refuses a ``--cache-dir`` that is a file."""
     (host.root / "file").write_text("mine")
     refuses_to_mount(host, ARCHIVE, "--cache-dir", str(host.root / "file"), words=(str(host.root / "file"),))
 

@@ -1,4 +1,4 @@
-"""A mount whose connections to the registry are slow singly opens several of them."""
+"""If each connection to the registry is slow, a mount opens several connections."""
 
 from __future__ import annotations
 

@@ -61,9 +61,9 @@ def test_mount_in_a_command_substitution_returns(host: Host) -> None:
 
 
 def test_mount_prints_digest_pid_and_log(host: Host) -> None:
-    """Mount prints one line on stdout, with a digest, a pid and a log, and nothing on stderr.
+    """Mount prints one line on stdout and nothing on stderr.
 
-    The digest is that of the manifest, the process lives, and the log exists.
+    The line has the digest of the manifest, the pid of a running process, and the path of a log that exists.
     """
     mount = host.mount(ARCHIVE)
     assert mount.digest == GOLDEN_KITS["basic"]["manifest"]
@@ -159,7 +159,7 @@ def test_umount_of_a_busy_mount_names_the_processes_that_use_it(host: Host, tran
 
 
 def test_open_files_stay_readable_after_a_lazy_umount(host: Host, transport: str) -> None:
-    """``umount --lazy`` of a busy mount frees its path at once.
+    """``umount --lazy`` of a busy mount frees the path of the mount at once.
 
     An open file stays readable, and the daemon ends when the file is closed.
     """
@@ -268,7 +268,6 @@ def test_status_is_stable(host: Host, transport: str) -> None:
 
 
 def test_status_without_a_directory_prints_a_line_per_mount(host: Host) -> None:
-    """``status`` without a directory prints one line for each mount."""
     mounts = [host.mount(ARCHIVE, at=name) for name in ("a", "b")]
     lines = host.kitfs("status").stdout.splitlines()
     assert len(lines) == 2
@@ -330,7 +329,7 @@ def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
 
 
 def test_mounts_of_one_directory_at_once_share_one_daemon(host: Host) -> None:
-    """Eight processes that mount one reference on one directory at the same time all succeed, with one daemon."""
+    """If eight processes mount one reference on one directory at the same time, all succeed and share one daemon."""
     processes = [host.start("mount", ARCHIVE, host.mnt / "a") for _ in range(8)]
     told = []
     for process in processes:

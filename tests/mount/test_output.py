@@ -30,7 +30,10 @@ def test_umount_json_lists_what_was_unmounted(host: Host) -> None:
 
 
 def test_umount_json_of_a_busy_mount_is_an_error_in_json(host: Host) -> None:
-    """``umount --all --json`` lists the unmounted mounts on stdout. For a mount in use, it prints JSON on stderr."""
+    """``umount --all --json`` lists the unmounted mounts on stdout.
+
+    If a mount is in use, an error is printed as JSON on stderr.
+    """
     busy, idle = host.mount(ARCHIVE, at="busy"), host.mount(ARCHIVE, at="idle")
     with (busy / "run.sh").open("rb"):
         done = host.kitfs("umount", "--all", "--json", check=False)

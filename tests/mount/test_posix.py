@@ -116,7 +116,6 @@ def test_errors_of_path_lookup(mount: Mounted) -> None:
 
 
 def test_reading_a_directory_is_eisdir(mount: Mounted) -> None:
-    """read(2) from the descriptor of a directory fails with EISDIR."""
     fd = os.open(mount / "m/d", os.O_RDONLY)
     try:
         assert errno_of(lambda: os.read(fd, 10)) == "EISDIR"
@@ -140,7 +139,7 @@ def test_reads_at_and_across_the_end_are_short(mount: Mounted, size: int) -> Non
 
 
 def test_a_mapping_reads_the_same_bytes(mount: Mounted) -> None:
-    """mmap of a file shows its bytes, and zeros between its end and the end of the page."""
+    """mmap of a file shows the bytes of the file, and zeros from the end of the file to the end of the page."""
     with (mount / "m/size-4097").open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as view:
         assert view[:] == content(4097)[:4097]
 

@@ -74,7 +74,6 @@ def test_a_mount_after_a_lazy_unmount_is_a_new_mount(host: Host, transport: str,
 
 
 def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
-    """After a lazy unmount another kit can be mounted on the same directory."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -84,7 +83,7 @@ def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
 
 
 def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> None:
-    """If six processes mount again after a lazy unmount, one new daemon serves the mount, and all print its pid."""
+    """If six processes mount again after a lazy unmount, all print the pid of one new daemon."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -188,7 +187,7 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """If a mount of another run-time directory is in use, it stays. Umount never detaches it lazily.
+    """Umount never detaches a mount of another run-time directory lazily. A mount that is in use stays.
 
     The reason is that kitfs cannot find out whether the daemon of such a mount is alive.
     """

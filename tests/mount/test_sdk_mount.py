@@ -49,7 +49,6 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def test_mount_for_the_time_of_a_block(place: Place) -> None:
-    """The kit is mounted during the block, and not mounted after the block."""
     running = threading.Event()
     bystander = threading.Thread(target=running.wait)  # a program with threads must not fork
     bystander.start()
@@ -195,7 +194,6 @@ def test_a_block_raises_its_own_exception(place: Place, user: str) -> None:
 
 
 def test_a_forked_child_that_leaves_the_block_does_not_unmount(place: Place) -> None:
-    """A forked child that leaves the block does not end the mount of its parent."""
     code = """
 import os, sys, kitfs
 with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.argv[4], run_dir=sys.argv[5]) as models:

@@ -84,7 +84,7 @@ def links(root: Path) -> set[frozenset[str]]:
 
 
 def read_all(mount: Mounted) -> None:
-    """Read every file of a mount, so that all layers become complete."""
+    """Read every file of a mount, which completes all layers."""
     trees.scan(mount.path)
 
 
@@ -358,7 +358,7 @@ def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
 
 
 def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
-    """With another run-time directory, mount refuses a sealed mount and umount ends it."""
+    """With another run-time directory, mount refuses a sealed mount, and umount ends the sealed mount."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -462,7 +462,7 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
 
 
 def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> None:
-    """Status is right if a mount is sealed after its record was read and before the mount table is read."""
+    """A mount may be sealed after status has read its record and before status reads the mount table."""
     mount = host.mount(small(host))
     run = RunDir(str(host.run_dir))
     before = run.record(str(mount.path))

@@ -48,7 +48,7 @@ def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
 
 @pytest.mark.parametrize(("ref", "options", "code"), [(ARCHIVE, "frobnicate", 1), ("oci:/nowhere:v1", "ro", 32)])
 def test_the_helper_fails_as_mount_8_wants_it(host: Host, ref: str, options: str, code: int) -> None:
-    """mount.kitfs exits with 1 for wrong usage and with 32 for a mount that failed, and prints one line on stderr."""
+    """mount.kitfs exits with 1 for wrong usage and with 32 for a failed mount, and prints one line on stderr."""
     done = mount_helper(host, ref, host.mnt, "-o", options)
     assert (done.returncode, len(done.stderr.splitlines())) == (code, 1), done.stderr
 

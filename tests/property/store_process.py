@@ -52,7 +52,7 @@ def inflate(wire: bytes) -> bytes:
 
 
 class Content(NamedTuple):
-    """A blob: its right bytes, and other bytes of the same length that a hostile registry sends for its digest."""
+    """The right bytes of a blob, and the bytes of the same length that a hostile registry sends instead."""
 
     right: bytes
     wrong: bytes
@@ -184,7 +184,10 @@ class Journal:
 
 
 class Faults:
-    """The faults of a process: it is killed right before call number ``die_at``, or its next sync fails."""
+    """The faults of a process.
+
+    The process is killed right before call number ``die_at``, or its next sync fails.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self.die_at: int | None = None
@@ -298,7 +301,7 @@ _context.set_forkserver_preload([__name__])
 
 
 def run(connection: Connection, root: str, journal: str) -> None:
-    """Open the store and execute commands, until the other end is closed or sends "end"."""
+    """Open the store and execute commands until the connection is closed or "end" arrives."""
     faults = Faults(Journal(journal))
     counters = Counters()
     store = Store.open(root, counters=counters, log=logging.getLogger("kitfs.test"), free_share=0.0, patience=2.0)

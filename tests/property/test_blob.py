@@ -89,7 +89,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def killed(self) -> None:
-        """End without closing the blob, and open it again as another process would."""
+        """Drop the blob without closing it, and open it again as another process would."""
         self.store.later(lambda: None)
         other = Store.open(self.store.root, counters=Counters(), log=logging.getLogger("kitfs.test"), free_share=0.0)
         blob = other.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))

@@ -235,7 +235,6 @@ def test_every_byte_is_the_packed_one(
     actions: list[tuple[str, tuple[str, ...]]],
     seed: int,
 ) -> None:
-    """Threads and mappings read at random, while layers are filled, evicted and sealed, and daemons are killed."""
     kit = build(
         [
             part("model", "model", kit_tar({n: FILES[n] for n in FILES if n.startswith("model/")})),

@@ -232,7 +232,7 @@ def test_filters_of_any_text(text: str) -> None:
 
 @given(st.text(alphabet="a./", max_size=12))
 def test_cleaned_paths_stay_clean(path: str) -> None:
-    """Cleaning a clean path does not change it, and it has no empty components or dots."""
+    """A cleaned path has no empty components or dots, and cleaning it again does not change it."""
     cleaned = clean_path(path)
     assert clean_path(cleaned) == cleaned
     assert cleaned in (".", "/") or not {"", "."} & set(cleaned.removeprefix("/").split("/"))

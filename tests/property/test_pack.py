@@ -109,7 +109,10 @@ class Ignore:
         return any(back for back, _ in self.patterns)
 
     def ignores(self, path: list[str]) -> bool:
-        """Return whether a path is ignored, by the last pattern that matches it or a directory above it."""
+        """Return whether a path is ignored.
+
+        The last pattern that matches the path, or a directory above the path, decides.
+        """
         above = [path[:n] for n in range(1, len(path) + 1)]
         decided = [back for back, pattern in self.patterns if any(matches(pattern, p) for p in above)]
         return bool(decided) and not decided[-1]
