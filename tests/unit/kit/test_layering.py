@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from kitfs.errors import UnsafePath
@@ -60,6 +62,29 @@ def test_a_place_outside_the_target_is_refused() -> None:
 def test_names_that_are_reserved_at_the_root_are_left_to_the_caller() -> None:
     """A reserved name is omitted from the result at the root only."""
     assert list(merge([PlacedLayer("a", index("K", "d/K"), "")], reserved=("K",)).winners) == ["d", "d/K"]
+
+
+class CountedIndex:
+    """An index that counts how many names are looked up in it."""
+
+    def __init__(self, index: LayerIndex) -> None:
+        self._index = index
+        self.lookups = 0
+
+    def child(self, row: int, name: bytes) -> int:
+        self.lookups += 1
+        return self._index.child(row, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._index, name)
+
+
+def test_a_merge_does_not_look_up_each_directory_from_the_root() -> None:
+    """A hostile archive of 10 KiB may have 1,900 directories below each other."""
+    deep = CountedIndex(index("a/" * 90 + "x", "a/b/c", "z/y"))
+    merged = merge([PlacedLayer("a", cast("LayerIndex", deep), ""), PlacedLayer("b", index("a/b/d"), "")])
+    assert list(merged.winners)[-4:] == ["a/b/c", "a/b/d", "z", "z/y"]
+    assert deep.lookups < 3 * 100
 
 
 def test_links_are_followed_to_their_end() -> None:
