@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from kitfs.erofs import mounting
 from kitfs.erofs.refusal import Refusal
@@ -28,6 +29,10 @@ from tests import host as hosts
 from tests import interpreters, stores
 from tests.fakes.registry import FakeRegistry
 from tests.registry_process import RegistryProcess
+
+# On a busy machine an example may take much longer than the 200 ms that hypothesis allows by default.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 GOLDEN = Path(__file__).parent / "golden"
 GOLDEN_KITS: dict[str, dict[str, Any]] = json.loads((GOLDEN / "kits.json").read_text())
