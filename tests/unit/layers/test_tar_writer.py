@@ -95,7 +95,7 @@ def test_written_as_go_writes(name: bytes, mode: int, size: int | None, length: 
 
 
 def test_the_layer_that_kit_packs() -> None:
-    """A layer with a directory and a file of six bytes has the digest in KITOPS §1.6."""
+    """A layer with a directory and a file of six bytes has the digest that kit 1.7 computed."""
     layer = header(b"model", directory=True, mode=0o755) + header(b"model/w.bin", directory=False, mode=0o644, size=6)
     layer += b"hello\n" + padding(6) + TRAILER
     assert len(layer) == 2560

@@ -1,4 +1,4 @@
-"""kit's filters select layers (KITOPS §5, pkg/cmd/unpack/filter.go). A part of them applies to parents (§2.3)."""
+"""kit's filters select layers (KitOps, pkg/cmd/unpack/filter.go). A part of them applies to parents."""
 
 from __future__ import annotations
 

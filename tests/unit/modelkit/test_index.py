@@ -1,6 +1,6 @@
 """ModelKit indexes are parsed, written and edited, and labels select a kit.
 
-Sources: KITOPS §8, KitOps 1.17 pkg/lib/index.
+Source: KitOps 1.17, pkg/lib/index.
 """
 
 from __future__ import annotations

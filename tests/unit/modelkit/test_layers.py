@@ -1,4 +1,4 @@
-"""Layers are matched with entries of the Kitfile by digest, position or path (KITOPS §1.3, §1.7, §11).
+"""Layers are matched with entries of the Kitfile by digest, position or path.
 
 For a ModelPack, the Kitfile is generated.
 """

@@ -1,4 +1,4 @@
-"""Manifests, descriptors and media types of every version of kit are parsed (KITOPS §1.1, §1.2, §11.1)."""
+"""Manifests, descriptors and media types of every version of kit are parsed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifest(**more: Any) -> bytes:
 
 
 def test_the_vector_of_a_kit_1_7_manifest() -> None:
-    """The config and the layer of KITOPS §1.6 give a manifest with the recorded size and digest."""
+    """The config and the layer of a kit that kit 1.7 packed give a manifest with the recorded size and digest."""
     made = Manifest(
         Descriptor(KIT_CONFIG, Digest("sha256:edbe426e41cf7af6f482317d9150baae723476e1c2fdf616723003a95af4a48c"), 313),
         (Descriptor(MODEL, Digest("sha256:29cdf6272176a3bcba34eeaacaeba2863713eaa748887a9a5563277cd8c95671"), 2560),),

@@ -1,4 +1,4 @@
-"""Digests and references are parsed by kit's rules (KITOPS §6). Layouts on disk have their own references."""
+"""Digests and references are parsed by kit's rules. Layouts on disk have their own references."""
 
 from __future__ import annotations
 

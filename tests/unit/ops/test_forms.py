@@ -100,7 +100,7 @@ def _unzstd(data: bytes) -> bytes:
 
 
 def test_media_types_annotations_and_config_of_a_model_pack(basic: Path, store: Store) -> None:
-    """Every field has the value that CNCF's model-spec and KITOPS §11.2 define."""
+    """Every field has the value that CNCF's model-spec defines."""
     shape = packed_shape(layer_format="raw", model_pack=True)
     made = pack_to_store(str(basic), read_kitfile(str(basic / "Kitfile")), store, [], kit_format=shape, report=quiet)
     manifest = json.loads(made.manifest.to_json())

@@ -1,4 +1,4 @@
-"""index prints the texts, tables and JSON of kit 1.17. The tests are those of KITOPS §8 and of kit's testdata/index."""
+"""index prints the texts, tables and JSON of kit 1.17. The tests are those of kit's testdata/index."""
 
 from __future__ import annotations
 

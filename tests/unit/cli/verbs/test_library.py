@@ -1,4 +1,4 @@
-"""list, inspect, info, tag and remove print kit's tables, texts and JSON (KITOPS §8), for the store and registries."""
+"""list, inspect, info, tag and remove print kit's tables, texts and JSON, for the store and registries."""
 
 from __future__ import annotations
 

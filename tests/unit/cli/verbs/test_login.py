@@ -1,4 +1,4 @@
-"""login and logout check, store and erase credentials in the file that kit uses too (KITOPS §4.2)."""
+"""login and logout check, store and erase credentials in the file that kit uses too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelKit indexes are edited in the store, and pushed to and pulled from a registry (KITOPS §8)."""
+"""ModelKit indexes are edited in the store, and pushed to and pulled from a registry, as in KitOps 1.17."""
 
 from __future__ import annotations
 
