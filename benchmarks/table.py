@@ -74,7 +74,7 @@ class Row:
 
     @property
     def describes(self) -> str:
-        """Return the description of what is measured, on both sides."""
+        """Return a description of the measurement on both sides."""
         return self.measure.__doc__ or ""
 
     def only(self, text: str) -> Row:

@@ -299,7 +299,7 @@ def sweep_stale() -> None:
 def wait_until(fact: Any, message: str, *, seconds: float = 60) -> None:
     """Poll until ``fact`` is true. A timeout fails the test with ``message``.
 
-    This is for events that send no notification.
+    Use this function for events that send no notification.
     """
     deadline = time.monotonic() + seconds
     while not fact():

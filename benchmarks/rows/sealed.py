@@ -167,7 +167,7 @@ def copy_mode(bench: Bench) -> Found:
     """Measure row 6 through a mount that copies every byte (FUSE, neither sealed nor passthrough).
 
     The first peer is the local file. The second peer is the local file through benchmarks.minimal, which calls
-    pread(2). The pages of its mounted file are dropped too.
+    pread(2). Before each read through a mount, the pages of the mounted file are dropped.
     """
     with bench.home() as home, minimal(bench, bench.model.file.parent) as plain:
         local, simple = bench.model.file, plain / bench.model.file.name

@@ -1,4 +1,4 @@
-"""Fakes of registry products: a FakeRegistry with the quirks of one product each, as public issues describe them.
+"""Fakes of registry products. Each fake is a FakeRegistry with the quirks of one product, taken from public issues.
 
 A quirk is a difference from distribution-spec v1.1, or a choice that the specification leaves open, in the response to
 a push, a pull, a mount of a blob, a deletion or a request for referrers. Each class names the issues in which the quirk
@@ -92,9 +92,9 @@ class Amazon(FakeRegistry):
 
 
 class Google(FakeRegistry):
-    """Artifact Registry does not accept chunks, and its upload locations are below another path.
+    """Artifact Registry does not accept chunks, and its upload locations are absolute and have a query of their own.
 
-    The locations are absolute and have a query of their own. Sources: kitops 777, skopeo 1101 (chunks).
+    Sources: kitops 777, skopeo 1101 (chunks).
     """
 
     def _upload(self, repository: _Repository, name: str, identity: str, served: Served, form: bytes) -> Answer:

@@ -134,7 +134,7 @@ def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
 
 
 def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
-    """The tree shows the directory and its entries. Entries below that name in the layers before it stay hidden."""
+    """The tree shows the directory and its entries. Entries below that name in earlier layers stay hidden."""
     counters = Counters()
     t = tree(
         FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"),

@@ -30,6 +30,6 @@ def test_files_need_to_be_read_and_directories_to_be_listed_and_entered() -> Non
 
 
 def test_counts_of_layers_sum_up() -> None:
-    """The sum of several counts has the examples of the first counts."""
+    """The counts are added, and the first example of each kind is kept."""
     layers = [Closed(), Closed(0, 1, "", "d"), Closed(2, 1, "f", "e"), Closed(1, 0, "g", "")]
     assert summed(layers) == Closed(3, 2, "f", "d")

@@ -49,7 +49,7 @@ def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
 
 
 def test_the_room_is_looked_at_as_it_shrinks() -> None:
-    """A decoder stops before the store is full, although its output takes room meanwhile."""
+    """A decoder stops before its own output fills the store."""
     stored = 0
     bounded = Growth(1000, expansion=DEFAULT_EXPANSION, declared=None, spare=lambda: 200 * MiB - stored)
     for _ in range(4096):

@@ -82,7 +82,7 @@ def test_a_link_that_was_left_out_has_no_identity() -> None:
 
 
 def test_short_archives_cannot_imply_endless_directories() -> None:
-    """Directories that have no entry of their own count against a limit if they exceed a number for each entry."""
+    """A directory without an entry of its own counts against the limit for names, which --max-entries sets."""
     b = builder()
     for i in range(3):
         add(b, f"{i:03}/" + "a/" * 2000 + "x")

@@ -283,7 +283,7 @@ def test_a_registry_elsewhere_does_not_lead_to_loopback(
 def test_a_hub_elsewhere_does_not_lead_to_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, lead: Callable[[FakeHub, str, RegistryClient], None]
 ) -> None:
-    """If a hub elsewhere names a list page or a file on loopback, its URL is refused."""
+    """If a hub elsewhere names a list page or a file on loopback, the URL is refused."""
     with pytest.raises(RegistryError, match="is this machine itself"):
         lead(hub, inner.url, client(plain_http=True, read_timeout=5.0))
     assert inner.served() == []

@@ -321,7 +321,7 @@ def test_public_content_needs_no_credential_helper(
 ) -> None:
     """If a credential helper is missing, anonymous access is tried, with a warning.
 
-    If that fails, the error names the helper.
+    If anonymous access is refused, the error names the helper.
     """
     fake.require_token()
     made = client()

@@ -62,7 +62,10 @@ def serve() -> Iterator[Servers]:
 
 
 def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
-    """Send a PUT. Return its status, and how many pieces of 1 MiB were taken from the body."""
+    """Send a PUT.
+
+    Return the status of the response, and the number of pieces of 1 MiB that were taken from the body.
+    """
     made = 0
 
     def body() -> Iterator[bytes]:
