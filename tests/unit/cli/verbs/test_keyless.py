@@ -80,7 +80,10 @@ def test_a_trusted_root_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_signature_of_a_key_is_not_one_of_an_identity(kitfs: Kitfs) -> None:
-    """The golden layout is signed by a key. If an identity is required, verify fails and its error names the key."""
+    """The golden layout is signed by a key.
+
+    If an identity is required, verify fails, and the error lists the signers.
+    """
     done = kitfs("verify", LAYOUT, "--certificate-identity", WORKFLOW, "--certificate-oidc-issuer", ISSUER)
     assert done.code == 11
     assert "an unnamed key (tag)" in done.err

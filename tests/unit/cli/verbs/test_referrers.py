@@ -101,7 +101,7 @@ def test_a_push_without_the_option_sends_the_kit_alone(kitfs: Kitfs, registry: F
 
 
 def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """A document about the kit and a document about this document are pulled and pushed with the kit."""
+    """If a document is attached to a referrer of the kit, both are pulled and pushed with the kit."""
     kit = registry.put_kit("team/kit", KIT, "v1")
     first = attach(registry, Digest.of(KIT.manifest), b"about the kit")
     attach(registry, first, b"about the document")

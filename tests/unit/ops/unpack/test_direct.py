@@ -30,7 +30,7 @@ class Whole:
 
 
 def again(index: LayerIndex, data: bytes, piece: int) -> LayerIndex | None:
-    """Add an archive to ``Headers`` in pieces, and build its index from the bytes that were retained."""
+    """Pass an archive to ``Headers`` in pieces of `piece` bytes, and index the archive again from the headers."""
     headers = Headers(index, len(data))
     for at in range(0, len(data), piece):
         headers.add(at, memoryview(data)[at : at + piece])
