@@ -1,4 +1,4 @@
-"""FUSE passthrough on a real mount: which handles the kernel reads without the daemon, and when that changes.
+"""FUSE passthrough on a real mount: the kernel reads handles with a backing file without the daemon.
 
 The bytes of the file system in memory differ from those of the backing file. Each read shows which bytes it returned.
 """

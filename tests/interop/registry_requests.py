@@ -1,8 +1,8 @@
-"""Requests that are sent to several OCI registries, and the parts of a response that are compared.
+"""Cases of requests that are sent to several OCI registries, and a comparison of the responses.
 
-A ``Case`` is a sequence of requests. Each response is compared. "@" in the target of a request stands for the Location
-of the last response. Cases are generated from parameters, and a new form of range is one line. ``content`` returns the
-content that the cases need.
+A ``Case`` is a sequence of requests. "@" in the target of a request stands for the Location of the last response. Cases
+are generated from parameters, and a new form of range is one line. ``content`` returns the pushes that the other cases
+need.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def tagged(repository: str, reference: str, data: bytes = KIT, media_type: str =
 
 
 def content() -> Iterator[Case]:
-    """Return the pushes that both registries get first. Their responses are compared too."""
+    """Return the pushes with which each registry starts. The responses to these pushes are compared too."""
     for repository in REPOSITORIES:
         for data in (CONFIG, SMALL, BLOB):
             yield Case(f"push {repository} blob of {len(data)}", upload(repository, data))

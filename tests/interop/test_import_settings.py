@@ -108,10 +108,7 @@ def test_settings_of_the_user_do_not_change_an_import(
     ],
 )
 def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, environ: dict[str, str]) -> None:
-    """The environment variables that git sets for its hooks do not change the kit.
-
-    A hook may run kitfs.
-    """
+    """If a hook of git runs kitfs, the environment variables that git sets for the hook do not change the kit."""
     assert imported(box, repository, **environ) == imported(box, repository)
 
 

@@ -1,4 +1,4 @@
-"""Programs from other projects accept the kits that the tests' own builder makes."""
+"""Programs from other projects accept the kits that tests/kits.py builds."""
 
 from __future__ import annotations
 

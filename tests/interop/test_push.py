@@ -1,4 +1,4 @@
-"""Pushes to CNCF distribution and to ``kitfs serve``: in one request, in chunks, by mounts and over bad connections.
+"""Pushes to CNCF distribution and ``kitfs serve`` succeed in one request, in chunks, by mounts and after failures.
 
 Skopeo reads the pushed kits.
 """

@@ -369,7 +369,7 @@ def test_tags_of_a_manifest_that_is_pushed_by_digest(client: httpx.Client, name:
 
 
 def test_an_index_may_contain_an_index(client: httpx.Client, name: str) -> None:
-    """An index is accepted when its manifests exist, and it may list another index."""
+    """An index is accepted if all of its manifests exist. It may list another index."""
     assert code(put(client, name, "all", index(manifest()), IMAGE_INDEX)) == (400, "MANIFEST_BLOB_UNKNOWN")
     put(client, name, "v1", manifest())
     inner = index(manifest())

@@ -1,6 +1,6 @@
-"""``kitfs serve`` without room on the disk, without free descriptors, and with garbage in its store.
+"""``kitfs serve`` recovers from full disks and a lack of descriptors, and collects the garbage in its store.
 
-Pulls still work, nothing is deleted that may be needed, and the server recovers.
+Pulls still work, and nothing is deleted that may be needed.
 """
 
 from __future__ import annotations
@@ -234,9 +234,9 @@ def crowd(server: Server, size: int) -> list[socket.socket]:
 
 
 def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: Server) -> None:
-    """With more idle connections than descriptors the server still answers and closes idle connections.
+    """With more idle connections than descriptors, the server still answers, and closes idle connections.
 
-    Its log and its CPU time do not grow.
+    The log and the CPU time of the server do not grow.
     """
     with client_of(few) as client:
         kit(client, "a", "v1", DATA)

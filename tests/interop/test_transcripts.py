@@ -1,6 +1,6 @@
 """kitfs repeats about a hundred commands of the real kit 1.7, with the same success or failure and the same stdout.
 
-The transcript of kit is not part of the repository: the tests read it from a directory beside the repository. All
+The transcript of kit is not part of the repository. The tests read it from a directory beside the repository. All
 commands are run once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
 trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
 """

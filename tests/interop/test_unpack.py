@@ -1,4 +1,7 @@
-"""``kitfs unpack`` with golden kits, kit's recorded output, kills, wrong bytes and a limit of memory."""
+"""``kitfs unpack`` writes the recorded trees and prints what kit printed.
+
+It survives kills, detects wrong bytes and keeps within a limit of memory.
+"""
 
 from __future__ import annotations
 

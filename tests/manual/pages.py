@@ -1,4 +1,4 @@
-"""The README and the pages of the manual as data: their blocks of examples, and a machine that runs the blocks.
+"""The blocks of examples in the README and the manual, and a machine that runs these blocks.
 
 A block is the text between a pair of ``` lines. The word after the first ``` is the kind of the block.
 

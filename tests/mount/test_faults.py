@@ -1,7 +1,8 @@
-"""Faults that begin and end while a kit is mounted: what read(2) returns, what is reported, and how reads recover.
+"""Reads fail with EIO while a fault lasts, the fault is reported, and reads succeed after its end.
 
-``test_hostile`` tests which faults a reader notices. A lower bound on a time in this module shows that nothing is given
-up too early. An upper bound only shows that nothing hangs: it is several times the measured time.
+Each fault begins and ends while a kit is mounted. ``test_hostile`` tests which faults a reader notices. A lower bound
+on a time in this module shows that nothing is given up too early. An upper bound only shows that nothing hangs: it is
+several times the measured time.
 """
 
 from __future__ import annotations

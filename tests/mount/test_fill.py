@@ -1,4 +1,4 @@
-"""Layers are fetched before they are read, by ``kitfs warm`` and by a mount in the background (--fill)."""
+"""``kitfs warm``, and ``--fill`` in the background of a mount, fetch layers before they are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registries that behave badly, through a real mount: what read(2) returns, and when."""
+"""Reads from a mount return the right bytes or EIO, however badly the registry behaves."""
 
 from __future__ import annotations
 

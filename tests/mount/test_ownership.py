@@ -1,4 +1,4 @@
-"""Kitfs protects or refuses stores, run-time directories and layouts that other users can change, on a real host."""
+"""Kitfs does not trust stores, run-time directories and layouts that other users can change."""
 
 from __future__ import annotations
 

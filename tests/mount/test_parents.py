@@ -1,4 +1,4 @@
-"""Kits with parents, through a real mount."""
+"""A mount of a kit with parents shows the models of the parents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Libraries that read model files, through a real mount."""
+"""Libraries that read model files get the right tensors from a mount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mounting again on a directory that has, or had, a mount of kitfs.
+"""A directory that has, or had, a mount of kitfs is mounted again.
 
 The same request succeeds, and another request is refused. After an unmount any kit can be mounted.
 """

@@ -1,4 +1,4 @@
-"""Mounts in a Python program: ``kitfs.mount``, ``unmount``, ``mounts``, ``status`` and ``logs``."""
+"""A Python program can mount kits with ``kitfs.mount``, ``unmount``, ``mounts``, ``status`` and ``logs``."""
 
 from __future__ import annotations
 

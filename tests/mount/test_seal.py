@@ -1,4 +1,4 @@
-"""Sealed mounts: the kernel serves complete kits from the store, without a daemon."""
+"""A sealed mount needs no daemon: the kernel reads a complete kit from the store."""
 
 from __future__ import annotations
 

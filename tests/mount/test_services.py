@@ -1,4 +1,4 @@
-"""Programs that the system starts: the helper of mount(8), services that notify systemd, and the units."""
+"""The helper of mount(8) and the units of systemd start kitfs, and services notify systemd."""
 
 from __future__ import annotations
 

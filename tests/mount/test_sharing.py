@@ -1,4 +1,7 @@
-"""All mounts of a host share one store: shared layers, processes that die, and reads without the registry."""
+"""All mounts of a host share one store.
+
+Shared layers are fetched once, processes may be killed, and cached bytes are read without the registry.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ except OSError as e:
 
 
 def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -> None:
-    """Assert that the registry served each byte of a blob once.
+    """Assert that the registry has sent each byte of a blob once.
 
     The registry logs a request a moment after it has sent the last byte of the response.
     """

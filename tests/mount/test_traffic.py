@@ -1,4 +1,7 @@
-"""The bytes that a mount transfers over the network, as the mount and the registry count them."""
+"""A mount transfers only a small part of a kit over the network.
+
+The mount and the registry both count the bytes.
+"""
 
 from __future__ import annotations
 

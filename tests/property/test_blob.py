@@ -1,4 +1,7 @@
-"""Reads, fills, closes, reboots, kills and evictions of one blob in any order never return a wrong byte."""
+"""No read of a blob returns a wrong byte, whatever is done to the blob before.
+
+The blob is read, filled, closed, killed and evicted in any order, and the computer is rebooted.
+"""
 
 from __future__ import annotations
 
