@@ -99,7 +99,7 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 class TokenRequest:
     """A token request in progress, shared by every thread that needs the same token.
 
-    After ``end``, either ``header`` or ``error`` is set, or neither if the token server could not be reached.
+    After ``end``, ``header`` or ``error`` is set. If the token server could not be reached, neither is set.
     """
 
     __slots__ = ("done", "error", "header")

@@ -7,7 +7,7 @@ instead. The events are the classes of ``kitfs.events``:
     Total(name, size, label)         name has size bytes to transfer; label is its name for display
     Moved(name, size)                size more bytes of name are done; size is negative when bytes must be repeated
     Sent(what, digest, size, how)    a blob, config, manifest or index arrived: how is exists, mounted, uploaded, …
-    Saved(what, kind, digest, added) a layer, config or manifest is in the store; added is False if it was before
+    Saved(what, kind, digest, added) a layer, config or manifest is in the store; added is False if it was already there
     Noted(text)                      a step begins
     Warned(text)                     a warning for the user
 

@@ -123,8 +123,8 @@ def free(store: Store, blobs: set[str]) -> None:
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:
     """Remove a tag from its registry. With ``force`` or a digest, remove the kit itself with all its tags.
 
-    If the registry does not support untagging, the kit is deleted if it has no other tags. Raises NotFound. Raises
-    RegistryError if the registry cannot delete manifests, or cannot delete only one of several tags.
+    If the registry cannot delete tags, the kit is deleted, unless it has other tags. Raises NotFound, and RegistryError
+    if the registry cannot delete manifests, or if it cannot delete tags and the kit has other tags.
     """
     tag = reference.identifier
     try:

@@ -75,7 +75,7 @@ class IgnoreRules:
 def left_out(path: str, layer: str, others: Collection[str]) -> bool:
     """Return whether ``path`` belongs to another layer that is inside or beside this layer.
 
-    A layer that contains this layer is ignored. ``layer``: the path of this layer. ``others``: the paths of all layers;
+    Layers that contain this layer do not count. ``layer``: the path of this layer. ``others``: the paths of all layers;
     this layer's path may be among them. All paths are clean, and "." is the context.
     """
     return any(is_within(path, other) and not is_within(layer, other) for other in others)

@@ -1,4 +1,4 @@
-"""Blobs are read over real sockets from a registry with faults (DESIGN §6)."""
+"""Blobs are read over real sockets from a registry with faults."""
 
 from __future__ import annotations
 

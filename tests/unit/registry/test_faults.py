@@ -1,4 +1,4 @@
-"""Faults of registries, token servers, redirect targets and proxies (DESIGN §6), over real sockets.
+"""Faults of registries, token servers, redirect targets and proxies, over real sockets.
 
 These tests involve several modules. Other files in this directory test single modules.
 """
