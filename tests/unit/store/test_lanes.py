@@ -1,4 +1,4 @@
-"""When a reader gets several requests at the same time, on a link that the test simulates."""
+"""Lanes decides how many requests of a reader run at the same time. The tests simulate the link."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class Link:
         self.trials = 0
 
     def run(self, seconds: float) -> None:
-        """Receive over as many connections as the lanes ask for, and let the first one of a trial meet the second."""
+        """Receive for some simulated seconds over ``lanes.count`` connections.
+
+        A trial runs a second connection ahead of the first, until the first reaches the place where the second began.
+        """
         end = self.now + seconds
         distance = 0.0
         while self.now < end:
@@ -40,7 +43,7 @@ class Link:
 
 @pytest.mark.parametrize("each", [2, 20, 80, 120])
 def test_connections_that_are_limited_singly_get_lanes(each: int) -> None:
-    """If every connection has its own limit, the number of lanes grows to the largest."""
+    """If every connection has its own limit, the number of lanes grows to the maximum."""
     link = Link(each * MIB, 1000 * MIB)
     link.run(20)
     assert (link.lanes.count, link.lanes.settled, link.trials) == (MAX_LANES, True, 1)
@@ -49,7 +52,7 @@ def test_connections_that_are_limited_singly_get_lanes(each: int) -> None:
 
 @pytest.mark.parametrize("total", [2, 20, 80, 120])
 def test_a_link_that_one_connection_fills_keeps_one_lane(total: int) -> None:
-    """If a second connection only takes its share from the first one, trials end after a few."""
+    """If both connections of a trial share the speed of one, trials end after MAX_TRIALS."""
     link = Link(1000 * MIB, total * MIB)
     link.run(60)
     assert (link.lanes.count, link.lanes.settled, link.trials) == (1, True, MAX_TRIALS)
@@ -70,7 +73,7 @@ def test_a_fast_link_is_never_tried() -> None:
 
 
 def test_a_request_that_its_reader_holds_back_is_not_measured() -> None:
-    """A slow reader pauses the request all the time, so that its rate is not that of the link."""
+    """The rate of a request that a slow reader pauses is not the rate of the link."""
     lanes, now = Lanes(), 100.0
     for _ in range(1000):
         now += 0.1
