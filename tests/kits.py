@@ -210,8 +210,8 @@ def build(
 ) -> Kit:  # fmt: skip
     """Build a kit from these parts, in the order of the Kitfile, as KitOps of that vintage writes it.
 
-    ``parent`` is a reference for ``model.path``. The ``extra`` fields are added at the end of config and manifest. They
-    are unknown fields, which a reader of JSON must ignore.
+    ``parent`` is a reference for ``model.path``. ``config_extra`` and ``manifest_extra`` are fields that are added at
+    the end of config and manifest. A reader of JSON must ignore these unknown fields.
     """
     parts = sorted(parts, key=lambda p: _ORDER.index(p.kind))
     blobs: dict[str, Content] = {}

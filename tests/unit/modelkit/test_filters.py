@@ -85,9 +85,9 @@ def test_wrong_filters(text: str, told: str) -> None:
     ],
 )
 def test_filters_of_a_parent(texts: list[str], parents: list[str] | None) -> None:
-    """Only the model of a parent is used.
+    """Only the model of a parent is used, and only if a filter selects a model.
 
-    Without filters that is the whole model, and nothing if no filter selects a model.
+    Without filters, the whole model is used.
     """
     found = for_parent([Filter.parse(t) for t in texts])
     assert (None if found is None else [str(f) for f in found]) == parents

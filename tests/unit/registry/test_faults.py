@@ -56,7 +56,10 @@ def read(team: Repository, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
-    """Return the message of the error that ``attempt`` raises. Its class must be ``error`` or a direct subclass."""
+    """Return the message of the error that ``attempt`` raises.
+
+    The error's class must be ``error`` or a direct subclass.
+    """
     with pytest.raises(error) as caught:
         attempt()
     assert error in type(caught.value).__mro__[:2]  # the class itself or a direct subclass

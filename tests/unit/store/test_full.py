@@ -48,7 +48,7 @@ def decoded(store: Store, source: BytesSource) -> Blob:
 
 
 def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
-    """If the bytes before its position could not be stored, the decoder starts again to read them."""
+    """A decoder whose output could not be stored starts again for a read before its position."""
     disk.refuses = lambda name: name == "rest"
     blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
     with ThreadPoolExecutor() as pool:

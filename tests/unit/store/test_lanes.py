@@ -12,7 +12,7 @@ LEFT = 10 << 30
 
 
 class Link:
-    """A link that carries ``each`` bytes a second for a connection, and ``all`` bytes a second for all of them."""
+    """A link with a limit of ``each`` bytes a second for one connection, and of ``total`` for all connections."""
 
     def __init__(self, each: float, total: float) -> None:
         self.each, self.total = each, total
