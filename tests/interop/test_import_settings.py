@@ -113,7 +113,7 @@ def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, e
 
 
 def test_the_umask_does_not_change_an_import(box: Host, repository: Path) -> None:
-    """The umask does not change the modes, which are part of a kit."""
+    """Modes are part of a kit, and the umask does not change them."""
     neutral = imported(box, repository)
     before = os.umask(0o077)
     try:

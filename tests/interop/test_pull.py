@@ -59,7 +59,10 @@ def file_of(path: Path, size: int, seed: int) -> Path:
 
 
 def big_kit(directory: Path, size: int = SOME) -> kits.Kit:
-    """Build a kit of two raw layers, of two thirds and one third of ``size``, and of some small layers."""
+    """Build a kit of two large raw layers and some small layers.
+
+    The raw layers have two thirds and one third of ``size``.
+    """
     parts = [kits.part("model", "w.bin", file_of(directory / "w.bin", size // 3 * 2 + 7, 1), format="raw")]
     parts.append(kits.part("dataset", "d.bin", file_of(directory / "d.bin", size // 3, 2), format="raw"))
     parts += [kits.part("code", f"c{n}", kits.kit_tar({f"c{n}/a.py": bytes([n]) * 9999})) for n in range(6)]
@@ -388,7 +391,7 @@ def test_a_pull_that_is_killed_at_its_end(own_registry: RegistryProcess, box: Ho
         with Relay(own_registry.port) as meter:
             ref = f"{meter.host}/team/kit:v1"
             box.kitfs("pull", ref)
-            assert meter.moved < 2 * STREAMS * WINDOW  # the content of its socket buffers
+            assert meter.moved < 2 * STREAMS * WINDOW  # bytes that were in socket buffers at the kill
         verified(box, kit)
         shutil.rmtree(box.cache)
         box.cache.mkdir(mode=0o700)

@@ -121,9 +121,9 @@ def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
 
 
 def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
-    """While one reader waits for a stalled body, cached bytes, names and attributes are served.
+    """While a reader waits for a stalled body, others can read cached bytes, names and attributes.
 
-    The reader continues when the stall ends.
+    When the stall ends, the reader gets its bytes.
     """
     mount = host.mount(ref, "--transport", transport)
     assert read_at(mount / "w.bin", 0) == "read 4096"

@@ -239,7 +239,7 @@ def test_a_signal_detaches_a_busy_mount(host: Host) -> None:
 
 
 def test_umount_by_the_system_ends_the_daemon(host: Host, transport: str) -> None:
-    """umount(8) and ``fusermount3 -u`` end the daemon as ``kitfs umount`` does."""
+    """The daemon ends after umount(8) and ``fusermount3 -u``, as after ``kitfs umount``."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     subprocess.run([*command, mount.path], check=True)

@@ -428,7 +428,7 @@ def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
 
 
 def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
-    """The process that systemd monitors runs until the mount ends, also after the mount was sealed."""
+    """The process that systemd monitors runs until the mount ends, even if the mount was sealed."""
     ref = small(host)
     with in_foreground(host, ref) as process:
         mount = Mounted(host.mnt / "a", "", process.pid, Path())
@@ -683,7 +683,7 @@ def test_a_layer_of_the_wrong_size_is_not_sealed(host: Host) -> None:
 
 
 def blobs(host: Host) -> set[str]:
-    """Return the digests of the blobs in a host's store that are large enough to be layers."""
+    """Return the digests of those blobs in a host's store that are large enough to be layers."""
     return {p.parent.name for p in (host.cache / "blobs").rglob("rest") if p.stat().st_size > 256 << 10}
 
 

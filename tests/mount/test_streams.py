@@ -33,7 +33,7 @@ def shell(host: Host, script: str, *args: str | Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed: str) -> None:
-    """A daemon mounts, serves and ends although its caller had closed some of the standard streams."""
+    """A daemon mounts, serves and ends even if its caller had closed some of the standard streams."""
     done = shell(host, f'"$@" {closed}', "mount", ref, host.mnt / "a")
     assert (done.returncode, done.stderr) == (0, "")
     assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
