@@ -1,8 +1,8 @@
 """Parse digests and references as OCI and kit write them.
 
-Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo, ParseReference): the first
-path component is the registry if it contains "." or ":"; otherwise the whole string is a repository of "localhost".
-This module does no I/O.
+Digests follow image-spec, "Digests" (sha256, sha512). References follow kit (pkg/lib/repo/util, ParseReference): the
+first path component is the registry if it contains "." or ":"; otherwise the whole string is a repository of
+"localhost". This module does no I/O.
 """
 
 from __future__ import annotations

@@ -128,9 +128,8 @@ def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened:
     new, again = opened(mount.file), opened(mount.file)
     assert [os.pread(fd, 6, 3000) for fd in (old, new, again)] == [b"copied", b"backed", b"backed"]
     assert os.fstat(old).st_ino == os.fstat(new).st_ino == os.stat(mount.file).st_ino
-    reopened = opened(
-        Path(f"/proc/self/fd/{old}")
-    )  # opens the old node, for which the kernel does not permit both modes
+    # This opens the old node. The kernel does not permit both kinds of handles for one node.
+    reopened = opened(Path(f"/proc/self/fd/{old}"))
     assert os.pread(reopened, 6, 0) == b"copied"
 
 

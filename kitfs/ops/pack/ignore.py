@@ -1,9 +1,10 @@
 """Decide which files a layer omits: files that .kitignore excludes, and files that belong to another layer.
 
 .kitignore has the syntax of .dockerignore (moby's ``ignorefile.ReadAll`` and ``MatchesOrParentMatches``), as KitOps'
-pkg/lib/filesystem/ignore reads it. Patterns are relative to the context directory, ``*`` matches within a name, ``**``
-matches across directories, and ``!`` makes an exception. The last pattern that matches a path, or a directory above it,
-decides. These functions do no I/O. Threading: rules cache their matches, so only one thread at a time may use them.
+pkg/lib/filesystem/ignore.go reads it. Patterns are relative to the context directory, ``*`` matches within a name,
+``**`` matches across directories, and ``!`` makes an exception. The last pattern that matches a path, or a directory
+above it, decides. These functions do no I/O. Threading: rules cache their matches, so only one thread at a time may use
+them.
 """
 
 from __future__ import annotations
