@@ -102,10 +102,10 @@ class AccessOrder:
     def merged(self, before: Sequence[Run], unseen: Collection[str]) -> list[Run]:
         """Return the order to store, merged from this order and the stored order ``before``.
 
-        Runs of ``before`` stay if this mount does not show their layers, or if the layers are ``unseen``, which means
-        that the kernel may have read them without a request. If programs have read little of the kit, the first half of
-        the other runs stays, too. So a short look at a kit does not erase the order of a whole load, but an order that
-        programs no longer follow disappears.
+        A run of ``before`` stays if this mount does not show the layer of the run, or if the layer is in ``unseen``.
+        (The kernel may have read such layers without a request to the mount.) If programs have read little of the kit,
+        the first half of the other runs stays, too. So a short look at a kit does not erase the order of a complete
+        load, but an order that programs no longer follow disappears.
         """
         with self._lock:
             runs = [Run(*run) for run in self._runs]
@@ -137,7 +137,7 @@ class AccessOrder:
 
 
 def save(hints: Hints, digest: str, runs: Sequence[Run]) -> None:
-    """Store the order of a kit under the digest of its manifest. Only the last ``KITS`` orders stay."""
+    """Store the order of a kit under the digest of its manifest. Only the ``KITS`` most recent orders are kept."""
     hints.set((KIND, digest), _to_json(runs))
     recent = hints.get(RECENT)
     known = [one for one in recent if isinstance(one, str) and one != digest] if isinstance(recent, list) else []

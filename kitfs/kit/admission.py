@@ -1,9 +1,9 @@
 """Decide whether a kit may be used: verify its signatures against the policies before its contents are read.
 
-The registry is asked each time. If it cannot be reached, an earlier verdict counts for at most ``MAX_AGE`` seconds. The
-catalog stores a verdict, with the digests of the valid signatures, for each repository, digest of a kit, rule and
-digest of a policy. If the registry answers and the signatures are no longer valid, the verdict is deleted. Threading:
-any thread may check a kit.
+The registry is asked each time. If it cannot be reached, an earlier verdict is used for at most ``MAX_AGE`` seconds.
+The catalog stores each verdict with the digests of the valid signatures. There is one verdict for each combination of
+repository, digest of a kit, rule and digest of a policy. If the registry responds and the signatures are no longer
+valid, the verdict is deleted. Threading: any thread may check a kit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_AGE: Final = 7 * 86_400  # seconds that a verdict counts while the registry 
 class Admission:
     """A check of kits against policies. Every policy must accept a kit.
 
-    ``places_of`` returns the places where the signatures of a reference may be. Each place is asked.
+    ``places_of`` returns the places where the signatures of a reference can be stored. All places are searched.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ class Demand:
     def read(self, digest: str, pread: Callable[[bool], bytes], *, wait: bool) -> bytes:
         """Read bytes of a layer: call ``pread(False)``, and if that raises WouldBlock, call ``pread(True)``.
 
-        If ``wait`` is False, WouldBlock is raised to the caller instead.
+        If ``wait`` is False, ``pread(True)`` is not called, and WouldBlock is raised.
         """
         try:
             data = pread(False)

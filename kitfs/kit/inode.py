@@ -15,7 +15,10 @@ MASK: Final = (1 << 63) - 1  # inode numbers have 63 bits
 
 
 class NoEntry(OSError):  # noqa: N818 - a lookup of a name that does not exist is not a failure
-    """A name does not exist (ENOENT). If ``final`` is True, it never will exist, so the kernel may cache this."""
+    """A name does not exist (ENOENT).
+
+    If ``final`` is True, the name will never exist, and the kernel may cache that.
+    """
 
     def __init__(self, *, final: bool) -> None:
         super().__init__(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -45,7 +48,7 @@ class InodeTable:
     def number_for(self, inode: int, value: int) -> Inode:
         """Assign an inode number to ``value``, and return the number.
 
-        It is ``inode``, or the next number that is free or already has the same value.
+        The numbers from ``inode`` on are tried. The first number that is free, or already has this value, is returned.
         """
         while True:
             inode = max(inode, ROOT + 1)
@@ -57,7 +60,10 @@ class InodeTable:
             inode = (inode + 1) & MASK
 
     def _add(self, inode: int, value: int) -> int:
-        """Add an inode and return its value, which differs from ``value`` if another thread added the inode first."""
+        """Add an inode and return its value.
+
+        If another thread has added the inode first, the value is the other thread's.
+        """
         with self._lock:
             if 3 * (self._count + 1) > 2 * len(self._table[0]):
                 self._grow()

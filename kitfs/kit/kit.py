@@ -13,7 +13,7 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """An opened kit. ``layers`` begins with the layers of its parents; later layers cover earlier ones.
+    """An opened kit. ``layers`` begins with the layers of its parents; later layers take precedence.
 
     ``kitfile_bytes`` is the Kitfile as ``kit unpack`` would write it. It is None if a filter leaves the Kitfile out, or
     if the kit has no Kitfile (a ModelPack that KitOps did not pack). For a kit without a Kitfile, ``kitfile`` is made

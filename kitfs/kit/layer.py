@@ -133,7 +133,7 @@ class Layer:
     def index(self, *, wait: bool = True) -> LayerIndex:
         """Return the index of the layer's members. The store keeps the index for other mounts on this host.
 
-        An index of unverified bytes is made again after verification. Raises IntegrityError if the two indexes differ.
+        An index of unverified bytes is made again from verified bytes. Raises IntegrityError if the two indexes differ.
         """
         if self._misfit is not None:
             raise self._misfit
@@ -222,7 +222,7 @@ class Layer:
         return None
 
     def _keep(self, index: LayerIndex, content: Blob, *, proven: bool) -> LayerIndex:
-        """Store an index, and return it as mapped from the store, so that the kernel can reclaim its pages."""
+        """Store an index, and return a mapping of the stored index, whose pages the kernel can reclaim."""
         self.index_is_proven = proven
         entry = content.directory
         if not members.keep(self._store.root, self.digest, entry, index, proven=proven):
@@ -237,7 +237,7 @@ class Layer:
             self._store.prove(self._prove)
 
     def _prove(self) -> None:
-        """Make the index again from verified bytes. If it differs from the index in use, this mount's layer fails."""
+        """Make the index again from verified bytes. If it differs from the index in use, reads of the layer fail."""
         with self._proof:
             self._is_proving = False
             made = self._index
@@ -274,9 +274,9 @@ class Layer:
         return raw_index(self.path, size or 0, 0o644 if known is None or known.mode is None else known.mode)
 
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
-        """Return the numbers of files and directories that other users may not use; None if they are not known.
+        """Return how many files and directories other users cannot open, with an example of each; None if not known.
 
-        No request is sent to a registry, and at most ``at_most`` entries of a layer without index are read.
+        No request is sent to a registry. If the layer has no index, at most ``at_most`` entries are read.
         """
         with suppress(WouldBlock, LayerError):
             return closed_to_others(self.index(wait=False))
@@ -311,7 +311,7 @@ class Layer:
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
         """Return whether a lookup of a name outside ``path`` may skip this layer without fetching it.
 
-        It may if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
+        True if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
         """
         if self._index is not None or self.type.format == "raw":
             return True
@@ -355,8 +355,8 @@ class Layer:
     def check(self, *, wait: bool = True) -> None:
         """Raise IntegrityError if the layer's bytes are known to be wrong.
 
-        After any process has fetched the blob of the layer again and verified it, this method reopens the blob, and the
-        layer is usable again. With ``wait=False``, WouldBlock is raised instead of reopening.
+        If a process has fetched the layer's blob again and verified it, this method reopens the blob and raises no
+        error. With ``wait=False``, it does not reopen the blob, but raises WouldBlock.
         """
         failure = self.failure
         if failure is None:

@@ -3,9 +3,9 @@
 The result is the tree that GNU tar would make if it extracted the layers one after the other. If two layers have a file
 of the same name, the later file wins. A directory that has an entry of its own replaces a file, and a file replaces an
 empty directory. In every other conflict the earlier entry stays, and the later entry is left out with everything below
-it. If two layers have the same directory, the mode of the first entry counts. A layer whose declared path contains a
-name takes precedence over layers whose declared path does not contain it. ``layers.builder.IndexBuilder`` applies the
-same rules to the entries of one layer.
+it. If two layers have the same directory, it has the mode of the first entry. A layer whose declared path contains a
+name takes precedence over layers whose declared path does not contain the name. ``layers.builder.IndexBuilder`` applies
+the same rules to the entries of one layer.
 
 ``kit.tree`` looks up single names while layers are still being fetched. ``merge`` handles all names at once, for verbs
 that write the files of a kit. This module does no I/O.
@@ -57,7 +57,7 @@ class Numbered(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An entry of a layer that has a certain name, and may be the one that the tree shows."""
+    """An entry of a layer with a certain name. The tree shows one candidate for each name."""
 
     number: int
     names: Names
@@ -94,7 +94,10 @@ class Winner(NamedTuple):
 
 
 def winner(candidates: Iterable[Candidate]) -> Winner | None:
-    """Return the winner among the entries of one name, or None without entries. The layers must ascend."""
+    """Return the winner among the entries of one name, or None without entries.
+
+    The entries must be in ascending order of their layers.
+    """
     found: Candidate | None = None
     found_dir = is_explicit = is_filled = False
     since = 0
@@ -219,8 +222,8 @@ class _PlacedNames:
     def find(self, path: str) -> int:
         """Return the row of a path of the target; -1 if the path does not exist.
 
-        A path below the last one is found from there. So a merge, which goes from directory to directory, does not
-        take the square of the depth of the tree. Threading: one thread.
+        A path below the path of the last call is searched from that path on, because a search from the root for each
+        directory would make the merge of a deep tree slow. Threading: only one thread may use this object.
         """
         while self._trail and not f"{path}/".startswith(f"{self._trail[-1][0]}/"):
             self._trail.pop()
@@ -333,7 +336,10 @@ def merge(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = ()) -> 
 
 
 def in_order(sources: Sequence[PlacedLayer], won: dict[str, Winner]) -> Iterator[tuple[str, int]]:
-    """Yield (path, number of the layer) for every winner except directories: by layer, in the order of its archive."""
+    """Yield (path, number of the layer) for every winner except directories.
+
+    Winners are sorted by layer, and within a layer by their order in its archive.
+    """
     for number, source in enumerate(sources):
         below, index = _directory(source), source.index
         for row in index.members.rows():

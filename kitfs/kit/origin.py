@@ -1,7 +1,6 @@
-"""Read the blobs of a kit in order to copy them, from the store or from the kit's origin.
+"""Read the blobs of a kit to copy them. A blob that the store lacks is read from the kit's origin.
 
-The origin is the place where a kit is read from: a registry, a layout, or the store. A blob is read from it if the
-store lacks the blob.
+The origin is the place where a kit is read from: a registry, a layout, or the store.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ class Resolver:
     ) -> Kit:
         """Open the kit that a reference names, with the layers of its parents. ``labels`` choose a kit of an index.
 
-        ``pins`` is the ``Kit.pins`` of a kit that was opened before: a reference in ``pins`` is not resolved again, but
-        opened by its digest there. With ``remote``, the registry is asked even if the store has the kit.
+        ``pins`` is the ``Kit.pins`` of a kit that was opened before. A reference in ``pins`` is opened by its digest in
+        ``pins``, and is not resolved again. With ``remote``, the registry is asked even if the store has the kit.
 
         Raises NotFound, RegistryError, IntegrityError, KitfileError, UnsupportedLayer or ManifestError. Also raises
         ManifestError if the chain of parents is too long or has a cycle, UsageError if the labels do not choose exactly
@@ -276,7 +276,7 @@ class Resolver:
         return data
 
     def _last_known(self, key: tuple[str, str]) -> _KnownTag | None:
-        """Return the manifest that a tag named when its registry last answered; None if the store does not have it."""
+        """Return the manifest that a tag named when its registry last responded; None if the store does not have it."""
         known = self._store.catalog.get(key)
         try:
             digest = Digest.parse(known["digest"])
@@ -289,7 +289,7 @@ class Resolver:
     def _in_time(self, ask: Callable[[], tuple[Descriptor, bytes]], reference: Reference) -> tuple[Descriptor, bytes]:
         """Call ``ask``, and raise Unavailable if it takes more than ``patience`` seconds. Raises the errors of ``ask``.
 
-        The thread that waits for a silent registry ends when its request times out. A late answer is not used.
+        The thread that waits for a silent registry ends when its request times out. A late response is not used.
         """
         answer: Future[tuple[Descriptor, bytes]] = Future()
 

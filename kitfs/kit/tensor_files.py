@@ -1,9 +1,9 @@
-"""Predict which bytes of the safetensors and GGUF files in a mounted kit programs will read next.
+"""Predict which bytes programs will read next in the safetensors and GGUF files of a mounted kit.
 
-The header of a file is parsed after a program has read the header, so nothing is fetched for parsing. At the end of a
-file, a reader is expected to continue with the next shard: the next file in the index of shards (``formats.shards``),
-if the store has that index, or the next part of a GGUF file that llama.cpp has split. The header of the next shard is
-then fetched. Threading: only one thread at a time may use these objects.
+The header of a file is parsed after a program has read the header, so nothing is fetched for parsing. After the end of
+a file, a program probably reads the next shard. This is the next file in the index of shards (``formats.shards``), if
+the store has that index, or the next part of a GGUF file that llama.cpp has split. The header of the next shard is then
+fetched. Threading: only one thread at a time may use these objects.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class TensorOrder:
         self._readers: list[Reader] = []
 
     def resume(self, reader: Reader) -> None:
-        """Expect a reader to continue with the first tensor of this file, after another file was read to its end."""
+        """Add a reader that has read another file to its end, and probably reads the first tensor of this file next."""
         if not self._readers:
             self._readers = [Reader(reader.names, -1, reader.read)]
 
@@ -85,7 +85,7 @@ class TensorOrder:
             number += 1
 
     def _finish(self, number: int) -> None:
-        """Record that a tensor counts as read."""
+        """Record that a tensor counts as read, and advance the reader that has read it."""
         done, size = len(self._read) + 1, self._large[number].size
         for names, (order, places) in enumerate(zip(self._orders, self._places, strict=True)):
             place = places[number]

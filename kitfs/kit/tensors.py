@@ -46,8 +46,8 @@ class KitTensors:
     def find(self, name: str, path: str | None = None) -> tuple[str, Tensor]:
         """Return (path, tensor) for a tensor. If ``path`` is given, only that file is searched.
 
-        Raises NotFound, the errors of reading, ValueError if several files have the tensor, and LayerError if the
-        header of the only file that may have the tensor is damaged.
+        Raises NotFound or KitfsError, ValueError if several files have the tensor, and LayerError if only one file may
+        have the tensor and its header is damaged.
         """
         if path is not None:
             tensor = self._header(path).get(name)

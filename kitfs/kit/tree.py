@@ -283,7 +283,7 @@ class Tree:
             return None
 
     def _met(self, number: int, index: LayerIndex) -> None:
-        """Enter an index that is used for the first time, and log the entries that were left out."""
+        """Register an index that is used for the first time, and log the entries that were left out."""
         digest = self.layers[number].digest
         with self._lock:
             if self._indexes[number] is not None:

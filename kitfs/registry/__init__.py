@@ -1,8 +1,8 @@
-"""OCI distribution over httpx, and OCI layouts on disk.
+"""Access OCI registries over httpx, and OCI layouts on disk.
 
-httpx has a command line, which imports click, rich and pygments and takes more than half of the time of its import.
-kitfs does not use that command line. With an entry of None in ``sys.modules``, Python raises ImportError for a module,
-and httpx then works without its command line, as if rich were not installed.
+Importing httpx also imports its command line, with click, rich and pygments. This takes more than half of the import
+time, and kitfs does not use the command line. If ``sys.modules`` has the entry None for a module, Python raises
+ImportError for the module. httpx then works without its command line, as if rich were not installed.
 """
 
 import sys

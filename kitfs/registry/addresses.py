@@ -1,13 +1,13 @@
-"""Restrict the addresses to which kitfs connects: any address from the user, but only global ones from a registry.
+"""Restrict the addresses to which kitfs connects: a URL from the user may lead to any address.
 
-A token realm, a redirect, an upload's Location, a page link or a kit's parent is a URL that another party chose. Such a
-URL must not lead to this machine (loopback) or to an address that only this link can reach (link-local addresses, the
-metadata services of clouds), unless the server that named the URL has such an address itself. The check applies to the
-address of the connection. A name is looked up only once per connection, so that the checked address is the one that is
-used. With a proxy, the proxy looks names up, so only the host as written in the URL can be checked.
+Other parties also choose URLs: a token realm, a redirect, the Location of an upload, a link to the next page, a kit's
+parent. Such a URL must not lead to this machine (loopback) or to a link-local address (for example the metadata service
+of a cloud), unless the server that named the URL has such an address itself. kitfs checks the address of the
+connection. A name is looked up only once per connection, so kitfs connects to the address that it has checked. If a
+proxy looks names up, kitfs can check only the host as written in the URL.
 
-The scopes have the names that Linux uses (``ip address``): host, link, global. Threading: the functions and the
-backend have no state.
+The scopes have the names that Linux uses (``ip address``): host, link, global. Threading: the functions and the backend
+have no state.
 """
 
 from __future__ import annotations
@@ -60,9 +60,10 @@ class Forbidden(Exception):  # noqa: N818 - httpcore and httpx pass it on unchan
 
 
 def scope_of(address: str) -> AddressScope:
-    """Return the scope of an address as the system writes it.
+    """Return the scope of an address, which is written as the system writes it.
 
-    An IPv4 address that is embedded in an IPv6 address counts too. Raises ValueError if the string is not an address.
+    If an IPv6 address contains an IPv4 address, the narrower scope of the two is returned. Raises ValueError if the
+    string is not an address.
     """
     found = ipaddress.ip_address(address.strip("[]").partition("%")[0])
     scopes = {_scope(one) for one in (found, *_embedded(found))}
@@ -122,7 +123,7 @@ def permitted(scope: AddressScope, led_from: AddressScope | None) -> bool:
 def answered_from(response: httpx.Response) -> AddressScope:
     """Return the scope of the address that sent a response.
 
-    With a proxy, or without a connection, it is the scope of the host as written in the URL.
+    If a proxy was used, or the response has no connection, the scope of the host as written in the URL is returned.
     """
     return (
         response.extensions.get("address_scope")
@@ -176,7 +177,7 @@ class GuardedBackend(httpcore.NetworkBackend):
         raise failed
 
     def sleep(self, seconds: float) -> None:
-        """Sleep with the inner backend."""
+        """Call ``sleep`` of the inner backend."""
         self._inner.sleep(seconds)
 
 

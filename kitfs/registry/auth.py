@@ -44,7 +44,7 @@ ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Token(NamedTuple):
-    """The value of an Authorization header, and the time after which it is not used (monotonic seconds)."""
+    """The value of an Authorization header, and the time (in monotonic seconds) after which the value is not used."""
 
     header: str
     until: float
@@ -122,7 +122,7 @@ class Tokens:
         self._accepted: set[tuple[str, str]] = set()
 
     def get(self, host: str, scope: str) -> str | None:
-        """Return a header that has not expired, or None."""
+        """Return the cached header for a scope, or None if no header is cached or the header has expired."""
         with self._lock:
             token = self._tokens.get((host, scope))
         return token.header if token is not None and token.until > self._clock() else None
@@ -181,7 +181,7 @@ class Tokens:
 class RegistryAuth(httpx.Auth):
     """The auth flow of one repository.
 
-    ``host``: the registry whose credentials are used. ``plain_http``: whether they may be sent to a token server
+    ``host``: the registry whose credentials are used. ``plain_http``: whether credentials may be sent to a token server
     without TLS. ``scope``: for example "repository:name:pull"; several scopes are separated by blanks. A scope that
     allows more than pulling is requested in addition to the scopes of the challenge. Raises Unauthorized if no token
     can be obtained.
@@ -206,8 +206,7 @@ class RegistryAuth(httpx.Auth):
         """Send a request. After a 401, send the request once more with the authorization that the challenge requires.
 
         If the registry has accepted a token for this scope before, a 401 means that the token has expired. The request
-        is then sent up to ``ATTEMPTS`` times. A token can expire during retries, or because another thread obtained it
-        long ago.
+        is then sent up to ``ATTEMPTS`` times, because the next token can have expired, too.
         """
         held = self._tokens.get(self._host, self._scope)
         known = self._tokens.challenge(self._host, self._scope)
@@ -324,8 +323,9 @@ class RegistryAuth(httpx.Auth):
     ) -> httpx.Request:
         """Return the request for a token: GET with Basic, or the OAuth2 POST with a refresh token.
 
-        It has the timeouts of ``request``, the request that needs the token. Credentials are sent over plain HTTP only
-        with --plain-http, to the host of ``request`` if that request uses plain HTTP too, or to loopback addresses.
+        The token request has the timeouts of ``request``, which needs the token. Credentials are sent over plain HTTP
+        only in three cases: with --plain-http, to a loopback address, or if ``request`` goes over plain HTTP to the
+        same host.
         """
         service = challenge.parameters.get("service", "")
         scope = widened(challenge.parameters.get("scope", ""), self._scope)
@@ -377,7 +377,7 @@ class TokenAuth(httpx.Auth):
 
 
 def widened(asked: str, own: str) -> str:
-    """Merge the scope of a challenge (``asked``) with ``own``. If ``own`` allows only pulling, it is omitted."""
+    """Return the scopes of a challenge (``asked``) and the scope ``own``, without ``own`` if it allows only pulling."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
     actions: dict[str, dict[str, None]] = {}

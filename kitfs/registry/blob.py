@@ -97,9 +97,10 @@ class RequestAtRedirect:
 
 
 class Speed:
-    """The speed of a read, measured over all attempts, because each attempt may be quick but bring few bytes.
+    """The speed of a read, measured over all attempts together.
 
-    ``waited``: seconds spent waiting, including for the heads of responses.
+    Otherwise a series of quick attempts that bring few bytes would not be noticed. ``waited``: seconds spent waiting,
+    including for the heads of responses.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -108,7 +109,7 @@ class Speed:
         self.waited = 0.0
 
     def too_slow(self, response: httpx.Response, came: int) -> bool:
-        """Return whether fewer than ``LEAST`` bytes per second arrived over one timeout or more.
+        """Return whether kitfs has waited for a whole timeout, and fewer than ``LEAST`` bytes per second arrived.
 
         ``came``: the bytes that arrived in the last attempt.
         """
@@ -194,8 +195,8 @@ class RemoteBlob:
         """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
 
         See ``content.Source``. The endpoints are tried in turn, and each continues where the previous endpoint broke
-        off. If all fail, raises the error of the last endpoint, which is the registry itself, with the causes of all
-        endpoints: NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored, IntegrityError.
+        off. The last endpoint is the registry itself. If all fail, its error is raised, and the message has the causes
+        of all endpoints. The error is NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored or IntegrityError.
         """
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
@@ -270,9 +271,10 @@ class RemoteBlob:
             raise Broken(f"{self._what}: {endpoint.host} sent {came} of the {wanted} requested bytes")
 
     def _span(self, endpoint: Endpoint, response: httpx.Response, rest: Remaining) -> tuple[int, int]:
-        """Return [first byte, end) of the body that follows.
+        """Return the range [first byte, end) of the blob that the body of a response contains.
 
-        If the response is for other bytes, it is closed, and RegistryError or IntegrityError is raised.
+        If the response has another range than the requested range, it is closed, and RegistryError or IntegrityError is
+        raised.
         """
         try:
             check_encoding(response, self._what)
@@ -305,8 +307,8 @@ class RemoteBlob:
     def _pieces(self, response: httpx.Response, at: int, end: int) -> Generator[tuple[int, memoryview], None, None]:
         """Yield the pieces of a body that should be the bytes [at, end) of the blob.
 
-        The last piece is yielded after the response has ended, so that the connection returns to the pool even if the
-        reader stops there. Raises Broken, Stalled, and IntegrityError if the body is too long.
+        The last piece is yielded after the response has ended. The connection then returns to the pool, even if the
+        reader stops after this piece. Raises Broken or Stalled, and IntegrityError if the body is too long.
         """
         sized = "Content-Length" in response.headers
         host = host_of(response.request.url)

@@ -1,4 +1,4 @@
-"""Access the repositories of OCI registries (distribution-spec v1.1). They share connections and tokens.
+"""Access the repositories of OCI registries (distribution-spec v1.1) with shared connections and tokens.
 
 The client caches tokens, and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: any thread may
 call every method.
@@ -32,7 +32,7 @@ class RegistryClient:
     """A client that makes the Repository of a reference.
 
     ``transport``: replaces the connections to registries. ``clock``: returns the seconds by which tokens expire.
-    ``retries``: how failed requests are retried. ``buffers``: the memory for bodies, if the client shares it.
+    ``retries``: how failed requests are retried. ``buffers``: the memory for bodies, if several clients share it.
     """
 
     def __init__(

@@ -3,10 +3,10 @@
 A lookup reads kit's credentials.json and then docker's config.json, and in each file credHelpers, credsStore and then
 auths (oras-go credentials store; docker "credential helpers" protocol). Keys are hosts in any form that docker accepts,
 or repositories as in containers-auth.json(5); see ``matching``. docker.io is stored under https://index.docker.io/v1/.
-Newlines around user names, passwords and tokens, which files and shells add, are removed. ``store`` and ``erase``
-change kit's file, or the helper that it names, as oras-go does: the file is replaced by a rename, has mode 0600, and
-keeps every other entry. Credentials are looked up each time that a token is needed, so that a mount sees changes on
-disk. Threading: any thread may use this module. Its only state is a record of the warnings that were logged.
+Files and shells add newlines around user names, passwords and tokens; these newlines are removed. ``store`` and
+``erase`` change kit's file, or the helper that kit's file names, as oras-go does. The file is replaced by a rename, has
+mode 0600, and keeps every other entry. Credentials are looked up each time that a token is needed, so a mount sees
+changes on disk. Threading: any thread may use this module. Its only state is a record of the warnings that were logged.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def erase(kit_home: str, host: str) -> bool:
 
 
 def _kit_file(kit_home: str) -> str:
-    """Return the path of kit's file. A symbolic link is resolved, so that the rename replaces its target."""
+    """Return the path of kit's file. If it is a symbolic link, return the path of the link's target."""
     return os.path.realpath(os.path.join(kit_home, KIT_FILE))
 
 

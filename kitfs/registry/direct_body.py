@@ -6,11 +6,11 @@ arrived together with the head. The other bytes are received from the connection
 connection cannot be reused afterwards, because httpcore does not know that the body has ended. So only large bodies are
 read in this way.
 
-Each piece costs its reader a fixed time, so a fast body is received in large pieces, each of the bytes that arrive
-within ``WAIT``. These pieces end at multiples of ``UNIT``, so that the store can write them as whole chunks.
+Each piece costs its reader a fixed time, so a fast body is received in large pieces: a piece has the bytes that arrive
+within ``WAIT``. A large piece ends at a multiple of ``UNIT``, so that the store can write whole chunks.
 
-Measured on one core over loopback, 1 GiB: 0.7 s in this way, 2.5 s through httpcore. Buffers larger than 1 MiB fall out
-of the processor's cache and cost more. Threading: a body belongs to one thread.
+On one core over loopback, 1 GiB takes 0.7 s in this way, and 2.5 s through httpcore. Buffers larger than 1 MiB do not
+fit in the processor's cache and cost more. Threading: a body belongs to one thread.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _received(
 
 
 def fast_step(size: int, seconds: float) -> int:
-    """Return the size of the next pieces of a body. The last ``size`` bytes came within ``seconds``.
+    """Return the size of the next pieces of a body, given that its last ``size`` bytes arrived within ``seconds``.
 
     Returns 0 if the body is too slow to wait for more bytes.
     """

@@ -1,4 +1,4 @@
-"""Make connections that read while they send. So a response that arrives before the end of a body is noticed.
+"""Make connections that read while they send a body, and so notice a response before the body has ended.
 
 RFC 9112 §9.5 recommends that a client that sends a body watches for a response, and stops sending when a response
 arrives. ``httpcore`` reads the response after a failed write, so this module turns an early response into a failed
@@ -38,15 +38,15 @@ class TlsAlert(httpcore.RemoteProtocolError):
 
 
 class NoResponse(httpcore.RemoteProtocolError):
-    """A server closed a connection before it sent a byte."""
+    """A server closed a connection without sending a byte."""
 
 
 class DuplexStream(httpcore.NetworkStream):
     """A connection whose large writes fail with WriteError when a response arrives.
 
-    ``inner``: the plain or TLS socket. A timeout that is a ``Pace`` limits whole heads and the speed of bodies instead
-    of single reads and writes. ``listens``: False for TLS within TLS, which has no socket to listen on. ``plain``: the
-    connection does not use TLS, so a TLS alert on it means that the server expects TLS.
+    ``inner``: the plain or TLS socket. A timeout limits each read and write, unless it is a ``Pace``, which limits the
+    time of a whole head and the speed of a body. ``listens``: False for TLS within TLS, which has no socket of its own.
+    ``plain``: the connection does not use TLS, so a TLS alert on it means that the server expects TLS.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class DuplexStream(httpcore.NetworkStream):
         sockets.add(inner.get_extra_info("socket"))
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        """Return the bytes of an early response, or the bytes that arrive next. These may be more than ``max_bytes``.
+        """Return the bytes of an early response, or the bytes that arrive next.
 
-        Raises ReadTimeout (or its subclass TooSlow). For the first bytes of a connection, also raises TlsAlert and
-        NoResponse.
+        An early response may have more than ``max_bytes`` bytes. Raises ReadTimeout (or its subclass TooSlow). For the
+        first bytes of a connection, also raises TlsAlert and NoResponse.
         """
         data = self._read(max_bytes, timeout)
         if not self._received:
@@ -100,7 +100,7 @@ class DuplexStream(httpcore.NetworkStream):
 
     @property
     def can_receive_into(self) -> bool:
-        """Return whether the connection has its own socket. TLS within TLS has none."""
+        """Return whether ``receive_into`` can be used. TLS within TLS has no socket of its own."""
         return self._listens and not self._early
 
     def receive_into(self, view: memoryview, timeout: float | None, *, at_least: int = 1) -> int:
@@ -190,9 +190,7 @@ class DuplexStream(httpcore.NetworkStream):
     def _answered(self, sock: socket.socket) -> bool:
         """Read the bytes that have arrived.
 
-        Return whether they belong to a response, or whether the connection has ended.
-
-        Other TLS records (session tickets) are not a response.
+        Returns True for bytes of a response, and at the end of the connection. TLS session tickets are not a response.
         """
         try:
             self._early = sock.recv(MAX_EARLY)

@@ -1,8 +1,8 @@
 """Send a request to an endpoint of a registry: follow permitted redirects, and detect TLS on loopback hosts.
 
-``HttpClient`` contains one httpx.Client for all threads, which is composed here: auth flow → retry → routed
-connections. It caches only the scopes of addresses and the loopback hosts that use TLS. Threading: any thread may call
-every method.
+``HttpClient`` contains one httpx.Client for all threads. A request passes first through the auth flow, then through the
+retries, then through the routed connections. The client caches only the scopes of addresses and the loopback hosts that
+use TLS. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Endpoint:
     """A server of a repository: the registry itself, or a mirror.
 
     ``base`` is a URL that ends in the repository's name; ``host`` is the name that messages and credential files use.
-    ``patience``: seconds in which a refused connection is retried; the endpoints of a repository share one budget.
-    ``restart``: these seconds after the endpoint has once responded, because it may be restarting. They are fewer for a
-    mirror, because another endpoint can respond. ``led_from``: the address scope of the registry whose content names
-    this endpoint, or None if the user named it (see ``addresses``).
+    ``patience``: the seconds in which a refused connection is retried; the endpoints of a repository share them.
+    ``restart``: the same for an endpoint that has responded before and may be restarting. A mirror has fewer seconds,
+    because another endpoint can respond. ``led_from``: the address scope of the registry whose content names this
+    endpoint, or None if the user named it (see ``addresses``).
     """
 
     base: str
@@ -282,7 +282,7 @@ class HttpClient:
 class _NoCookies(CookieJar):
     """A cookie jar that stays empty.
 
-    A registry's cookies would be sent to every other registry of its host, and would accumulate without limit.
+    A registry's cookies would also be sent to other registries on the same host, and would accumulate without limit.
     """
 
     def extract_cookies(self, response: object, request: object) -> None:
@@ -293,7 +293,7 @@ class _NoCookies(CookieJar):
 
 
 def combined(causes: list[KitfsError], endpoints: tuple[Endpoint, ...]) -> KitfsError:
-    """Combine the errors of several endpoints into an error of the class of the last error, the registry's."""
+    """Combine the errors of several endpoints into one error, which has the class of the last error."""
     last = causes[-1]
     if len(causes) == 1:
         return last
@@ -317,7 +317,7 @@ def next_page(response: httpx.Response, at: httpx.URL, what: str) -> httpx.URL |
 
 
 def url_from(text: str) -> httpx.URL:
-    """Parse the URL of a registry. Raises UsageError."""
+    """Parse the URL of a registry. Raises UsageError if the URL is invalid."""
     try:
         return httpx.URL(text)
     except httpx.InvalidURL:

@@ -132,7 +132,10 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
 
 
 def root_cause(e: BaseException) -> BaseException:
-    """Return the innermost cause of an exception. httpx wraps exceptions of httpcore, which wraps those of sockets."""
+    """Return the innermost cause of an exception.
+
+    httpx wraps the exceptions of httpcore, and httpcore wraps the exceptions of sockets.
+    """
     seen: list[BaseException] = []
     while (below := e.__cause__ or e.__context__) is not None and below not in seen:
         seen.append(below)
@@ -187,7 +190,7 @@ def _tls_text(e: ssl.SSLError) -> str:
 def failure(response: httpx.Response, what: str) -> RegistryError | NotFound:
     """Return the error for an error response. Its class depends on the status and code of the response.
 
-    The body must have been read (``read_error``).
+    ``read_error`` must have read the body.
     """
     url = shown(response.request.url)
     host = host_of(response.request.url)
@@ -233,7 +236,7 @@ def check_encoding(response: httpx.Response, what: str) -> None:
 def secrets_of(request: httpx.Request) -> list[str]:
     """Return the secrets in a request, which a response may repeat.
 
-    They are its Authorization, encoded and decoded, and its refresh token.
+    They are the value of the Authorization header, also decoded, and the refresh token.
     """
     header = request.headers.get("Authorization", "")
     scheme, _, value = header.partition(" ")
@@ -253,9 +256,9 @@ def secrets_of(request: httpx.Request) -> list[str]:
 
 
 class CappedBody(httpx.SyncByteStream):
-    """At most ``limit`` + 1 bytes of a body. The last byte shows that the body exceeds the limit.
+    """The first ``limit`` + 1 bytes of a body. The last of these bytes shows that the body exceeds the limit.
 
-    ``lenient``: a body that breaks off ends without an error.
+    ``lenient``: do not raise an error if the body breaks off.
     """
 
     def __init__(self, inner: object, limit: int, *, lenient: bool) -> None:

@@ -1,6 +1,6 @@
 """Read the storage in kit's home directory as a second source of blobs.
 
-It is never written, and all digests are verified.
+kitfs never writes to the storage, and verifies all digests.
 
     <home>/storage/blobs/sha256/<hex>                            every blob
                    <base64url(registry/repository)>-tags.json    {tag: descriptor}
@@ -155,7 +155,8 @@ class KitStorage:
     ) -> LocalFirstRepository:
         """Return the Origin of a reference.
 
-        ``whole``: the caller reads all bytes, so it waits for checks, and it may use a tag that only kit has.
+        ``whole``: whether the caller reads all bytes. Its reads then wait for checks, and it may use a tag that only
+        kit has.
         """
         return LocalFirstRepository(self, reference, repository, whole=whole)
 
@@ -189,7 +190,10 @@ class KitStorage:
         return bytes(data)
 
     def check(self, descriptor: Descriptor) -> DigestCheck | None:
-        """Return the check of a blob, or None if kit has no blob with this digest and size. It may not have started."""
+        """Return the check of a blob, or None if kit has no blob with this digest and size.
+
+        The check is not started here.
+        """
         with self._lock:
             found = self._checks.get(descriptor.digest)
             if found is None:
@@ -219,7 +223,7 @@ class KitStorage:
 
 
 class LocalFirstRepository:
-    """An Origin that tries kit's storage first for content that is named by its digest, and then the repository."""
+    """An Origin that looks up digests in kit's storage first, and then in the repository."""
 
     def __init__(
         self, storage: KitStorage, reference: Reference, repository: Callable[[Reference], RemoteOrigin], *, whole: bool
@@ -275,8 +279,8 @@ class LocalFirstRepository:
 class LocalFirstBlob:
     """A Source of a blob that kit has.
 
-    Until ``check`` has found that kit's file is right, the blob that ``open_remote`` returns is read from the registry
-    instead. ``waits``: readers wait for the check.
+    Until ``check`` has verified kit's file, reads use the blob that ``open_remote`` returns, which is the registry's.
+    ``waits``: whether reads wait until the check has ended.
     """
 
     def __init__(self, check: DigestCheck, open_remote: Callable[[], Source], *, waits: bool) -> None:
@@ -297,7 +301,10 @@ class LocalFirstBlob:
 
     @property
     def sender(self) -> str:
-        """Return the registry, because the bytes of kit's file are used only after its digest was verified."""
+        """Return the registry.
+
+        Wrong bytes cannot come from kit's file, which is used only after its digest was verified.
+        """
         try:
             return self._registry().sender
         except KitfsError:

@@ -227,7 +227,7 @@ class ArchiveLayout(Layout):
 def open_layout(reference: LayoutReference) -> Layout:
     """Open the layout that a reference names.
 
-    Raises NotFound if the layout does not exist, and the errors of its class.
+    Raises NotFound if the layout does not exist, and the errors of the layout's constructor.
     """
     if reference.kind == "oci-archive":
         return ArchiveLayout(reference.path)

@@ -17,8 +17,8 @@ class ClientOptions:
     """The options for connections to registries.
 
     ``plain_http``: None means plain HTTP for loopback hosts only. ``mirrors``: maps a host to the base URLs that are
-    tried before it, in order. Timeouts are in seconds. ``read_timeout`` applies to the head of a response and to each
-    window of its body (see ``registry.pace``).
+    tried before the host, in order. Timeouts are in seconds. ``read_timeout`` applies to the head of a response and to
+    each window of its body (see ``registry.pace``).
     """
 
     plain_http: bool | None = None

@@ -1,10 +1,10 @@
 """Enforce a deadline for the head of a response, and a minimum speed for its body.
 
 ``httpcore`` passes a request's timeouts to the connection unchanged, so a ``Pace`` is a float of seconds that also
-computes how long the connection may still wait. Its clock runs only while kitfs waits for the server, so a slow or
-paused reader does not make a body slow. Only the bytes of a body count as progress, and at least ``LEAST`` bytes must
-arrive per second. Interim responses, headers, chunk extensions and trailers do not count. Threading: a Pace belongs to
-one request, and only one thread at a time may use it.
+computes how long the connection may still wait. Its clock runs only while kitfs waits for the server. The time in which
+a reader processes the bytes is not measured. Only the bytes of a body count as progress, and at least ``LEAST`` bytes
+must arrive per second. Interim responses, headers, chunk extensions and trailers do not count. Threading: a Pace
+belongs to one request, and only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Pace(float):
     def count_head(self, size: int) -> None:
         """Count received bytes unless they belong to a body.
 
-        Raises RemoteProtocolError for a head that does not end.
+        Raises RemoteProtocolError if the head is larger than ``MAX_HEAD`` bytes.
         """
         if not self._in_body:
             self._last = self.left()
@@ -115,7 +115,7 @@ class Pace(float):
 
 
 class PacedBody(httpx.SyncByteStream):
-    """The body of a response, whose speed the Pace of its request measures."""
+    """The body of a response. The Pace of the request measures the speed of the body."""
 
     def __init__(self, inner: object, pace: Pace) -> None:
         assert isinstance(inner, httpx.SyncByteStream)

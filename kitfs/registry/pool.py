@@ -1,4 +1,4 @@
-"""A transport of httpx over a connection pool of httpcore whose network backend kitfs chooses.
+"""A transport of httpx that uses a connection pool of httpcore with kitfs's own network backend.
 
 ``httpx.HTTPTransport`` does the same, but does not accept a network backend. Threading: as with httpcore's pools, any
 thread may call every method.

@@ -31,8 +31,8 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     """Return the URL of the proxy that ``environ`` names for ``url``, or None for a direct connection.
 
-    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set). The client of a CGI program can set
-    HTTP_PROXY by a header called Proxy (https://httpoxy.org).
+    Raises UsageError for plain HTTP in a CGI program (REQUEST_METHOD is set) if HTTP_PROXY is set, because a client of
+    the program can set HTTP_PROXY by a header called Proxy (https://httpoxy.org).
     """
     host = url.raw_host.decode("ascii", "replace").strip("[]").lower()
     if is_loopback(host):

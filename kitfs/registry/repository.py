@@ -58,7 +58,7 @@ class Repository:
         return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
 
     def apart(self) -> tuple[Repository, ...]:
-        """Return the repository at each of its endpoints alone: at each mirror in order, and last at its registry."""
+        """Return one repository for each endpoint: for each mirror in order, and last for the registry."""
         return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in self.endpoints)
 
     def resolve(self, identifier: str) -> Descriptor:
@@ -269,7 +269,7 @@ class Repository:
     def _change_tagged_referrers(
         self, endpoint: Endpoint, subject: Digest, change: Callable[[bytes], bytes | None]
     ) -> None:
-        """Change the index under a subject's referrers tag. ``change`` returns None for no change."""
+        """Change the index under a subject's referrers tag. If ``change`` returns None, the index is not changed."""
         tag = tag_of(subject)
         try:
             found, index = self._manifest(endpoint, tag)
@@ -286,8 +286,8 @@ class Repository:
     def tags(self, *, max_pages: int = MAX_TAG_PAGES) -> Iterator[str]:
         """Yield the tags that the registry itself lists, page by page. Each tag is yielded once.
 
-        Raises NotFound or RegistryError. A list that has too many tags or pages, or too many pages in a row without a
-        new tag, is refused as endless.
+        Raises NotFound or RegistryError. RegistryError is also raised for a list that seems endless: too many tags, too
+        many pages, or too many pages in a row without a new tag.
         """
         what = f"{self._name}: tags"
         endpoint = self.endpoints[-1]
@@ -310,7 +310,7 @@ class Repository:
         raise RegistryError(f"{what}: {endpoint.host} returns more than {max_pages} pages of tags", status=200)
 
     def _pushing(self) -> Endpoint:
-        """Return the endpoint of the registry itself with tokens for pushing. Mirrors are only for pulling."""
+        """Return the endpoint of the registry itself, with tokens that allow pushing. Mirrors are only for pulling."""
         return self.endpoints[-1].scoped(f"repository:{self._name}:pull,push")
 
     def _named(self, identifier: str) -> str:
@@ -363,7 +363,7 @@ def media_type_of(response: httpx.Response) -> str:
 def is_unsupported(error: NotFound | RegistryError) -> bool:
     """Return whether an error means that the registry lacks a feature.
 
-    This is the status 501, or 4xx except timeouts and rate limits.
+    Its status is then 501, or any 4xx except those for timeouts and rate limits.
     """
     status = error.status if isinstance(error, RegistryError) else 404
     return status == 501 or (400 <= status < 500 and status not in (408, 429))

@@ -2,10 +2,10 @@
 
 ``RetryTransport`` wraps another transport. The statuses 408, 429 and 5xx are retried, and so are connections that break
 before a response. ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host, a circuit breaker
-sends no requests to the host for a while. Otherwise each of a thousand readers would wait for the whole budget. A
-streamed body is sent only once, because only the caller can find out whether the server has kept a part of it.
-Threading: any thread may send requests. Each host has one breaker behind a lock, and a pause blocks only the calling
-thread.
+sends no requests to the host for a while. Without the breaker, each of a thousand readers would wait for the whole
+budget. A streamed body is sent only once, because only the caller can find out whether the server has kept a part of
+the body. Threading: any thread may send requests. Each host has one breaker behind a lock, and a pause blocks only the
+calling thread.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class RetryPolicy(NamedTuple):
     """The parameters for retrying failed requests.
 
     ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``break_after``: the number of
-    failures in a row after which a host gets only one request per ``break_for`` seconds. A request that uses up its
-    budget and a refused connection count as failures.
+    failures in a row after which a host gets only one request per ``break_for`` seconds. A failure is a refused
+    connection, or a request whose retries have used up the budget.
     """
 
     backoff: float = 0.25
@@ -58,7 +58,7 @@ RETRIES: Final = RetryPolicy()
 class Breaker:
     """The circuit breaker of one host, which counts the failures of its requests.
 
-    It also records since when the host refuses connections, if the host has answered before.
+    The breaker also records since when the host refuses connections, if the host has responded before.
     """
 
     def __init__(self, clock: Callable[[], float], policy: RetryPolicy = RETRIES) -> None:
@@ -78,8 +78,8 @@ class Breaker:
     def refused(self) -> float | None:
         """Record a refused connection. Return the time of the first refusal since the last response, or None.
 
-        None means that the host has never answered. All requests of an outage share this time, so that only the first
-        of many readers waits for a restart.
+        None means that the host has never responded. All requests of an outage share this time, so only the first of
+        many readers waits for a restart.
         """
         with self._lock:
             if self._answered and self._refused_since is None:

@@ -32,11 +32,11 @@ MAX_HEADER_BYTES: Final = 64 << 10  # most bytes of all headers; a challenge wit
 class RoutedTransport(httpx.BaseTransport):
     """A transport that sends each request over the transport for its URL, and only to permitted addresses.
 
-    ``backend`` makes the connections. A Pace measures each request (see ``pace`` and ``addresses``). A request has the
-    extension "led_from", the address scope of the server that named its URL, unless the user named the URL. A response
-    has the extensions "address_scope", the scope of the address that sent it, and "pace", the Pace of its body. Raises
-    Forbidden for a URL that leads to an address that is not permitted, RegistryError for a response with too many
-    headers.
+    ``backend`` makes the connections. A Pace measures each request (see ``pace`` and ``addresses``). If the user did
+    not name the URL of a request, the request has the extension "led_from": the address scope of the server that named
+    the URL. A response has the extensions "address_scope", the scope of the address that sent it, and "pace", the Pace
+    of its body. Raises Forbidden for a URL that leads to an address that is not permitted, and RegistryError for a
+    response with too many headers.
     """
 
     def __init__(self, options: ClientOptions, backend: httpcore.NetworkBackend | None = None) -> None:

@@ -130,7 +130,7 @@ class Upload:
     def _mount(self, sources: Sequence[str]) -> tuple[bool, UploadSession | None]:
         """Try to mount the blob from a repository in ``sources``.
 
-        Returns whether that succeeded, and otherwise the upload session that the registry began instead.
+        Returns (whether the blob was mounted, the upload session that the registry began instead).
         """
         session: UploadSession | None = None
         for source in dict.fromkeys(sources):
@@ -201,7 +201,7 @@ class Upload:
     def _patch(self, session: UploadSession, stop: int, headers: dict[str, str]) -> None:
         """Send the bytes up to ``stop``.
 
-        Any 2xx means that the registry has these bytes, unless its Range covers only a part of them.
+        Any 2xx means that the registry has these bytes, unless the Range of the response covers only a part of them.
         """
         body = self._body(session.at, stop)
         response = self._request("PATCH", session.location, {"Content-Type": OCTETS, **headers}, body)
@@ -246,7 +246,7 @@ class Upload:
     ) -> httpx.Response:
         """Send a request, and return the response with the useful part of its body already read.
 
-        Raises Retryable if no response arrives, or if the status of the response is retried.
+        Raises Retryable if no response arrives, or if the response has a status after which the request is retried.
         """
         try:
             response = self._http.send(self._endpoint, method, url, headers, self._what, body=body, repeat=False)

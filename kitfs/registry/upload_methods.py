@@ -28,7 +28,7 @@ class Method(NamedTuple):
     chunk: int
 
     def request(self, size: int) -> int:
-        """Return the bytes of the largest request for a blob of ``size`` bytes."""
+        """Return how many bytes the largest request for a blob of ``size`` bytes has."""
         return min(self.chunk, size) if self.chunk else size
 
 

@@ -74,8 +74,8 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 class App:
     """The request handler for aiohttp's low-level server.
 
-    ``patience``: a request or response fails when no byte of its body moves for this many seconds. ``uploads``: the
-    most uploads that stay open between two chunks.
+    ``patience``: a request or response fails if no byte of its body is received or sent for this many seconds.
+    ``uploads``: the most uploads that stay open between two chunks.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 async def await_to_end(future: asyncio.Future[T]) -> T:
-    """Wait for a future whose thread cannot be stopped. A cancellation is raised after the thread has ended."""
+    """Wait for a future whose thread cannot be stopped. A cancellation is raised only after the thread has ended."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -76,8 +76,8 @@ async def receive(
 ) -> None:
     """Append a request's body to an upload.
 
-    If the body ends early, the bytes that arrived are kept, and the next request resumes after them. Raises ApiError
-    when Content-Range does not continue the upload.
+    If the body ends early, the bytes that arrived are kept, and the next request resumes after them. Raises ApiError if
+    the Content-Range does not begin where the upload ends.
     """
     _check_content_range(request, ingest)
     with turn.interruptible():

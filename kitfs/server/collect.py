@@ -52,7 +52,11 @@ class Collected(NamedTuple):
 
 
 class SteadyClock:
-    """The system's time at the start of this process plus the time since then, at most. Time asleep is included."""
+    """A clock that ignores jumps ahead of the system's clock.
+
+    Its time is at most the system's time at the start of this process plus the seconds that have passed since the
+    start. The seconds in which the computer sleeps are included.
+    """
 
     def __init__(self) -> None:
         self._start = time.time()
@@ -124,7 +128,10 @@ def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
 
 
 def _needed(store: Store, manifests: set[str]) -> set[str]:
-    """Return the digests to which manifests refer, directly or indirectly. ``manifests`` are names of links."""
+    """Return the digests to which manifests refer, directly or indirectly.
+
+    ``manifests`` are the names of the manifests' links.
+    """
     found = {_digest(name) for name in manifests}
     read: set[str] = set()
     # The linked manifests come first, because an unreadable linked manifest must raise an error.
@@ -179,9 +186,9 @@ def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
 
 
 def _free(store: Store, young: set[str], *, before: float) -> Collected:
-    """Delete unpinned bytes that clients of the registry pushed.
+    """Delete the unpinned blobs that clients of the registry pushed.
 
-    Bytes that mounts fetched into the same store are not deleted.
+    Blobs that mounts fetched into the same store are not deleted.
     """
     there = list(store.entries())
     pinned = store.pinned()  # read after the list: a blob that is pinned later is leased, and thus not deleted

@@ -1,10 +1,10 @@
 """Accept the connections of the server, and close idle connections when file descriptors run out.
 
 When asyncio reaches the limit of descriptors, it logs a traceback for each waiting connection, hundreds per second.
-Here at most ``most`` connections are open, so that descriptors are left for the files that requests open. When ``most``
-connections are open, the connection that has been idle longest is closed to accept a new connection. It must have been
-idle for at least ``SPARED`` seconds; otherwise new connections wait in the kernel's queue. The same happens when the
-whole system has no descriptors left. One warning is logged per ``SAID_EVERY`` seconds.
+Therefore at most ``most`` connections are open, which leaves descriptors for the files that requests open. When
+``most`` connections are open, the connection that has been idle longest is closed to accept a new connection. If no
+connection has been idle for ``SPARED`` seconds, new connections wait in the kernel's queue. The same happens when the
+whole system has no descriptors left. At most one warning is logged per ``SAID_EVERY`` seconds.
 
 Threading: only the event loop's thread may use this module.
 """
@@ -57,7 +57,7 @@ def budget(limit: int | None = None) -> Budget:
 
 
 class Connections(web.Server):
-    """A factory of protocols for connections that also tracks which connections are idle."""
+    """A factory of the connections' protocols. It also tracks which connections are idle."""
 
     def __init__(self, handler: Any, **options: Any) -> None:
         super().__init__(self._handle, **options)

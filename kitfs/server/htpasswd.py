@@ -90,7 +90,7 @@ class Htpasswd:
         return login.user if login is not None and (self.remembered(login) or self.check(login)) else None
 
     def login(self, authorization: str) -> Login | None:
-        """Return the user name and password in an Authorization header, or None if it has none."""
+        """Return the user name and password in an Authorization header, or None if the header does not contain them."""
         scheme, _, encoded = authorization.partition(" ")
         try:
             user, found, password = base64.b64decode(encoded, validate=True).decode().partition(":")

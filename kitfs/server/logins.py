@@ -1,10 +1,11 @@
 """Schedule the checks of logins, because bcrypt occupies a core for every password that was not checked before.
 
 Passwords are checked on a few threads with low priority, so that clients that guess passwords do not slow down pulls
-and pushes. A login that succeeded once is remembered (``htpasswd``) and is not scheduled. Waiting logins are ordered by
-the number of recent failures of the same name from the same address, and then in turn by address, so a client that
-guesses waits behind other clients. Known and unknown names are treated alike, so that waiting times do not reveal which
-names exist. Threading: only the event loop's thread may use this module.
+and pushes. A login that succeeded once is remembered (``htpasswd``) and is not scheduled. The other logins wait in a
+queue. A login comes first if logins with the same name from the same address have failed less often recently. If the
+numbers of failures are equal, the addresses take turns. So a client that guesses waits behind other clients. Known and
+unknown names are treated alike, so that waiting times do not reveal which names exist. Threading: only the event loop's
+thread may use this module.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Logins:
     async def user(self, authorization: str, *, peer: str, gone: Callable[[], bool]) -> str | None:
         """Return the user whose credentials are in an Authorization header, or None for missing or wrong credentials.
 
-        ``peer``: the address of the client. ``gone``: returns True after the client has disconnected. The password is
-        then not checked. Raises ApiError if too many other logins wait.
+        ``peer``: the address of the client. ``gone``: returns whether the client has disconnected; if so, the password
+        is not checked. Raises ApiError if too many other logins wait.
         """
         login = self._users.login(authorization)
         if login is None:

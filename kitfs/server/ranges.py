@@ -59,7 +59,7 @@ def requested(header: str | None, size: int) -> Span | None:
 def pushed(header: str) -> Span:
     """Parse the Content-Range of a chunk: ``start-end`` (distribution-spec) or ``bytes start-end/*`` (RFC 9110).
 
-    Raises Unsatisfiable.
+    Raises Unsatisfiable for any other header.
     """
     match = CONTENT.fullmatch(header.strip())
     if match is None or int(match[2]) < int(match[1]):

@@ -55,7 +55,7 @@ class Registry:
         self._room = ServerRoom(store, log=log or store.log, min_age=min_age, collect_every=collect_every)
 
     def expect(self, size: int) -> None:
-        """Free space for a request body of ``size`` bytes that ends its upload.
+        """Free space for the last request body of an upload. The body has ``size`` bytes.
 
         Raises StoreFull (see ``ServerRoom.expect``).
         """

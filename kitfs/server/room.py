@@ -47,9 +47,10 @@ class ServerRoom:
         return self._store.room.make() or self._collect() or self._store.ingests.drop_starved() > 0
 
     def expect(self, size: int) -> None:
-        """Free space for a request body of ``size`` bytes that ends its upload.
+        """Free space for the last request body of an upload. The body has ``size`` bytes.
 
-        Raises StoreFull if that much space cannot be freed; the parts of other uploads are then not deleted.
+        The parts of uploads that failed for lack of space count as free space, because ``make`` can delete them later.
+        This method does not delete them. Raises StoreFull if there is not enough space.
         """
         while size > _free_bytes(self._store.root) + self._store.ingests.starved_bytes():
             if not self._store.room.make() and not self._collect():
@@ -69,8 +70,9 @@ class ServerRoom:
                     raise
 
     def _collect(self) -> bool:
-        """Collect garbage, unless a collection ran less than COLLECT_EVERY seconds ago.
+        """Collect garbage.
 
+        Does nothing if the last collection was less than COLLECT_EVERY seconds ago and nothing was removed since.
         Returns whether any space was freed.
         """
         with self._collecting:
@@ -93,7 +95,7 @@ class ServerRoom:
 def _free_bytes(root: str) -> int:
     """Return how many bytes of a disk are free, including the bytes that are reserved for root.
 
-    A larger body cannot be written by any user.
+    No user can write a body with more bytes.
     """
     found = os.statvfs(root)
     return found.f_bfree * found.f_frsize

@@ -108,7 +108,7 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
 
 
 def _opened(request: ServeRequest, log: logging.Logger) -> Store:
-    """Open the store to serve. A full disk is accepted, and with ``read_only`` also a store that cannot be written."""
+    """Open the store to serve. The disk may be full. If ``read_only`` is set, the store need not be writable."""
     unwritable = (errno.EROFS, errno.EACCES, errno.EPERM)
     despite = (*NO_SPACE, *(unwritable if request.read_only else ()))
     try:
@@ -136,7 +136,7 @@ def http(app: App, *, log: logging.Logger, idle: float = IDLE) -> Connections:
 
 
 def _in_one_line(record: logging.LogRecord) -> bool:
-    """Log a request that is not HTTP in one line like other requests, not as a traceback. aiohttp returns 400 for it.
+    """Log a request that is not HTTP in one line, and not as a traceback. aiohttp responds to it with 400.
 
     A record about a client that has disconnected is dropped, because its request has already been logged.
     """

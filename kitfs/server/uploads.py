@@ -23,8 +23,8 @@ MAX_OPEN: Final = 256  # uploads that are kept open between two chunks, so that 
 class UploadQueue:
     """The requests for one upload.
 
-    It contains the number of requests, the number of the latest request, the task that waits for bytes of a body, and
-    whether no bytes of that body arrive.
+    ``users``: the number of requests. ``latest``: the number of the latest request. ``receiving``: the task that waits
+    for bytes of a body. ``resting``: whether no bytes of that body arrive.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class UploadQueue:
 
 
 class UploadTurn:
-    """The turn of a request to write an upload. A later request ends the turn while it waits for its body."""
+    """The turn of a request to write an upload. A later request can end the turn while the body is being received."""
 
     def __init__(self, queue: UploadQueue, number: int) -> None:
         self.queue = queue
