@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def measure(row: Row, bench: Bench, runs: int) -> Result:
-    """Measure a row ``runs`` times. A failure ends the row, but the results of earlier runs are kept."""
+    """Measure a row ``runs`` times. If a run fails, the row ends, and the results of earlier runs are kept."""
     result = Result(row)
     if absent := missing(row.needs):
         result.skip(f"{' and '.join(absent)} not on PATH")
@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
 
 
 def rows_measured(bench: Bench, options: argparse.Namespace, watch: Profile | None) -> tuple[dict[str, Any], int]:
-    """Measure and print rows. Return them for JSON, and 1 if a *must* is not met."""
+    """Measure and print rows. Return the results for JSON, and the exit code: 1 if a *must* is not met."""
     results: list[Result] = []
     for row in options.rows:
         results.append(measure(row, bench, options.runs))
@@ -94,7 +94,7 @@ def rows_measured(bench: Bench, options: argparse.Namespace, watch: Profile | No
 
 
 def curve_measured(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure and print the curve. Return it for JSON."""
+    """Measure and print the curve. Return the results for JSON."""
     return {"curve": curve.as_json(curve.measure(bench, options.runs, lambda text: print(text, flush=True)))}
 
 

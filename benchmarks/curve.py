@@ -1,4 +1,4 @@
-"""Measure how long programs need to read a part of a model that is new to the machine, by kitfs and by its peers.
+"""Measure the time in which kitfs and its peers read a part of a model that is new to the machine.
 
 The curve is not a row of the table, because it has no target. benchmarks.plot draws it.
 """
@@ -19,7 +19,10 @@ PERCENT = (1, 10, 50, 100)
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The seconds of each run of one way over one link. The name of the link is ``""`` for loopback."""
+    """The seconds of each run for one part of the model, one way to read it, and one link.
+
+    ``way`` is the name of a way to read, and ``percent`` is the size of the part. ``link`` is ``""`` for loopback.
+    """
 
     link: str
     way: str

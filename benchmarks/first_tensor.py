@@ -40,7 +40,7 @@ def read_tensor(path: Path) -> None:
 
 
 class Home:
-    """A store and a directory that do not contain the kit yet."""
+    """A machine whose store does not contain the kit yet."""
 
     def __init__(self, root: Path) -> None:
         shutil.rmtree(root, ignore_errors=True)
@@ -54,7 +54,10 @@ class Home:
 
 
 def one_run(reference: str, root: Path) -> dict[str, float]:
-    """Return the seconds until the tensor is read by each of the two ways, and the MiB that the mount fetched."""
+    """Read the tensor after ``pull`` and ``unpack``, and from a mount.
+
+    Return the seconds of both, and the MiB that the mount fetched.
+    """
     before = Home(root)
 
     def unpack() -> None:

@@ -43,7 +43,7 @@ class Watch(Protocol):
 class Home:
     """A machine with kitfs to which every kit is new: an empty store, a run directory and a home for kit.
 
-    Python writes compiled modules here, because an installed package has them too.
+    The environment has no PYTHON variables. So Python stores compiled modules, as for an installed package.
     """
 
     def __init__(self, root: Path) -> None:
@@ -57,7 +57,7 @@ class Home:
         }
 
     def kitfs(self, *args: str | Path) -> str:
-        """Run a verb and return its output."""
+        """Run a kitfs command and return its output."""
         done = subprocess.run([KITFS, *args], env=self.env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"kitfs {' '.join(map(str, args))}: exit {done.returncode}: {done.stderr.strip()}")
@@ -69,7 +69,7 @@ class Home:
         return self.mountpoint
 
     def never_sealed(self) -> tuple[str, ...]:
-        """Return the options that keep a mount from being sealed, or none if this kitfs cannot seal."""
+        """Return the options of a mount that must not be sealed. The list is empty if this kitfs cannot seal."""
         return ("--seal", "never") if "--seal" in self.kitfs("mount", "--help") else ()
 
     def status(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Home:
         self.kitfs("umount", self.mountpoint)
 
     def peak(self) -> float:
-        """Return the peak memory (VmHWM) of the mount's processes, summed, in MiB."""
+        """Return the sum of the peak memory (VmHWM) of the mount's processes, in MiB."""
         texts = [Path(f"/proc/{pid}/status").read_text() for pid in processes_of(self.run_dir)]
         return sum(int(size) for text in texts for size in re.findall(r"VmHWM:\s+(\d+) kB", text)) / 1024
 
@@ -111,7 +111,7 @@ class KitHome:
         )  # otherwise kit would ask the internet for a newer version
 
     def kit(self, *args: str | Path) -> None:
-        """Run a command of kit."""
+        """Run a kit command."""
         run("kit", *args, "--progress", "none", env=self.env)
 
     def close(self) -> None:
@@ -119,9 +119,9 @@ class KitHome:
 
 
 class Bench:
-    """The arguments of a row. ``run`` counts the runs, and its parity decides which side is measured first.
+    """The arguments of a row. ``run`` is the number of the run. Its parity decides which side is measured first.
 
-    ``mib`` is the size of the model in most rows. A row may omit targets whose name does not contain ``only``.
+    ``mib`` is the size of the model in most rows. A row may skip the targets whose name does not contain ``only``.
     ``scratch`` is a directory for temporary files, which is deleted at the end.
     """
 
@@ -184,7 +184,7 @@ class Bench:
             made.close()
 
     def both(self, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-        """Call both functions, and return (ours, theirs). The order of the calls alternates from run to run."""
+        """Call both functions, and return (ours, theirs). The order of the two calls alternates from run to run."""
         if self.run % 2:
             other = theirs()
             return ours(), other
@@ -197,7 +197,7 @@ class Bench:
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> None:
-    """Run a peer, and show its output only if it fails."""
+    """Run a command of a peer, and show its output only if the command fails."""
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit {done.returncode}: {done.stderr.strip()[-500:]}")

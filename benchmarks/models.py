@@ -23,8 +23,8 @@ class Model(NamedTuple):
     """A kit with one layer.
 
     ``reference`` names the kit in the registry. ``blob`` is the file of the layer in the storage of the registry, and
-    ``digest`` is the digest of the layer. ``file`` is a local copy of the file or tree in the kit. For a sparse kit, it
-    is the tar itself.
+    ``digest`` is the digest of the layer. ``file`` is a local copy of the file or tree in the kit. For a sparse kit,
+    ``file`` is the tar of the layer.
     """
 
     reference: str
@@ -48,7 +48,7 @@ def middle(mib: int) -> str:
 
 
 def header(mib: int) -> bytes:
-    """Return the header of a safetensors file of ``mib`` MiB, padded to a page.
+    """Return the header of a safetensors file of ``mib`` MiB. Padding extends the header to a whole page.
 
     The file has tensors of 16 MiB. The last tensor is larger.
     """
@@ -64,7 +64,7 @@ def header(mib: int) -> bytes:
 
 
 class Models:
-    """A factory that makes each kit at the first request, and plants it into a registry."""
+    """A factory of kits. Each kit is made and written into the registry's storage when it is first requested."""
 
     def __init__(self, registry: RegistryProcess, directory: Path) -> None:
         self._registry, self._directory = registry, directory

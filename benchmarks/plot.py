@@ -1,7 +1,7 @@
 """Draw the JSON results of ``python -m benchmarks`` as SVG for the manual and the README.
 
-The pictures contain a light and a dark palette and a background of their own, so that they are legible on any page.
-They load nothing from other places.
+The pictures have a light and a dark palette and their own background, so they are legible on any page. They load no
+other files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def machine_line(about: dict[str, Any]) -> str:
 
 
 def _distance(target: dict[str, Any], value: float, limit: float) -> float:
-    """Return a value divided by its limit, or the inverse if ``at_least`` is set. A result up to 1 meets the limit."""
+    """Return a value divided by its limit, or the inverse if ``at_least`` is set. At most 1 means: the limit is met."""
     worse, better = (limit, value) if target["at_least"] else (value, limit)
     return max(worse, 0.01) / max(better, 0.01)
 
@@ -114,7 +114,7 @@ def _number(target: dict[str, Any]) -> str:
 
 
 def curve(about: dict[str, Any]) -> str:
-    """Draw the seconds until a part of the model is read as bars, with one panel for each link."""
+    """Draw one bar for each measured time until a part of the model was read. Each link has one panel."""
     points = about["curve"]
     links = list(dict.fromkeys(point["link"] for point in points))
     ways = list(dict.fromkeys(point["way"] for point in points))
@@ -161,7 +161,7 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
 
 
 def tick_distance(most: float) -> float:
-    """Return a round distance between grid lines. Four of these distances cover ``most``."""
+    """Return a round distance between grid lines, such that four of these distances cover ``most``."""
     power = float(10 ** math.floor(math.log10(most / 4)))
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power * 4 >= most)
 

@@ -1,8 +1,8 @@
 """Show where kitfs' processes spend their time while a row is measured, by thread and by function.
 
-The time of threads is read from ``/proc/PID/task/*/stat`` twenty times a second, so a thread with a shorter life may be
-missed. The time of functions comes from py-spy, if it is on PATH. py-spy samples every process of a home, including
-those of short verbs.
+The time of threads is read from ``/proc/PID/task/*/stat`` twenty times a second, so threads that live less than 50 ms
+may be missed. The time of functions comes from py-spy, if it is on PATH. py-spy samples every process that uses the run
+directory of a home, including short commands.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ THREAD = re.compile(r"thread \((\d+)\): ([^;]+)")
 class Profile:
     """A recorder of the times of all homes of a row. It has its own thread while it watches.
 
-    ``lines`` returns a report and starts again from zero.
+    ``lines`` returns a report and resets the times to zero.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ Found = Mapping[str, "Sample | Absent"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A number with its limits. ``goal`` and ``must`` are limits. They are None if the table sets no such limit.
+    """A number with its limits. ``goal`` and ``must`` are None if the table sets no such limit.
 
     ``unit`` is "" for a ratio. With ``at_least``, the number must not be below its limits.
     """
@@ -106,7 +106,7 @@ class Result:
         self._absent: dict[str, str] = {}
 
     def add(self, found: Found) -> None:
-        """Add the numbers of a run for which the row has targets."""
+        """Add the numbers of a run. Numbers for which the row has no target are ignored."""
         for name, sample in found.items():
             if name not in self._samples:
                 continue

@@ -59,7 +59,7 @@ SLOW = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark every test of a slow file as slow."""
+    """Mark every test in the files of SLOW as slow."""
     slow = {Path(__file__).parent / name for name in SLOW}
     for item in items:
         if item.path in slow:
@@ -196,7 +196,7 @@ def golden_registry(registry: RegistryProcess) -> RegistryProcess:
 
 
 def need_fuse() -> None:
-    """Skip the test if nothing can be mounted here."""
+    """Skip the test if FUSE file systems cannot be mounted here."""
     if not Path("/dev/fuse").exists():
         pytest.skip(f"{CANNOT} this kernel or container has no /dev/fuse")
     if os.geteuid() != 0:

@@ -2,8 +2,9 @@
 
 Each host has its own store, run-time directory and home. The module imports nothing from kitfs: tests use the command
 line, as a user would. Only one thread may use a ``Host``. The directory of a host is in the system's temporary folder,
-because other users cannot read pytest's own folders. Its name is short, because the path of a Unix socket has at most
-108 bytes. It contains the pid of the test run, by which the next run finds and removes the remains of a killed run.
+because other users cannot read pytest's own folders. The name of the directory is short, because the path of a Unix
+socket has at most 108 bytes. The name contains the pid of the test run. If a run was killed, the next run finds and
+removes its directories by this pid.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Mounted:
 class Host:
     """A machine with its own store, run-time directory and home.
 
-    ``seal`` is the default of --seal. It is "never", because tests watch the daemons of FUSE mounts, and a complete kit
-    would otherwise become a sealed mount.
+    ``seal`` is the default of --seal. It is "never", because tests watch the daemons of FUSE mounts. Otherwise, the
+    mount of a complete kit would be sealed and have no daemon.
     """
 
     def __init__(self, python: Python, *, patience: float = 240) -> None:

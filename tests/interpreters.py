@@ -154,7 +154,10 @@ def fuse_device_for_everybody() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shared_json(path: Path) -> Iterator[dict[str, Any]]:
-    """Lock a JSON file, yield its content, and write the changed content back. An empty content removes the file."""
+    """Lock a JSON file, yield its content, and write the changed content back.
+
+    If the content is empty, the file is removed.
+    """
     while True:
         with path.open("a+") as f:
             fcntl.flock(f, fcntl.LOCK_EX)

@@ -93,8 +93,8 @@ def size_of(content: Content) -> int:
 class Part:
     """A Kitfile entry and its layer.
 
-    ``content`` is the tar or the raw file before compression. If ``blob`` is given, the registry has these bytes
-    instead of the compressed ``content`` (many gzip members, many zstd frames, something broken).
+    ``content`` is the tar or the raw file before compression. ``blob`` replaces the compressed ``content`` in the
+    registry, for example by many gzip members, many zstd frames or damaged bytes.
     """
 
     kind: str
@@ -208,7 +208,7 @@ def build(
     parts: list[Part], *, vintage: Vintage = "1.17", name: str = "test", parent: str = "", parameters: Any = None,
     config_extra: dict[str, Any] | None = None, manifest_extra: dict[str, Any] | None = None,
 ) -> Kit:  # fmt: skip
-    """Build a kit from these parts, in the order of the Kitfile, as KitOps of that vintage writes it.
+    """Build a kit as KitOps of that vintage does. The order of ``parts`` is the order of the Kitfile.
 
     ``parent`` is a reference for ``model.path``. ``config_extra`` and ``manifest_extra`` are fields that are added at
     the end of config and manifest. A reader of JSON must ignore these unknown fields.
@@ -340,7 +340,7 @@ def gzip_members(data: bytes, pieces: int) -> bytes:
 
 
 def zstd_frames(data: bytes, pieces: int) -> bytes:
-    """Return many zstd frames, with a skippable frame between each two."""
+    """Return many zstd frames, with a skippable frame between any two of them."""
     step = max(1, -(-len(data) // pieces))
     skippable = (0x184D2A50).to_bytes(4, "little") + (5).to_bytes(4, "little") + b"skip!"
     return skippable.join(zstandard.compress(data[at : at + step], 3) for at in range(0, len(data), step))

@@ -13,7 +13,7 @@ class Relay:
     It counts and holds the responses, or the requests with ``requests=True``. ``moved`` is the number of bytes that it
     relayed in that direction. ``hold(n)`` relays n more bytes in that direction and then none until ``release()``.
     ``held`` is set while bytes wait. ``cut(n)`` relays n more bytes in the other direction and then breaks, once, the
-    connection that carried the last of them. With ``rate``, each connection relays at most so many bytes a second in
+    connection that carried the last of them. With ``rate``, each connection relays at most that many bytes a second in
     that direction. ``connections`` has the number of bytes that each connection relayed in that direction.
     """
 

@@ -32,8 +32,8 @@ def run_on_terminal(
 ) -> tuple[int, str]:
     """Run a program on a terminal of its own. Return its exit code and its output with colours.
 
-    With ``background``, the program starts a background job, and this function waits for its first line. ``more`` is
-    passed to Popen.
+    With ``background``, the program starts a background job, and this function also waits for the first line of output.
+    ``more`` is passed to Popen.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))

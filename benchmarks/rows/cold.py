@@ -1,4 +1,4 @@
-"""Rows 1 to 4 read a model that the machine has never seen, from its first to its last byte."""
+"""Rows 1 to 4 read a whole model that is new to the machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PATIENCE = 60.0  # seconds to wait for the state "verified"
 
 
 def cold_read(bench: Bench, reference: str, *, mounted: bool = False) -> float:
-    """Return the seconds to read the model whole through a fresh mount with an empty store, from the first read on.
+    """Return the seconds from the first read of the model to its last byte, through a new mount with an empty store.
 
-    With ``mounted``, the seconds include the mount.
+    With ``mounted``, the seconds include the time of ``kitfs mount``.
     """
     with bench.home() as home:
         if mounted:
@@ -51,7 +51,7 @@ def until_verified(file: Path) -> float:
 
 
 def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, float]:
-    """Return the seconds of a cold read, and the seconds from its end until the layer is verified."""
+    """Return the seconds of a cold read, and the seconds from the end of the read until the layer is verified."""
     file = home.mount(model.reference) / FILE
     return read_seconds(file), until_verified(file)
 
@@ -64,10 +64,10 @@ def read_and_verify(bench: Bench, model: Model, home: Home) -> tuple[float, floa
     needs=("curl",),
 )
 def against_curl(bench: Bench) -> Found:
-    """Compare reading the model whole through a fresh mount with downloading its layer by ``curl -o``.
+    """Compare reading the whole model through a new mount with downloading its layer by ``curl -o``.
 
-    The store is empty, and reads have 1 MiB. The clock of the read starts with the first read, after the mount. The
-    second number is the time from the last byte until the layer's state is "verified". Neither side syncs.
+    The store is empty, and each read has a size of 1 MiB. The time of kitfs starts with the first read, after the
+    mount. The second number is the time from the last byte until the layer's state is "verified". Neither side syncs.
     """
     model = bench.model
     verified = []
@@ -89,10 +89,10 @@ def against_curl(bench: Bench) -> Found:
     needs=("kit",),
 )
 def against_remote_unpack(bench: Bench) -> Found:
-    """Compare reading the model whole through a fresh mount with ``kit unpack`` from the registry and then reading.
+    """Compare reading the whole model through a new mount with ``kit unpack`` from the registry and then reading.
 
-    The clock of kitfs starts with the first read, and its store is empty. The kit is new to kit, which verifies
-    nothing.
+    The time of kitfs starts with the first read, and its store is empty. ``kit`` has not downloaded the kit
+    before, and it verifies nothing.
     """
     reference = bench.model.reference
 
@@ -116,10 +116,10 @@ def against_remote_unpack(bench: Bench) -> Found:
     needs=("kit",),
 )
 def against_pull_and_unpack(bench: Bench) -> Found:
-    """Compare mounting and reading the model whole with ``kit pull`` and ``kit unpack``.
+    """Compare mounting and reading the whole model with ``kit pull`` and ``kit unpack``.
 
-    The store is empty, and the kit is new to kit. The clock of kitfs includes ``kitfs mount``. The clock of kit stops
-    before a read.
+    The store is empty, and ``kit`` has not downloaded the kit before. The time of kitfs includes ``kitfs mount``. The
+    time of ``kit`` does not include reading the model.
     """
     reference = bench.model.reference
 

@@ -28,10 +28,10 @@ def read_at_once(file: Path) -> None:
     Target(name="100,000 files", goal=100, must=100, unit="MiB"),
 )
 def peak(bench: Bench) -> Found:
-    """Measure VmHWM of the mount's processes, summed, in two cases.
+    """Measure the sum of the peak memory (VmHWM) of the mount's processes, in two cases.
 
-    In the first case, 64 threads read the model through a cold mount at full speed. Each has its own handle and its own
-    part. In the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
+    In the first case, 64 threads read the model through a cold mount at full speed. Each thread has its own handle and
+    its own part. In the second case, ``find -type f`` walks a cold mount of a kit of 100,000 files.
     """
     with bench.home() as home:
         read_at_once(home.mount(bench.model.reference) / FILE)

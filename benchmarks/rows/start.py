@@ -28,8 +28,8 @@ def warm_start(bench: Bench) -> Found:
     """Measure ``kitfs mount`` of a pulled kit and the first byte of its model.
 
     The time of ``python -c pass`` with the same interpreter is subtracted. Each time is the median of five
-    measurements, and the two alternate. The second number counts the processes of kitfs that still run. A mount that is
-    not sealed has at least its daemon.
+    measurements, and the two alternate. The second number is the number of kitfs processes that run after the read. A
+    mount that is not sealed has at least its daemon.
     """
     with bench.home() as home:
         home.kitfs("pull", bench.model.reference)

@@ -1,4 +1,4 @@
-"""Row 11 measures how many bytes are transferred if a program reads one tensor."""
+"""Row 11 measures how many bytes are transferred when a program reads one tensor."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def header_alone(home: Home, reference: str, tensor: str) -> str:
     *(Target(name=f"{way}, {size}", goal=most, must=most, unit="MiB") for way, most in WAYS.items() for size in SIZES),
 )
 def one_tensor(bench: Bench) -> Found:
-    """Measure the bytes that the registry sends until a new process with an empty store has one tensor.
+    """Measure the bytes that the registry sends until a new process with an empty store has read one tensor.
 
     The tensor has 16 MiB and is in the middle of the file. It is read by ``kitfs.open(REF).tensor(NAME)``, and by
-    ``safetensors.safe_open`` of the file in a fresh mount. The third number is for the names of the tensors alone. All
-    numbers are bytes of response bodies in the registry's access log, which is read after the mount has ended. They
-    include manifest and config.
+    ``safetensors.safe_open`` of the file in a new mount. The third number is for reading only the names of the tensors.
+    All numbers are bytes of response bodies in the registry's access log, which is read after the mount has ended. The
+    numbers include manifest and config.
     """
     ways: dict[str, Callable[[Home, str, str], str]] = dict(
         zip(WAYS, (by_sdk, by_safe_open, header_alone), strict=True)

@@ -1,6 +1,6 @@
-"""FUSE passthrough on a real mount: the kernel reads handles with a backing file without the daemon.
+"""FUSE passthrough on a real mount: the kernel reads from backing files without the daemon.
 
-The bytes of the file system in memory differ from those of the backing file. Each read shows which bytes it returned.
+The bytes of the file system in memory differ from those of the backing file, so the result of a read shows its source.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Passing:
         self._thread = threading.Thread(target=self.transport.serve, args=(self._ready.set,))
 
     def start(self) -> None:
-        """Mount, and wait until the mount answers."""
+        """Mount, and wait until the mount is ready."""
         self.transport.mount()
         self._thread.start()
         assert self._ready.wait(PATIENCE)
@@ -120,7 +120,7 @@ def test_backing_file_is_closed_with_the_last_handle(mount: Passing) -> None:
 
 
 def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """The daemon still serves the old handle, new handles use passthrough, and both kinds have the same st_ino."""
+    """The daemon still serves old handles, and new handles use passthrough. Both have the same st_ino."""
     mount.fs.backings["file"] = Backing.LATER
     old = opened(mount.file)
     assert os.pread(old, 6, 0) == b"copied"
@@ -161,14 +161,17 @@ def test_evicted_file_is_found_under_its_first_node(mount: Passing) -> None:
 
 
 def test_backing_file_that_the_kernel_refuses_is_copied(mount: Passing) -> None:
-    """The kernel refuses a file of /proc as a backing file, so the daemon serves the file."""
+    """The kernel refuses a backing file of /proc, so the daemon serves the file."""
     mount.fs.backings["file"] = Path("/proc/version")
     assert mount.file.read_bytes() == COPIED
     assert mount.transport.native_files == 0
 
 
 def test_open_of_a_second_node_without_a_name_fails_as_stale(mount: Passing) -> None:
-    """If the mode changed, open by an O_PATH descriptor fails with ESTALE, because there is no name to look up."""
+    """If a file has lost its backing file, open by an O_PATH descriptor fails with ESTALE.
+
+    The kernel cannot look the file up again, because the descriptor has no name.
+    """
     mount.fs.backings["file"] = mount.backing
     held = os.open(mount.file, os.O_PATH)
     try:

@@ -149,7 +149,7 @@ def taken(pieces: Generator[tuple[int, memoryview], None, None]) -> list[tuple[i
 def test_pieces_are_gapless_and_cover_what_was_asked(source: Source, span: tuple[int, int | None]) -> None:
     """A ranged source yields exactly [start, stop) without gaps.
 
-    A source without ranges yields everything from 0, even if only this request shows that there are no ranges.
+    A source without ranges yields everything from 0, even if it notices only during this request that it has no ranges.
     """
     start, stop = span
     pieces = taken(source.read_range(start, stop))
@@ -173,7 +173,7 @@ def test_ranged_turns_at_most_once(source: Source) -> None:
 
 
 def test_the_size_is_known_after_a_whole_read(source: Source) -> None:
-    """``size`` is the number of bytes after a source was read to its end. Before that it may be None."""
+    """After a source was read to its end, ``size`` is the number of its bytes. Before, ``size`` may be None."""
     assert source.size in (None, len(DATA))
     taken(source.read_range(0, None))
     assert source.size == len(DATA)
@@ -191,7 +191,7 @@ def test_a_reader_may_stop_early_and_come_back(source: Source) -> None:
 
 
 def test_readers_do_not_disturb_each_other(source: Source) -> None:
-    """Two generators of one source that are read in turn each yield their own bytes."""
+    """If two generators of one source are read in turn, each yields its own bytes."""
     first, second = source.read_range(0, None), source.read_range(0, None)
     got = [bytearray(), bytearray()]
     pending = [(0, first), (1, second)]

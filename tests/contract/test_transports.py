@@ -116,7 +116,7 @@ class Served:
 
 @pytest.fixture
 def mount(tmp_path: Path, transport: str) -> Iterator[Served]:
-    """Return a mount of FILES below a directory with a space in its name."""
+    """Yield a mount of FILES. A directory in the path of the mount point has a space in its name."""
     if os.geteuid() != 0:
         needs("fusermount3")
     path = tmp_path / "mount point"
@@ -331,7 +331,7 @@ def test_a_read_that_fails_is_eio_and_the_next_one_asks_again(mount: Served) -> 
 
 
 def test_a_read_that_waits_keeps_nothing_else_waiting(mount: Served) -> None:
-    """During twenty stalled reads, stat, listings and other reads are answered."""
+    """During twenty stalled reads, stat, listings and other reads succeed."""
     fds = [os.open(mount / "cold", os.O_RDONLY) for _ in range(20)]
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     found: list[bytes] = []
@@ -388,7 +388,7 @@ def _wait_for_call(mount: Served, operation: str, path: str) -> None:
 
 
 def test_a_killed_reader_dies_at_once(mount: Served) -> None:
-    """After SIGKILL a process with a stalled read ends, although the read is never answered."""
+    """A process with a stalled read ends after SIGKILL, although the read gets no reply."""
     gate = mount.fs.cold["read", "cold"] = threading.Event()
     process = child("import os,sys; os.pread(os.open(sys.argv[1], os.O_RDONLY), 10, 0)", mount / "cold")
     _wait_for_call(mount, "read", "cold")
@@ -399,9 +399,9 @@ def test_a_killed_reader_dies_at_once(mount: Served) -> None:
 
 
 def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
-    """With the kernel transport, a lookup ends when its process is killed.
+    """A lookup ends when its process is killed.
 
-    libfuse does not report the interruption of a request.
+    This does not hold for libfuse, which does not report which request was interrupted.
     """
     if mount.transport.name == "libfuse":
         pytest.skip("not here: libfuse2 does not report which request was interrupted")
@@ -418,7 +418,7 @@ def test_a_killed_lookup_ends_at_once(mount: Served) -> None:
 
 
 def test_serve_returns_after_an_unmount_from_outside(mount: Served) -> None:
-    """``serve`` returns after umount2 or fusermount3 unmounted."""
+    """``serve`` returns after an unmount by umount2 or fusermount3."""
     mounting.unmount(str(mount.path), lazy=False)
     mount.thread.join(PATIENCE)
     assert not mount.thread.is_alive()
@@ -457,7 +457,10 @@ HOLDS = {
 
 @pytest.mark.parametrize("how", HOLDS)
 def test_a_busy_mount_names_the_process_that_uses_it(mount: Served, how: str) -> None:
-    """If a process uses a mount in any way, unmount fails with EBUSY and the pid. A lazy unmount succeeds."""
+    """If a process uses a mount in any way, unmount fails with EBUSY, and the error names the pid.
+
+    A lazy unmount succeeds.
+    """
     held = child(
         f"import mmap, os, sys; p = sys.argv[1]; {HOLDS[how]}; print('holding', flush=True); sys.stdin.read(1)",
         mount.path,
@@ -488,7 +491,7 @@ def test_relative_and_symlinked_paths_are_unmounted(
 
 
 def test_a_mount_that_does_not_answer_can_be_ended(tmp_path: Path) -> None:
-    """A mount that nothing serves can be found and ended, because kitfs sends no request to it for that."""
+    """A mount that nothing serves can be found and ended, because kitfs sends no requests to the mount."""
     (tmp_path / "m").mkdir()
     (tmp_path / "alias").symlink_to("m")
     options = MountOptions(mountpoint=str(tmp_path / "m"), source="stalled")

@@ -1,1 +1,1 @@
-"""Archives that few or no tools write. A script builds each archive, so that the script shows what is wrong with it."""
+"""Archives that few or no tools write. A script builds each archive and shows what is wrong."""

@@ -82,7 +82,8 @@ def base256(value: int) -> bytes:
 class Case(NamedTuple):
     """An archive and what an index must read from it.
 
-    ``error`` is part of the LayerError's message. If it is empty, ``members`` and ``skipped`` are the names in order.
+    ``error`` is a part of the LayerError's message. If ``error`` is empty, no LayerError is raised, and ``members`` and
+    ``skipped`` are in the order of the index.
     """
 
     archive: bytes

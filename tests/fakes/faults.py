@@ -1,7 +1,7 @@
 """Faults of a registry. A fault changes an ``Answer`` before or while ``tests.fakes.registry`` sends it.
 
-A fault does not depend on sockets or paths, and may apply to many requests at once. It is immutable, except for its
-events and for the count of After.
+A fault does not depend on sockets or paths, and one fault can apply to many requests at once. A fault is immutable,
+except for its events and for the count of After.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Broken(Exception):  # noqa: N818 - the word for it
 class Answer:
     """A response that is about to be sent.
 
-    The offsets in ``cut``, ``stall`` and ``drip`` count bytes of this body. ``first`` is the offset of the body's first
-    byte in the whole blob. ``length`` is the declared Content-Length, or None for a chunked response.
+    The offsets in ``cut``, ``stall`` and ``drip`` are positions in this body. ``first`` is the offset of the body's
+    first byte in the whole blob. ``length`` is the declared Content-Length, or None for a chunked response.
     """
 
     status: int
@@ -165,8 +165,8 @@ class IgnoreRange:
 class Deaf:
     """A fault that ends the connection after ``at`` bytes of the request's body were read.
 
-    With ``keeps``, the upload session stores these bytes. With ``answers``, the server first sends a response for these
-    bytes. The registry looks for this fault before it reads the body.
+    With ``keeps``, the upload session stores these bytes. With ``answers``, the server sends a response before it ends
+    the connection. The registry looks for this fault before it reads the body.
     """
 
     at: int

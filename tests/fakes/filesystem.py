@@ -4,7 +4,7 @@ In ``MemoryFileSystem({"a/b": b"bytes", "link": Link("a/b"), "empty": None})`` b
 and None is a directory. Parent directories are created. Paths are str or bytes. Faults and waits are set for each path
 and may change at any time:
 
-    fs.cold[operation, path] = Event()     raises WouldBlock unless it may wait; then it waits for the event
+    fs.cold[operation, path] = Event()     the call waits for the event, or raises WouldBlock if it must not wait
     fs.fails[operation, path] = error      raises the error, after the wait
     fs.passing.add(path)                   the name does not exist yet, so its NoEntry is not final
     fs.backings[path] = Backing.LATER      or the path of a file that the kernel may read in place of this file

@@ -6,10 +6,10 @@
         reply = wire.call(LOOKUP, node=1, body=b"name\\0")
 
 Messages keep their boundaries (SOCK_SEQPACKET), as on /dev/fuse. The numbers and structs are copied from <linux/fuse.h>
-rather than imported from kitfs, so that they do not repeat a mistake in kitfs. ``send`` returns the request's unique
-number, and ``unique`` is that of the last request. ``answer(unique)`` waits for its reply and stores the replies to
-other requests in ``replies``. Unlike /dev/fuse, a socketpair cannot be cloned, does not return EINVAL for a small read
-buffer, and does not return ENOENT for a late reply.
+and not imported from kitfs, because the tests would otherwise repeat a mistake in kitfs. ``send`` returns the unique
+number of the request, and ``unique`` is the number of the last request. ``answer(unique)`` waits for the reply to a
+request, and stores the replies to other requests in ``replies``. Unlike /dev/fuse, a socketpair cannot be cloned, does
+not return EINVAL for a small read buffer, and does not return ENOENT for a late reply.
 """
 
 from __future__ import annotations

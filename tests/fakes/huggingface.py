@@ -3,7 +3,7 @@
     with FakeHub() as hub:                                       # HF_ENDPOINT is hub.url
         sha = hub.put("models", "team/net", {"w.bin": lfs(data), "config.json": b"{}"}, ref="main")
         hub.redirect_to(cdn)                                     # LFS objects are redirected to a FakeRegistry
-        hub.tokens = {"hf_secret"}                               # others get 401; ``gated`` repositories return 403
+        hub.tokens = {"hf_secret"}                               # other tokens get 401, ``gated`` repositories 403
 
 The hub also implements the batch API of LFS at ``hub.url/lfs``, with the ``objects`` (hex → bytes). A batch response
 names a header, and requests for an object must have this header.
@@ -86,7 +86,7 @@ class FakeHub(FakeRegistry):
     def redirect_to(self, cdn: FakeRegistry) -> None:
         """Redirect LFS objects (302) to a signed location on ``cdn``.
 
-        It is valid until ``expire_locations`` is called.
+        The location is valid until ``expire_locations`` is called.
         """
         self._target = cdn
 

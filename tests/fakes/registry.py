@@ -4,16 +4,16 @@
         digest = registry.put_blob("team/kit", b"...")     # bytes, or a Path that is served from disk
         registry.put_manifest("team/kit", manifest, tag="v1")
         registry.put_kit("team/kit", kits.build([...]), "v1")          # returns the reference
-        registry.fail("/blobs/", Cut(100_000), times=1)     # faults: tests.fakes.faults; several on one path add up
+        registry.fail("/blobs/", Cut(100_000), times=1)     # a fault of tests.fakes.faults
         ...
         assert registry.moved(digest) <= len(blob)          # body bytes sent; registry.served() has every request
 
     FakeRegistry().transport()                             # the same without sockets: cut and stalled bodies raise
     httpx errors at once
 
-Downloads: ``redirect_blobs_to(cdn)`` redirects blobs (307) to signed locations on another FakeRegistry. They are valid
-until ``expire_locations`` is called. ``tags_per_page`` pages lists of tags. If ``referrers_api`` is False, only the tag
-that replaces that API exists.
+Downloads: ``redirect_blobs_to(cdn)`` redirects blobs (307) to signed locations on another FakeRegistry. The locations
+are valid until ``expire_locations`` is called. ``tags_per_page`` is the number of tags on one page of a list. If
+``referrers_api`` is False, there is only the tag that replaces the referrers API.
 
 Credentials: ``require_basic`` and ``require_token`` require credentials. Related settings are ``expire_tokens``,
 ``identity_tokens`` and another token server.
@@ -22,9 +22,9 @@ Address: ``prefix`` moves /v2/ below a path, ``tls`` is a context for TLS, and `
 ``stop`` and ``start`` keep port and content.
 
 Pushes follow distribution-spec, in one request or in chunks in order. Upload sessions exist until ``lose_uploads`` is
-called, even after a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse a method of sending,
-``body_limit`` is the limit of a proxy (413), and ``stateless`` sessions need no state in their query. If ``mounts`` is
-False, no blob is mounted. ``chunk_min`` is the value of OCI-Chunk-Min-Length.
+called, even after a connection broke. ``refuse_bodies`` and ``refuse_chunks`` refuse one way of sending. ``body_limit``
+is the limit of a proxy (413). If ``stateless`` is False, requests to a session need the query of its location. If
+``mounts`` is False, no blob is mounted. ``chunk_min`` is the value of OCI-Chunk-Min-Length.
 
 Any thread may call the methods. Every connection has its own thread, and all threads have ended when ``stop`` returns.
 """
@@ -67,9 +67,9 @@ _STATE = "_state=a%2Bb+c%3D%3D"  # the query of every session's location, which 
 class Served:
     """A request and its outcome.
 
-    ``range`` is the requested range, or "" if none was requested. ``sent`` counts the bytes of the response's body,
-    also if the response broke off. ``heard`` counts the bytes of the request's body. ``connection`` is the number of
-    the connection, in the order of arrival.
+    ``range`` is the requested range, or "" if none was requested. ``sent`` is the number of bytes of the response's
+    body that were sent, even if the response broke off. ``heard`` is the number of received bytes of the request's
+    body. ``connection`` is the number of the connection, in the order of arrival.
     """
 
     method: str
@@ -84,7 +84,7 @@ class Served:
 
 @dataclass
 class Rule:
-    """A fault that waits for requests. ``hits`` counts the requests to which it was applied."""
+    """A fault and the requests to which it applies. ``hits`` is the number of requests to which it was applied."""
 
     pattern: re.Pattern[str]
     fault: Fault
@@ -331,7 +331,7 @@ class FakeRegistry:
         return None if content is None else bytes(self._bytes(content))
 
     def manifest(self, repository: str, identifier: str) -> tuple[bytes, str]:
-        """Return (bytes, media type) of the manifest with a tag or digest."""
+        """Return (bytes, media type) of the manifest with the given tag or digest."""
         with self._lock:
             found = self._repository(repository)
             return found.manifests[found.tags.get(identifier, identifier)]
@@ -372,7 +372,7 @@ class FakeRegistry:
         return met
 
     def keep(self, served: Served, part: bytes) -> None:
-        """Append the received part of a chunk to its session."""
+        """Append received bytes of an upload to its session."""
         match = _UPLOADS.fullmatch(unquote(urlsplit(served.path).path).removeprefix(self.prefix))
         if match and served.method in ("PATCH", "PUT"):
             with self._lock:
@@ -630,7 +630,7 @@ class FakeRegistry:
 
 
 class _MockBody(httpx.SyncByteStream):
-    """The body of a mocked response. It raises the errors of httpx at a cut or a stall."""
+    """The body of a mocked response. At a cut or a stall, it raises the error that httpx raises."""
 
     def __init__(self, answer: Answer, served: Served) -> None:
         self._answer = answer

@@ -1,7 +1,7 @@
-"""Sources for tests of the store, from bytes in memory, with and without faults.
+"""Sources for tests of the store, with and without faults. Their bytes are in memory.
 
 They have the interface of ``kitfs.content.Source``. Each source records its requests: ``asked`` lists (start, stop) for
-each request, and ``given`` counts the bytes that were yielded.
+each request, and ``given`` is the number of bytes that were yielded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A process with its own Store that a test can control and kill, and the registries that send blobs to it.
 
 Power failures are simulated: each process records what it has written and synced (``Journal``), and a test then removes
-the bytes that no sync has covered. An ``Origin`` is a registry, with the bytes that it sends for a blob and the size
+the bytes that no sync has covered. An ``Origin`` describes a registry: the bytes that it sends for a blob, and the size
 that its manifest declares.
 """
 
@@ -72,7 +72,7 @@ CONTENTS: Final = (_content(1, 150_000, 120_000), _content(2, 300_001, 0), _cont
 
 
 class Origin(NamedTuple):
-    """A registry that sends ``sends`` for a blob of which its manifest declares ``size`` bytes.
+    """A registry that sends the bytes ``sends`` for a blob. Its manifest declares ``size`` bytes for the blob.
 
     If ``right`` is set, reads return the right bytes and never fail. If ``heals`` is set, a second endpoint sends the
     right bytes.
@@ -186,7 +186,8 @@ class Journal:
 class Faults:
     """The faults of a process.
 
-    The process is killed right before call number ``die_at``, or its next sync fails.
+    The process makes ``die_at`` more of the calls in CALLS and is killed before the next of them. With ``syncs_fail``,
+    its next sync fails.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -236,7 +237,7 @@ class Faults:
 
 
 def lost_pages(journal: str) -> dict[int, set[int]]:
-    """Return, by inode, the written pages that no sync has covered. A power failure loses these pages."""
+    """Return inode → numbers of the written pages that no sync has covered. A power failure loses these pages."""
     dirty: dict[int, set[int]] = {}
     lost: dict[int, set[int]] = {}
     syncing: dict[int, set[int]] = {}
@@ -259,7 +260,7 @@ def lost_pages(journal: str) -> dict[int, set[int]]:
 
 
 class Process:
-    """A process with the store in ``root``, which runs ``run``."""
+    """A process that runs ``run`` with the store in ``root``."""
 
     def __init__(self, root: str, journal: str) -> None:
         self.connection, theirs = _context.Pipe()

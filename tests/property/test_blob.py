@@ -1,4 +1,4 @@
-"""No read of a blob returns a wrong byte, whatever is done to the blob before.
+"""No read of a blob returns a wrong byte, whatever was done to the blob before.
 
 The blob is read, filled, closed, killed and evicted in any order, and the computer is rebooted.
 """
@@ -81,7 +81,7 @@ class BlobMachine(RuleBasedStateMachine):
 
     @rule()
     def reboot(self) -> None:
-        """Pretend that the computer was rebooted, so only chunks that were synced still count."""
+        """Simulate a reboot. Afterwards, only chunks that were synced are used."""
         present = Path(self.blob.directory) / "present"
         self.blob.close()
         if present.exists():
@@ -118,7 +118,7 @@ class BlobMachine(RuleBasedStateMachine):
     def bytes_come_once(self) -> None:
         """Check that the source sends a byte twice only if a request spans a short run of stored chunks.
 
-        The counts must stay within the size of the blob.
+        The number of fetched bytes must not exceed the size of the blob.
         """
         assert self.source.given <= len(DATA) + self.source.piece + len(self.source.asked) * GAP
         assert 0 <= self.blob.fetched <= len(DATA)

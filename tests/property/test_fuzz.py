@@ -89,7 +89,7 @@ Changes = list[tuple[int, str, Any]]
 
 
 class Pairs(list[tuple[str, Any]]):
-    """A JSON object as it is written, in which a key may occur twice."""
+    """A JSON object as (key, value) pairs, in which a key can occur twice."""
 
 
 def pairs(value: Any) -> Any:

@@ -189,7 +189,7 @@ def planned(layers: list[MemoryLayer]) -> Found:
 @given(ENTRIES)
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_one_archive(entries: list[Entry]) -> None:
-    """Entries with equal names, in any order, give the tree that GNU tar extracts.
+    """A mount of entries with equal names, in any order, has the tree that GNU tar extracts.
 
     The entries are files, directories, symbolic links and hard links.
     """
@@ -208,7 +208,7 @@ def test_the_order_of_one_archive(entries: list[Entry]) -> None:
 @given(st.lists(ENTRIES, min_size=2, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_the_order_of_layers(layers_entries: list[list[Entry]]) -> None:
-    """A mount, lookups and an unpack give the tree that GNU tar extracts from the layers in order.
+    """A mount, lookups and an unpack produce the tree that GNU tar extracts from the layers in order.
 
     Each layer was packed from a tree.
     """

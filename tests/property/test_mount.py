@@ -1,7 +1,7 @@
 """Every byte of a mount is right while layers are filled and evicted, the mount is sealed, and its daemon is killed.
 
-Several threads and mappings read the mount at random. No hole may read as zeros. ``KITFS_EXAMPLES`` sets the number of
-runs.
+Several threads and mappings read the mount at random places. Bytes that were not fetched must never read as zeros.
+``KITFS_EXAMPLES`` sets the number of runs.
 """
 
 from __future__ import annotations

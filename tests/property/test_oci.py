@@ -118,9 +118,9 @@ LINES = st.lists(
 @given(JSON_TEXTS)
 @settings(max_examples=300, deadline=None)
 def test_manifests_of_any_bytes(data: bytes) -> None:
-    """Bytes are parsed to a Manifest that is equal after writing and reading, or raise ManifestError.
+    """Bytes raise ManifestError, or are parsed to a Manifest that is the same after writing and reading it.
 
-    Unknown numbers keep 53 bits, as in Go.
+    Numbers in unknown fields have a precision of 53 bits, as in Go.
     """
     for parse in (Manifest.parse, IndexManifest.parse, is_index):
         try:
@@ -141,7 +141,7 @@ def test_manifests_of_any_bytes(data: bytes) -> None:
 )
 @settings(max_examples=300, deadline=None)
 def test_kits_of_any_manifest_and_config(data: bytes, config: bytes) -> None:
-    """For any manifest and config, a Kitfile can be written and layers have entries, or a KitfsError is raised."""
+    """For any manifest and config, a Kitfile can be written and layers have entries, or KitfsError is raised."""
     try:
         manifest = Manifest.parse(data)
         kitfile = kitfile_of(manifest, config)

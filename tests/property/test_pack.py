@@ -1,8 +1,8 @@
-"""Layers of random trees contain what kit's rules say, as GNU tar and Python read them, in the order of filepath.Walk.
+"""Layers that are packed from random trees contain the entries that kit's rules require, in the order of filepath.Walk.
 
-The rules are implemented here a second time, from the description of kit's behaviour, without any code of kitfs. This
-second implementation decides for each path whether a layer contains it. It compares patterns and paths segment by
-segment.
+GNU tar and Python's tarfile read the layers. The rules are implemented here a second time, from the description of
+kit's behaviour, without any code of kitfs. This second implementation decides for each path whether a layer contains
+it. It compares patterns and paths segment by segment.
 """
 
 from __future__ import annotations
@@ -119,7 +119,10 @@ class Ignore:
 
 
 def matches(pattern: list[str], path: list[str]) -> bool:
-    """Compare a pattern and a path by segments. ``**`` is any number of segments, but at least one at the end."""
+    """Compare a pattern and a path by segments.
+
+    ``**`` matches any number of segments, but at least one at the end of the pattern.
+    """
     if not pattern:
         return not path
     if pattern[0] == "**":
@@ -128,7 +131,7 @@ def matches(pattern: list[str], path: list[str]) -> bool:
 
 
 def fits(pattern: str, name: str) -> bool:
-    """Compare one segment. ``*`` is any characters, and ``?`` is one character."""
+    """Compare one segment. ``*`` matches any characters, and ``?`` matches one character."""
     if not pattern:
         return not name
     if pattern[0] == "*":
@@ -334,7 +337,7 @@ def test_a_layer_contains_what_the_rules_say(seed: int, lines: list[str], data: 
 def made_up(rows: list[tuple[bytes, bool, int, bytes]]) -> list[tuple[bytes, bool, int, bytes]]:
     """Return the directories that tar creates without an entry.
 
-    Such a directory is ignored, but has a child that is not ignored.
+    The .kitignore excludes such a directory, but not all of its children.
     """
     names = {row[0] for row in rows}
     missing = {name[:n] for name in names for n, c in enumerate(name) if c == 0x2F} - names

@@ -47,9 +47,10 @@ class Processes(RuleBasedStateMachine):
 
     @initialize(content=ANY, others=st.lists(st.integers(1, ORIGINS - 1), min_size=1, max_size=2, unique=True))
     def begin(self, content: int, others: list[int]) -> None:
-        """Start two processes that share a store, and choose the origins of a blob: a right one and one or two others.
+        """Start two processes that share a store, and choose the origins of a blob.
 
-        There are few blobs and origins, so processes often use the same blob.
+        The first origin sends the right bytes. There are one or two other origins. There are few blobs and origins, so
+        processes often use the same blob.
         """
         self.content = content % len(CONTENTS)
         self.origins = [0, *others]
@@ -189,7 +190,7 @@ class Processes(RuleBasedStateMachine):
 
     @rule(metadata=st.booleans())
     def lose_power(self, metadata: bool) -> None:
-        """Simulate a power failure, which ends every process and the boot.
+        """Simulate a power failure and a reboot. All processes end.
 
         Afterwards, pages that no sync has covered are zeros. With ``metadata``, files that the store never syncs are
         zeros too.

@@ -1,4 +1,4 @@
-"""A tar of any shape gives the tree that was packed, and a damaged tar gives a consistent index or a LayerError."""
+"""A tar of any shape is read as the tree that was packed. A damaged tar has a consistent index or raises LayerError."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def built(entries: list[Entry], form: int) -> bytes:
 def consistent(index: LayerIndex, reader: Bytes) -> None:
     """Assert that an index is consistent.
 
-    No path leads out of the root, every parent is a directory, every file can be read, and every link has its own file
-    as its target. The index file stores everything.
+    No path leads out of the root, every parent is a directory, every file can be read, and the target of every link is
+    its own file. The index is the same after it is loaded from its bytes.
     """
     for path, member in index.members.items():
         parts = path.split("/")
@@ -87,7 +87,7 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """Return the tree that the README's rules give for entries, computed without code of kitfs.
+    """Return the tree that follows from entries by the README's rules, computed without code of kitfs.
 
     The result consists of nested dictionaries, in which a file is [content] and a symlink is its target.
     """
@@ -151,7 +151,7 @@ def nested(index: LayerIndex, reader: Bytes, path: str = "") -> dict[str, Any]:
 @given(ENTRIES, FORMATS)
 @settings(max_examples=200, deadline=None)
 def test_what_tarfile_writes(entries: list[Entry], form: int) -> None:
-    """Names of all kinds, in any order and number, give the tree that the rules describe."""
+    """An index of entries with names of all kinds, in any order and number, has the tree that the rules describe."""
     reader = Bytes(built(entries, form))
     index = index_tar(reader)
     consistent(index, reader)
@@ -233,7 +233,10 @@ WRITERS = st.sampled_from([
 @given(st.integers(0, 1 << 32), WRITERS)
 @settings(max_examples=40, deadline=None)
 def test_what_tools_write(seed: int, writer: list[str]) -> None:
-    """A tree that GNU tar or bsdtar packs has the members, modes, links and bytes that the same tool extracts."""
+    """The index of a tar has the members, modes, links and bytes that GNU tar or bsdtar extracts.
+
+    The tar is written and extracted by the same tool.
+    """
     if shutil.which(writer[0]) is None:
         return  # the unit tests of this tool report that it is missing
     with tempfile.TemporaryDirectory() as folder:
@@ -257,7 +260,7 @@ def test_what_tools_write(seed: int, writer: list[str]) -> None:
 )
 @settings(max_examples=200, deadline=None)
 def test_damaged_tars(entries: list[Entry], form: int, flips: list[tuple[int, int]], cut: int) -> None:
-    """Tars with flipped bytes or a cut end give a consistent index or a LayerError."""
+    """A tar with flipped bits or a missing end has a consistent index or raises LayerError."""
     data = bytearray(built(entries, form))
     for at, value in flips:
         data[at % len(data)] = value
@@ -280,7 +283,7 @@ SMALL = sorted(name for name, case in CASES.items() if len(case.archive) < 1 << 
 @given(st.sampled_from(SMALL), EDITS, st.booleans())
 @settings(max_examples=1000, deadline=None)
 def test_wrong_fields_with_right_checksums(name: str, edits: list[tuple[int, int, bytes, int]], sized: bool) -> None:
-    """A hostile header with wrong fields and a correct checksum gives a consistent index or a LayerError."""
+    """A hostile header with wrong fields and a correct checksum is read as a consistent index or raises LayerError."""
     data = bytearray(CASES[name].archive)
     for number, place, value, length in edits:
         at = number % max(1, len(data) // 512) * 512
@@ -294,14 +297,14 @@ def test_wrong_fields_with_right_checksums(name: str, edits: list[tuple[int, int
 @given(st.binary(max_size=3000), st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_noise(data: bytes, sized: bool) -> None:
-    """Random bytes give a consistent index or a LayerError."""
+    """Random bytes are read as a consistent index or raise LayerError."""
     survives(data, sized=sized)
 
 
 def survives(data: bytes, *, sized: bool = True) -> None:
-    """Assert that bytes give a consistent index or a LayerError.
+    """Assert that bytes are read as a consistent index or raise LayerError.
 
-    The reads of the parser must not exceed a few times the size of the blob.
+    The parser must not read more than a few times the size of the blob.
     """
     reader = Bytes(data, sized=sized)
     try:

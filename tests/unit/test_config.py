@@ -55,7 +55,7 @@ def test_settings_file_in_the_configuration_home_is_read(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
 def test_every_option_has_an_environment_variable(name: str, tmp_path: Path) -> None:
-    """KITFS_<OPTION> is read for every row of the table. The error for an invalid value names the variable."""
+    """KITFS_<OPTION> is read for every option in the table. The error for an invalid value names the variable."""
     variable = "KITFS_" + name.upper().replace("-", "_")
     assert OPTIONS[name].variable == variable
     bad = {"log-level": "loud"}.get(name, "\0bad")
@@ -81,7 +81,7 @@ PACK = options_of(
     "text", ["pack: {compression: zstd}\n", "pack-compression: zstd\n", "pack:\n  compression: zstd\npack_file: x\n"]
 )
 def test_an_option_of_one_verb_stands_below_the_verb_or_begins_with_its_name(text: str, tmp_path: Path) -> None:
-    """In the settings file, an option of one verb is a key below the verb, or a key that begins with the verb."""
+    """In the settings file, an option of one verb is a key below the verb, or has the verb's name as a prefix."""
     file = tmp_path / "s.yaml"
     file.write_text(text)
     flags = {"settings": str(file), "compression": None}
@@ -197,7 +197,10 @@ def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
     ("text", "value"), [("50GiB", 50 << 30), ("1k", 1024), ("2MB", 2_000_000), ("1.5g", 3 << 29), ("17", 17), ("9B", 9)]
 )
 def test_sizes(text: str, value: int) -> None:
-    """A suffix with "iB" or without "B" is binary. Other suffixes are decimal. Without a suffix, the unit is bytes."""
+    """Sizes with a suffix like "MiB" or "M" are binary, and sizes with a suffix like "MB" are decimal.
+
+    Without a suffix, the unit is bytes.
+    """
     assert size(text) == value
 
 
@@ -231,7 +234,7 @@ def test_small_parsers() -> None:
 
 
 def test_kit_home_is_kits_own(tmp_path: Path) -> None:
-    """kit's home is the value of --config, KITFS_CONFIG or KITOPS_HOME. The first of them that is given counts.
+    """kit's home is the first of these that is set: --config, KITFS_CONFIG, KITOPS_HOME.
 
     Otherwise, kit's home is "kitops" below $XDG_DATA_HOME.
     """

@@ -39,7 +39,10 @@ def test_every_use_after_close_raises_closed(path: str) -> None:
 
 
 def test_a_descriptor_stays_open_while_it_is_used(path: str) -> None:
-    """If the file is closed during a use, the descriptor stays open. So its number cannot be given to another file."""
+    """If the file is closed while its descriptor is in use, the descriptor stays open until the use ends.
+
+    Otherwise, another file could get the number of the descriptor.
+    """
     file = OpenFile(path, os.O_RDONLY)
     with file.number() as fd:
         closing = threading.Thread(target=file.close)

@@ -1,4 +1,4 @@
-"""Files and directories of one user are created with private modes, and those of other users are refused."""
+"""Files and directories are created with private modes. Files and directories of other users are refused."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ STRANGE = [make_link, make_dangling, make_fifo, make_socket, make_device, make_o
 def test_nothing_but_an_own_file_is_opened(tmp_path: Path, make: object, flags: int) -> None:
     """Everything except a regular file of the user is refused and not changed.
 
-    This includes links, fifos, sockets, devices, directories, files of other users, and files that other users may
-    write.
+    Links, fifos, sockets, devices, directories, files of other users, and files that other users may write to are
+    refused.
     """
     tmp_path.chmod(0o755)
     assert callable(make)
@@ -213,7 +213,7 @@ def test_a_link_of_another_user_is_not_followed(tmp_path: Path) -> None:
 def test_a_directory_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
     """A directory that an older version created with a wider mode gets the mode 0700.
 
-    A directory that other users may write is refused.
+    A directory that other users may write to is refused.
     """
     (tmp_path / "part").mkdir()
     (tmp_path / "part").chmod(0o755)

@@ -1,4 +1,4 @@
-"""The emulated link of the benchmarks does not change bytes, and delays them at least as its latency and rate require.
+"""The emulated link of the benchmarks does not change bytes, and delays them at least as long as its settings require.
 
 The tests assert only lower bounds on times, because a slow machine delays everything.
 """

@@ -84,7 +84,7 @@ Opened = tuple[Kit, Tree, list[Gate]]
 def opened(tmp_path: Path) -> Callable[[Store], Opened]:
     """Return a function that opens a kit of the files a and b, each in a layer of 3 MiB.
 
-    The access order that the store records for the kit contains the layer of b.
+    The store has an access order for the kit. This order contains only the layer of b.
     """
 
     def make(store: Store) -> Opened:
@@ -138,7 +138,7 @@ def test_nothing_is_fetched_that_would_evict_blobs(
 def test_a_registry_that_fails_ends_nothing(
     store: Store, opened: Callable[[Store], Opened], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The failure is logged once. Programs can still read, and the order of their reads is saved at the end."""
+    """The failed prefetch is logged once. Programs can still read, and the order of their reads is saved at the end."""
     kit, tree, (a, b) = opened(store)
     caplog.set_level(logging.INFO, "kitfs.test")
     b.failure = Unavailable("the registry is away")

@@ -31,8 +31,8 @@ def run(tmp_path: Path) -> RunDir:
 def test_directory_is_private(tmp_path: Path) -> None:
     """The run-time directory is created with mode 0700.
 
-    If the given directory exists and other users may write to it, a subdirectory is used. The directory is refused if
-    it is not empty.
+    An existing empty directory that other users may write to gets a private subdirectory. One that is not empty is
+    refused.
     """
     RunDir(str(tmp_path / "run"))
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
@@ -118,7 +118,7 @@ def test_damaged_record_is_no_record(run: RunDir, text: str) -> None:
 def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
     """``alive`` returns True exactly while another process has the lock.
 
-    If that process is killed, it returns False.
+    After that process was killed, ``alive`` returns False.
     """
     assert not run.alive("/models")
     code = (
@@ -142,7 +142,7 @@ def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_socket_answers_however_long_its_path(tmp_path: Path, deep: bool) -> None:
-    """A path may be longer than the 108 bytes of sun_path."""
+    """The path of a socket may be longer than the 108 bytes of sun_path."""
     directory = tmp_path / ("d" * 120 if deep else "d")
     directory.mkdir()
     path = str(directory / "0123456789abcdef.sock")
@@ -204,9 +204,9 @@ def test_a_record_of_an_earlier_daemon_is_not_the_living_ones(run: RunDir, nonce
 
 
 def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> None:
-    """Lock, record and socket are renamed, and another daemon can use the mount point.
+    """The files of a displaced daemon are renamed, so another daemon can use the mount point.
 
-    The displaced daemon still counts as alive, and leaves no files behind when it is forgotten.
+    ``alive`` returns True for the displaced daemon. ``forget`` removes its files.
     """
     record = replace(record_of("/models"), nonce=nonce)
     run.write(record)

@@ -1,4 +1,4 @@
-"""The chunks of a file map each of its bytes to the place that its extents state, with few copied bytes."""
+"""The chunks of a file map each of its bytes to the place that the extents of the file state. Few bytes are copied."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read(size: int, bits: int, chunks: Sequence[Chunk], extents: Sequence[Extent
 
 @given(files(), st.booleans(), st.integers(0, 6))
 def test_every_byte_is_where_its_extent_says(file: tuple[int, list[Extent]], whole_tail: bool, bits: int) -> None:
-    """This is tested for every chunk size."""
+    """The test tries every chunk size."""
     size, extents = file
     chunks = list(chunks_of(runs_of(size, extents, whole_tail=whole_tail), bits))
     assert len(chunks) == -(-size // (BLOCK << bits))
@@ -80,10 +80,7 @@ def test_the_chosen_chunk_size_costs_least(file: tuple[int, list[Extent]], whole
 
 
 def test_a_member_of_a_tar_is_one_chunk() -> None:
-    """A file of any size needs one address and no copy.
-
-    Its offset must be a multiple of 512, and its last block must be whole.
-    """
+    """A file needs one address and no copy if its offset is a multiple of 512 and its last block is whole."""
     runs = runs_of(10 << 30, [Extent(0, 3, 1536, 10 << 30)], whole_tail=True)
     assert runs == [Run(0, (10 << 30) // BLOCK, 3, 3)]
     assert chunk_bits(runs) == (25, 8)

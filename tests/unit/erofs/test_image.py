@@ -1,4 +1,4 @@
-"""The kernel of this machine mounts and reads images. The bytes of their files are on separate devices."""
+"""The kernel of this machine mounts and reads images. The bytes of the files are on separate devices."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def image(tmp_path: Path) -> Iterator[Image]:
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 1023, 4095, 4096, 4097, 8191, 65_537])
 def test_files_of_every_size_read_back(image: Image, size: int) -> None:
-    """A file is a whole device, or a part of one. Its bytes, size and attributes are right."""
+    """The bytes, size and attributes of a file are right. The file is a whole device, or a part of a device."""
     whole = file(2, size, *([Extent(0, 1, 0, size)] if size else []))
     middle = file(3, size, *([Extent(0, 2, 1024, size)] if size else []))
     at = image.show({1: {b"whole": whole, b"middle": middle}}, [RANDOM[:size], RANDOM])
@@ -130,7 +130,10 @@ def test_hard_links_share_an_inode(image: Image) -> None:
 
 
 def test_names_and_targets_up_to_their_limits(image: Image) -> None:
-    """Names may have 255 bytes, sort before ".", or not be UTF-8. Targets of symbolic links may have 4095 bytes."""
+    """Names may have 255 bytes, sort before ".", or contain bytes that are not UTF-8.
+
+    Targets of symbolic links may have 4095 bytes.
+    """
     names = {bytes([n]) * 255: file(n, 0) for n in range(ord("a"), ord("z"))}
     names |= {b"!": file(500, 0), b"-x": file(501, 0), b"\xff\xfe": file(502, 0), b".a": file(503, 0)}
     target = b"t/" * 2047 + b"t"
@@ -151,7 +154,7 @@ def test_names_of_nested_directories_are_found(image: Image) -> None:
 
 
 def test_contents_and_attributes_that_are_in_the_image(image: Image) -> None:
-    """The image may contain the bytes of a file. Extended attributes may be longer than a block."""
+    """An image may contain the bytes of a file. Extended attributes may be longer than a block."""
     attributes = ((b"kitfs.digest", b"sha256:" + b"a" * 64), (b"kitfs.reference", b"r" * 700))
     root = directory(1)._replace(attributes=attributes)
     kitfile = file(2, 5)._replace(data=b"hello", attributes=attributes[:1])
@@ -165,7 +168,7 @@ def test_contents_and_attributes_that_are_in_the_image(image: Image) -> None:
 
 
 def test_many_devices(image: Image) -> None:
-    """An image has 300 devices, each with the bytes of one file."""
+    """An image may have 300 devices. In this test, each device has the bytes of one file."""
     names = {str(i).encode(): file(10 + i, 3, Extent(0, i + 1, 512, 3)) for i in range(300)}
     at = image.show({1: names}, [bytes(512) + b"%03d" % i + bytes(509) for i in range(300)])
     assert [(at / str(i)).read_bytes() for i in range(300)] == [b"%03d" % i for i in range(300)]
@@ -222,7 +225,7 @@ def test_a_file_of_a_mount_is_seen_to_be_open(image: Image) -> None:
 
 
 def test_a_device_on_tmpfs_is_refused(image: Image) -> None:
-    """The reason names the file system."""
+    """The error names tmpfs."""
     subprocess.run(["mount", "-t", "tmpfs", "none", image.at], check=True)
     image.mounted = True
     with (image.at / "image").open("w+b") as out:

@@ -1,4 +1,4 @@
-"""Headers of GGUF files list the tensors, few bytes are read for them, and damage is reported."""
+"""The tensors of GGUF files are listed from the header alone, and damage to the header is reported."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_both_versions_and_both_byte_orders_are_read(version: int, order: str) -
 
 
 def test_a_tensor_of_an_unknown_type_extends_to_the_next() -> None:
-    """A tensor of unknown type that has no next tensor extends to the end of the file."""
+    """If the last tensor has an unknown type, it extends to the end of the file."""
     entries = tensor("t", kind=99), tensor("u", (4,), kind=0, at=64), tensor("v", kind=99, at=96)
     data = made(tensors=entries)
     at = len(data) + -len(data) % 32

@@ -1,4 +1,4 @@
-"""Headers of safetensors files list the tensors, few bytes are read for them, and damage is reported."""
+"""The tensors of safetensors files are listed from the header alone, and damage to the header is reported."""
 
 from __future__ import annotations
 

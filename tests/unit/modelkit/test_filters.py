@@ -1,4 +1,4 @@
-"""kit's filters select layers (KitOps, pkg/cmd/unpack/filter.go). A part of them applies to parents."""
+"""kit's filters select layers (KitOps, pkg/cmd/unpack/filter.go). Some filters also apply to parent kits."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ LISTED = "registry.example.com/my-org/my-model:q4 (gpu=cuda, quant=q4); {} (gpu=
     ],
 )
 def test_what_there_is_is_told(labels: dict[str, str], told: str) -> None:
-    """The error lists the kits on one line, by the tags under which they were added or by their digests."""
+    """The error lists the kits on one line. A kit is named by the tag under which it was added, or by its digest."""
     index = KitIndex((variant(A, "q4", quant='"q4"', gpu='"cuda"'), variant(B, gpu='"cuda"'), variant(Digest.of(b"c"))))
     with pytest.raises(UsageError) as e:
         select(index, labels, NAMED)

@@ -29,7 +29,7 @@ def blob(name: str, digest: str) -> bytes:
 
 @pytest.mark.parametrize("name", MODELKITS)
 def test_config_comes_back_byte_for_byte(name: str) -> None:
-    """A config that is read and written again is equal to kit's config."""
+    """A config of kit is unchanged by reading and writing it."""
     data = blob(name, GOLDEN_KITS[name]["config"]["digest"])
     assert Kitfile.from_json(data).to_json() == data
 
@@ -97,7 +97,8 @@ def test_source_kitfiles_are_the_configs_without_digests(tmp_path: Path) -> None
 def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written: str) -> None:
     """The expected text was recorded from yaml.v3.
 
-    It has ambiguous scalars in double quotes, floats in Go's 'g' format, keys in natural order, and literal blocks.
+    The text has ambiguous scalars in double quotes, floats in Go's 'g' format, keys in natural order, and literal
+    blocks.
     """
     text = Kitfile.from_json(b'{"manifestVersion":"1","model":{"parameters":' + parameters.encode() + b"}}").to_yaml()
     head = 'manifestVersion: "1"\nmodel:\n  parameters:\n'
@@ -241,7 +242,7 @@ def test_lone_surrogates_do_not_break_the_kitfile() -> None:
 
 
 def test_invalid_utf8_becomes_the_replacement_character() -> None:
-    """Go's encoding/json replaces it too."""
+    """Go's encoding/json also replaces invalid UTF-8."""
     assert Kitfile.from_json(b'{"package":{"name":"a\xffb"}}').package.name == "a\ufffdb"
 
 
@@ -283,7 +284,7 @@ def test_invalid_utf8_becomes_the_replacement_character() -> None:
     ],
 )
 def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
-    """Kitfiles that kit refuses to pack are refused. The error has kit's words if kit has any."""
+    """Kitfiles that kit refuses to pack are refused. If kit has a message for the problem, the error contains it."""
     with pytest.raises(KitfileError) as e:
         Kitfile.from_yaml(text.encode()).validate()
     assert str(e.value).startswith("errors while validating Kitfile: * ")
@@ -292,7 +293,7 @@ def test_problems_of_a_kitfile(text: str, told: list[str]) -> None:
 
 
 def test_a_good_kitfile_has_no_problems() -> None:
-    """The model may be a reference, may have parts below its path, and datasets may be remote."""
+    """The model may be a reference and may have parts below its path. Datasets may be remote."""
     Kitfile.from_yaml(b"""
 model: {name: m, path: r.io/base:v1, parts: [{name: p, path: a/b, type: lora-adapter}]}
 code: [{path: a}]
@@ -371,7 +372,7 @@ def test_parents(path: str, parent: str | None) -> None:
     ],
 )
 def test_paths_are_cleaned_as_by_go(path: str, cleaned: str) -> None:
-    """Go's path.Clean gives the same paths."""
+    """The results are those of Go's path.Clean."""
     assert clean_path(path) == cleaned
 
 
@@ -404,7 +405,10 @@ code: [{path: ../x}]
     ],
 )
 def test_configs_that_can_be_read_in_two_ways(text: str, told: str) -> None:
-    """A key that occurs twice, or in two cases, is refused, because parsers differ. The error names the key."""
+    """A config is refused if a key occurs twice, or both in upper and lower case, because parsers differ.
+
+    The error names the key.
+    """
     with pytest.raises(KitfileError, match=told):
         Kitfile.from_json(text.encode())
 

@@ -54,7 +54,7 @@ def golden(name: str) -> tuple[Manifest, Kitfile]:
 
 @pytest.mark.parametrize("name", sorted(GOLDEN_KITS))
 def test_every_golden_layer_has_its_entry_and_a_path(name: str) -> None:
-    """The order of the layers is that of the Kitfile."""
+    """The layers have the order of the Kitfile."""
     manifest, read = golden(name)
     found = kit_layers(manifest, read)
     assert [x.descriptor for x in found] == list(manifest.layers)

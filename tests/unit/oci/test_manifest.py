@@ -166,7 +166,7 @@ def test_wrong_manifests(data: bytes, message: str) -> None:
 
 
 def test_lone_surrogates_and_bytes_that_are_not_utf8_can_be_written_again() -> None:
-    """Both are replaced by U+FFFD, as in Go."""
+    """Lone surrogates and invalid UTF-8 are replaced by U+FFFD, as in Go."""
     parsed = Manifest.parse(manifest(annotations={"a": "SURROGATE"}).replace(b"SURROGATE", b"\\ud800\xff"))
     assert parsed.annotations == {"a": "\ufffd\ufffd"}
     assert Manifest.parse(parsed.to_json()) == parsed

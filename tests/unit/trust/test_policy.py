@@ -145,7 +145,7 @@ def test_a_signature_over_other_bytes_is_not_enough(tmp_path: Path) -> None:
 def test_the_identity_of_a_signature(kind: str, values: tuple[str, ...], signed: str, kit: str, accepted: bool) -> None:
     """``signedIdentity`` is interpreted as in containers-policy.json(5).
 
-    A bundle contains no name, so matchRepository accepts it.
+    matchRepository accepts every bundle, because a bundle contains no name.
     """
     assert Identity(kind, values).accepts(signed, parse_any(kit)) == accepted
 
