@@ -29,7 +29,7 @@ Kitfs = Callable[..., Done]
 
 @pytest.fixture
 def kitfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Kitfs:
-    """Return a function that runs ``kitfs ARGS`` with a store and home directories of its own for each test."""
+    """Return a function that runs ``kitfs ARGS``. Each test has its own store and home directories."""
     for name in ("KITFS_LOGIN_PASSWORD", "KITFS_LOG_LEVEL", "SOURCE_DATE_EPOCH", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

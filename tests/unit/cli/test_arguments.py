@@ -1,4 +1,4 @@
-"""Secrets in the arguments of a process are overwritten, because every user of the machine can read the arguments."""
+"""At start, kitfs overwrites secrets in its own arguments, because every user of the machine can read them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from tests.host import wait_until
     ],
 )
 def test_passwords_and_tokens_are_overwritten(given: list[str], shown: list[str]) -> None:
-    """The other arguments are not changed, and an overwritten argument keeps its length."""
+    """An overwritten argument keeps its length. All other arguments stay unchanged."""
     assert without_secrets([word.encode() for word in given]) == [word.encode() for word in shown]
 
 
 def test_a_running_process_shows_no_secret(tmp_path: Path) -> None:
-    """/proc/PID/cmdline contains no secret when the process sends its first request."""
+    """When the process sends its first request, /proc/PID/cmdline contains no secret any more."""
     if not Path("/proc/self/cmdline").exists():
         pytest.skip("not here: this machine has no /proc")
     with FakeRegistry() as fake:

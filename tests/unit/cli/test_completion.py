@@ -40,7 +40,7 @@ def test_what_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """If a kit does not exist, nothing is completed and no error is printed."""
+    """For a kit that does not exist, the completion is empty and no error is printed."""
     capfd.readouterr()
     monkeypatch.setenv("_KITFS_COMPLETE", "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)

@@ -1,4 +1,4 @@
-"""Help lists verbs by task and shows valid examples. A wrong command line gets a hint."""
+"""Help lists verbs by task and shows valid examples. The error for a wrong command line contains a hint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.cli.conftest import Kitfs
 
 
 def verbs(group: click.Group, *above: str) -> Iterator[str]:
-    """Yield every verb and group of verbs below a group."""
+    """Yield the name of every verb in a group and in the groups below it."""
     for name, command in group.commands.items():
         yield " ".join((*above, name))
         if isinstance(command, click.Group):
@@ -41,7 +41,7 @@ def test_every_verb_has_two_or_three_examples_of_its_own() -> None:
 
 @pytest.mark.parametrize("example", [one for examples in EXAMPLES.values() for one in examples])
 def test_every_example_is_accepted_by_the_command_line(example: str) -> None:
-    """The words after `kitfs` are parsed, but the verb is not run."""
+    """Only the command line of an example is parsed. The verb is not run."""
     text = example.removeprefix('eval "$(').removesuffix(')"')
     words = shlex.split(text)[1:]
     for redirection in ("<", ">"):
@@ -130,7 +130,7 @@ def test_json_of_the_environment_counts_for_failures_too(kitfs: Kitfs, monkeypat
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """``kitfs --help`` does not import the modules that only a running verb needs."""
+    """``kitfs --help`` does not import modules that are only needed to run a verb."""
     heavy = ("httpx", "aiohttp", "rich", "yaml", "zstandard", "diskcache", "kitfs.store.store", "kitfs.kit")
     code = f"import sys, kitfs.cli.main; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""mount.kitfs parses the options in a line of fstab."""
+"""mount.kitfs parses the options of a line in fstab."""
 
 from __future__ import annotations
 

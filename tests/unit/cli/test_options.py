@@ -1,4 +1,4 @@
-"""Flags are created from the table of options. A BOOL flag needs no value."""
+"""Flags are created from the table of options."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def parse(*args: str, monkeypatch: pytest.MonkeyPatch) -> tuple[object, ...]:
     ],
 )
 def test_flags(args: tuple[str, ...], seen: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The value of a BOOL flag must follow "=". The word after a bare --plain-http is an argument of the verb."""
+    """The value of a BOOL flag is optional and must follow "=".
+
+    The word after ``--plain-http`` is an argument of the verb.
+    """
     assert parse(*args, monkeypatch=monkeypatch) == seen
 
 
@@ -61,7 +64,7 @@ def kitfs() -> None:
 
 @kitfs.group("cache", cls=Verbs)
 def cache() -> None:
-    """A group within the group ``kitfs``."""
+    """A group inside the group ``kitfs``."""
 
 
 @click.command("verb", cls=Command)
@@ -86,7 +89,7 @@ cache.add_command(bare)
     ],
 )
 def test_what_kit_takes_with_every_verb(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Options that every verb has are accepted before and after the verb, and before and after the verb's group."""
+    """Global options are accepted before and after the group, and after the verb."""
     monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
     LEVELS.clear()
     kitfs.main(args.split(), standalone_mode=False)

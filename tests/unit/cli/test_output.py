@@ -24,7 +24,7 @@ from kitfs.escaping import shown
     ],
 )
 def test_sizes_are_kits(size: int, told: str) -> None:
-    """A size is rounded down to one decimal. 692.5 KiB is from a recorded listing by kit."""
+    """Sizes are rounded down to one decimal. The 692.5 KiB in this test are from a recorded listing by kit."""
     assert human_size(size) == told
 
 
@@ -43,7 +43,7 @@ def test_names_are_escaped(name: str, told: str) -> None:
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each column is as wide as its widest cell. No line ends with blanks."""
+    """Each column is as wide as its widest cell. Lines have no blanks at the end."""
     put_table(("A", "LONGER"), [("x" * 4, "y"), ("z", "")])
     assert capsys.readouterr().out == "A      LONGER\nxxxx   y\nz\n"
 
@@ -57,7 +57,7 @@ class Terminal(io.StringIO):
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
 def test_a_table_fits_its_terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """The widest cells are shortened in the middle, except with ``full``."""
+    """In a table that is too wide, the widest cells are shortened in the middle, unless ``full`` is set."""
     rows = [("registry.example.com/team/llama:v1", "/srv/models/llama", "alive"), ("a:b", "/m", "dead")]
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr(sys, "stdout", out := Terminal())

@@ -53,7 +53,7 @@ Pulled it
 
 @pytest.mark.parametrize("mode", ["none", "plain", "fancy", "auto"])
 def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> None:
-    """Short work prints kit's lines on stdout and warnings on stderr, and no progress."""
+    """Short work prints its result on stdout and its warnings on stderr, and shows no progress."""
     with Reporter(mode) as report:
         for event in EVENTS:
             report(event)
@@ -62,7 +62,7 @@ def test_short_work_is_quiet(capsys: pytest.CaptureFixture[str], mode: str) -> N
 
 
 def test_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """With JSON, stdout has one object per line for every event and for the final result. Stderr is empty."""
+    """With JSON, stdout has one line with an object for every event and for the result. Stderr is empty."""
     with Reporter("auto", as_json=True) as report:
         for event in EVENTS:
             report(event)
@@ -103,7 +103,7 @@ def test_names_drive_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Err:
-    """A stderr that sets ``said`` when it receives a line."""
+    """A stderr that sets the event ``said`` as soon as a line is written to it."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -139,7 +139,7 @@ def test_long_work_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 class Screen:
-    """A terminal of 100 columns, and the lines that a person would see on the terminal, without colours."""
+    """A terminal of 100 columns. It records the lines that a person would see, without colours."""
 
     def __init__(self) -> None:
         self.master, self.slave = pty.openpty()
@@ -213,7 +213,10 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def held(fake: FakeRegistry) -> tuple[str, kits.Kit, list[Stall]]:
-    """Return a kit with its reference, and the stalls that stop the transfer of two of its layers in the middle."""
+    """Return the reference of a kit, the kit, and two stalls.
+
+    Each stall stops the transfer of one layer in the middle.
+    """
     parts = [
         kits.part("model", "[red]\x1b[2J.bin", os.urandom(2 * MiB), format="raw"),
         kits.part("dataset", "d.bin", os.urandom(MiB), format="raw"),
@@ -237,9 +240,9 @@ def pulled(ref: str, kit: kits.Kit) -> list[str]:
 
 @pytest.mark.parametrize("piped", [False, True], ids=["all on the terminal", "stdout piped"])
 def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
-    """On a terminal, a pull that takes longer than a second draws a bar for each active transfer.
+    """After a second, a pull on a terminal draws a bar for each active transfer.
 
-    At the end of the pull, the bars are erased.
+    When the pull is finished, the bars are erased.
     """
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
@@ -266,7 +269,7 @@ def test_bars_come_and_go(tmp_path: Path, screen: Screen, piped: bool) -> None:
 
 @pytest.mark.parametrize("mode", ["none", "plain"])
 def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str) -> None:
-    """--progress none and plain draw no bars, even on a terminal."""
+    """With --progress none or plain, no bars are drawn, even on a terminal."""
     with FakeRegistry() as fake:
         ref, kit, stalls = held(fake)
         process = subprocess.Popen(
@@ -291,7 +294,7 @@ def test_no_bars_where_none_are_wanted(tmp_path: Path, screen: Screen, mode: str
 def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only active transfers have bars. Other lines are printed above the bars.
 
-    Markup in a label is not interpreted, and control characters in a label are escaped.
+    Labels are printed without interpreting markup, and with their control characters escaped.
     """
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -318,7 +321,10 @@ def test_bars_of_what_moves(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("width", [30, 40, 59, 60, 80, 100, 200])
 def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    """On a narrow terminal, the beginning of a name is cut off, but the size is shown. The total is the last line."""
+    """On a narrow terminal, long names are cut off at the beginning, and the size is always shown.
+
+    The total is on the last line.
+    """
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -344,7 +350,7 @@ def test_a_bar_is_one_line(screen: Screen, monkeypatch: pytest.MonkeyPatch, widt
 
 
 def test_a_speed_is_that_of_the_last_seconds() -> None:
-    """While a transfer waits, its speed is zero and its remaining time is unknown."""
+    """While a transfer receives nothing, its speed is shown as zero, and no remaining time is shown."""
     now = [0.0]
     speed = bars.Speed(0, lambda: now[0])
     for second in range(1, 8):
@@ -370,7 +376,7 @@ def test_a_speed_is_that_of_the_last_seconds() -> None:
     ],
 )
 def test_sizes_are_in_one_unit(done: int, total: int, words: str) -> None:
-    """Both sizes are shown in the unit of the total, and are never rounded up."""
+    """The transferred size is shown in the unit of the total size. Both are rounded down."""
     assert bars.sizes(done, total) == words
 
 
@@ -382,7 +388,7 @@ class Terminal(io.StringIO):
 
 
 def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal, a verb without bars shows a waiting line, and erases this line before it prints a result.
+    """On a terminal, a verb without bars shows a waiting line. The line is erased before the result is printed.
 
     The line is not shown for short work, without a terminal, or with --progress none.
     """
@@ -415,7 +421,7 @@ def test_a_verb_without_bars_says_that_it_works_until_it_answers(monkeypatch: py
 
 
 def test_a_terminal_names_each_layer_and_sums_up_what_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests are shortened. Uploaded blobs and blobs that existed before are counted separately."""
+    """Digests are shortened. The summary counts uploaded blobs, and the blobs that the target had already."""
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     with Reporter("none") as report:

@@ -1,4 +1,4 @@
-"""The bytes of kitfs.fuse.abi match the structs of <linux/fuse.h>, which ctypes lays out as a C compiler does."""
+"""The structs in kitfs.fuse.abi match those of <linux/fuse.h>. The tests compare them with ctypes structs."""
 
 from __future__ import annotations
 
@@ -146,26 +146,26 @@ def test_replies_have_the_size_of_their_struct(mine: int, theirs: type[ctypes.St
 
 
 def test_a_request_is_its_header_and_body() -> None:
-    """A request has an opcode, a unique number, a node and a thread, and the bytes after the header."""
+    """A request contains an opcode, a unique number, a node, a thread id, and the body after the header."""
     request = abi.request(header(b"name\0", opcode=Op.LOOKUP))
     assert request == (Op.LOOKUP, 8, 1, 99, b"name\0")
     assert (request.name(), request.operation) == (b"name", "lookup")
 
 
 def test_extensions_behind_the_body_are_cut_off() -> None:
-    """total_extlen (7.38) is the length of the extensions after the body, in units of eight bytes."""
+    """total_extlen (7.38) is the length of the extensions after the body. Its unit is eight bytes."""
     assert abi.request(header(b"name\0\0\0\0" + bytes(8), opcode=Op.LOOKUP, extensions=1)).body == b"name\0\0\0\0"
 
 
 @pytest.mark.parametrize("data", [b"", b"short", header(b"", length=41), header(b"1234", length=40)])
 def test_what_is_no_request_is_refused(data: bytes) -> None:
-    """A message whose length differs from its length field is refused."""
+    """A message is refused if its length is not the length in its header."""
     with pytest.raises(BadRequestError):
         abi.request(data)
 
 
 def test_bodies_that_are_too_short_are_refused() -> None:
-    """Every method that reads a body checks its length, or that its name is terminated."""
+    """Methods that parse a body check its length, or that its name ends with a NUL."""
     request = abi.request(header(b"abc"))
     for read in (
         request.name,
@@ -185,20 +185,20 @@ def test_an_unknown_opcode_has_a_name() -> None:
 
 
 def test_read_has_handle_offset_and_size() -> None:
-    """The body of READ is struct fuse_read_in."""
+    """READ has the body struct fuse_read_in."""
     body = bytes(FuseReadIn(fh=3, offset=1 << 40, size=131072, read_flags=2, lock_owner=9, flags=0o100000))
     assert abi.request(header(body, opcode=Op.READ)).read() == (3, 1 << 40, 131072)
 
 
 def test_getxattr_has_size_and_name_and_listxattr_a_size() -> None:
-    """Both bodies begin with struct fuse_getxattr_in. In GETXATTR, the name comes after it."""
+    """Both bodies begin with struct fuse_getxattr_in. The body of GETXATTR then contains the name."""
     size = (256).to_bytes(4, "little") + bytes(4)
     assert abi.request(header(size + b"user.x\0", opcode=Op.GETXATTR)).xattr() == (256, b"user.x")
     assert abi.request(header(size, opcode=Op.LISTXATTR)).xattr() == (256, b"")
 
 
 def test_init_keeps_to_what_both_sides_know() -> None:
-    """The reply has the older minor version, and only flags that the kernel offered. max_write fits the read buffer."""
+    """The reply has the older minor version and only flags that the kernel offered. max_write fits the read buffer."""
     offered = InitFlag.ASYNC_READ | InitFlag.MAX_PAGES | 1 << 16  # 1 << 16 is writeback, which kitfs does not use
     init = abi.request(
         header(bytes(FuseInitIn(major=7, minor=31, max_readahead=131072, flags=offered)), opcode=Op.INIT)
@@ -217,7 +217,7 @@ def test_init_keeps_to_what_both_sides_know() -> None:
 
 @pytest.mark.parametrize(("wanted", "offered"), [(True, True), (True, False), (False, True)])
 def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered: bool) -> None:
-    """Passthrough needs a flag in ``flags2`` and a stack depth. Both are 0 unless both sides want it."""
+    """If both sides want passthrough, the reply has a flag in ``flags2`` and a stack depth. Otherwise, both are 0."""
     flags2 = 1 << 5 if offered else 0
     body = bytes(FuseInitIn(major=7, minor=45, max_readahead=0, flags=InitFlag.INIT_EXT, flags2=flags2))
     agreed = abi.negotiate(abi.request(header(body, opcode=Op.INIT)).init(), passthrough=wanted)
@@ -227,20 +227,20 @@ def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered
 
 
 def test_max_pages_is_not_said_to_a_kernel_that_did_not_offer_it() -> None:
-    """The reply to a kernel with a newer minor version has the minor version of kitfs."""
+    """If the kernel has a newer minor version, the reply contains the minor version of kitfs."""
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(abi.Init(7, 99, 0, 0))))
     assert (out.minor, out.flags, out.max_pages) == (abi.MINOR, 0, 0)
 
 
 def test_attr_out() -> None:
-    """Blocks of 512 bytes are rounded up, all three times are equal, and attributes are valid for a year."""
+    """The number of 512-byte blocks is rounded up, the three times are equal, and attributes are valid for a year."""
     out = FuseAttrOut.from_buffer_copy(abi.attr_out(ATTR))
     assert (out.attr_valid, out.attr_valid_nsec) == (365 * 86400, 0)
     assert fields(out.attr) == expected_attr()
 
 
 def test_entry_out() -> None:
-    """An entry has its own node id and validity. st_ino comes from the attributes."""
+    """An entry has its own node id and its own validity. st_ino comes from the attributes."""
     out = FuseEntryOut.from_buffer_copy(abi.entry_out(abi.Place(5), ATTR))
     assert (out.nodeid, out.generation, out.entry_valid, out.attr_valid) == (5, 0, 365 * 86400, 365 * 86400)
     assert fields(out.attr) == expected_attr()
@@ -259,7 +259,7 @@ def test_open_out() -> None:
 
 
 def test_errors_are_negative_in_the_header() -> None:
-    """A reply with an error has only a header."""
+    """An error reply consists of a header only."""
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, error=5))) == {"len": 16, "error": -5, "unique": 8}
     assert fields(FuseOutHeader.from_buffer_copy(abi.out_header(8, length=100))) == {
         "len": 116,
@@ -277,7 +277,7 @@ def entries(count: int) -> list[DirEntry]:
 
 
 def unpacked(data: bytes, *, plus: bool) -> list[tuple[int, bytes, int, int]]:
-    """Return (node id, name, type, off) of each dirent."""
+    """Return (node id, name, type, off) for each dirent."""
     found, at = [], 0
     while at < len(data):
         nodeid = 0
@@ -302,7 +302,7 @@ def test_dirents_carry_types_and_offsets() -> None:
 
 
 def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
-    """ "." and ".." have node 0, because the kernel does not count them as lookups."""
+    """ "." and ".." have node id 0, because the kernel does not count them as lookups."""
     listing = entries(5)
     expected = [(0 if e.name in (b".", b"..") else e.inode, e.name, stat.S_IFREG >> 12, e.offset) for e in listing]
     assert unpacked(abi.dirents(listing, 4096, place=abi.Place), plus=True) == expected
@@ -310,7 +310,7 @@ def test_direntplus_carries_node_ids_but_for_the_dots() -> None:
 
 @pytest.mark.parametrize("plus", [False, True])
 def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
-    """The reply has as many dirents as fit into the kernel's buffer."""
+    """The reply contains as many dirents as fit into the kernel's buffer."""
     listing = entries(20)
     place = abi.Place if plus else None
     whole = abi.dirents(listing, 1 << 20, place=place)
@@ -324,7 +324,7 @@ def test_only_whole_dirents_that_fit_are_sent(plus: bool) -> None:
 
 
 def test_statfs_has_nothing_free() -> None:
-    """The body of the reply is struct fuse_kstatfs."""
+    """The reply has the body struct fuse_kstatfs."""
     out = FuseKstatfs.from_buffer_copy(abi.statfs_out(StatFS(blocks=10, files=3, block_size=4096, name_max=255)))
     assert (out.blocks, out.bfree, out.bavail, out.files, out.ffree, out.bsize, out.frsize, out.namelen) == (
         10,

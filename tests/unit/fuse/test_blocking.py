@@ -1,4 +1,4 @@
-"""Tests of the pool of threads for requests that wait."""
+"""Tests of the thread pool that runs requests which must wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EINTR: Reply = (4, b"")
 
 
 class Replies:
-    """A recorder of replies that can wait for them."""
+    """A recorder of replies. A test can wait until replies arrive."""
 
     def __init__(self) -> None:
         self.got: dict[int, Reply] = {}
@@ -41,7 +41,7 @@ def stalled(gate: threading.Event) -> Callable[[], Reply]:
 
 
 def test_no_more_threads_than_asked_for() -> None:
-    """A request that finds no free thread is queued and answered later."""
+    """If all threads are busy, a request is queued and answered later."""
     pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
     for unique in range(5):
         pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
@@ -53,7 +53,7 @@ def test_no_more_threads_than_asked_for() -> None:
 
 
 def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
-    """A queued request whose caller is killed is answered with EINTR at once, and the requests after it are handled."""
+    """If the caller of a queued request is killed, the request gets EINTR at once. Later requests are handled."""
     pool, replies, gate = (
         BlockingPool(eintr=EINTR, threads=1, is_dying=lambda pid: pid == 7),
         Replies(),
@@ -77,7 +77,7 @@ def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
 
 
 def test_nothing_is_answered_after_close() -> None:
-    """Neither queued requests nor later requests are answered."""
+    """Queued requests and later requests get no reply."""
     pool, replies, gate = BlockingPool(eintr=EINTR), Replies(), threading.Event()
     pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
     pool.close()
@@ -88,7 +88,7 @@ def test_nothing_is_answered_after_close() -> None:
 
 
 def test_a_parked_request_is_answered_once() -> None:
-    """A parked request is answered by ``finish``, or by the pool after ``resume``. The second call has no effect."""
+    """A parked request is answered by ``finish``, or by the pool after ``resume``. A second call has no effect."""
     pool, replies = BlockingPool(eintr=EINTR), Replies()
     first = Waiting(1, 0, lambda: (0, b"by the pool"), replies.to(1))
     second = Waiting(2, 0, lambda: (0, b"by the pool"), replies.to(2))
@@ -105,7 +105,7 @@ def test_a_parked_request_is_answered_once() -> None:
 
 
 def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
-    """INTERRUPT may arrive before or after the request is parked. A later result of the request is dropped."""
+    """INTERRUPT may arrive before or after the request is parked. A later result of the request is discarded."""
     pool, replies = BlockingPool(eintr=EINTR, is_dying=lambda pid: pid == 7), Replies()
     before, after = (Waiting(unique, 7, lambda: (0, b""), replies.to(unique)) for unique in (1, 2))
     pool.interrupt(1)
@@ -120,7 +120,10 @@ def test_a_parked_request_of_a_killed_task_is_answered_at_once() -> None:
 
 
 def test_close_waits_for_a_reply_that_is_being_written() -> None:
-    """After ``close`` the caller closes the descriptor for replies, and its number may be reused for another file."""
+    """After ``close``, the caller closes the descriptor that replies are written to.
+
+    A new file may get the same number.
+    """
     pool, begun, gate = BlockingPool(eintr=EINTR), threading.Event(), threading.Event()
 
     def reply(answer: Reply) -> None:

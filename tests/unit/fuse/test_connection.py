@@ -1,4 +1,4 @@
-"""Tests of the connection of the kernel transport, over a socketpair that speaks the FUSE protocol."""
+"""Tests of a connection of the kernel transport. A test plays the kernel at the other end of a socketpair."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEEP_CACHE, CACHE_DIR, NOFLUSH = 1 << 1, 1 << 3, 1 << 5
 
 
 class Doomed:
-    """A fake of the function ``dying``. ``pids`` are the threads that are dying, and ``asked`` counts the calls."""
+    """A fake of the function ``dying``. ``pids`` contains the dying threads. ``asked`` counts the calls."""
 
     def __init__(self) -> None:
         self.pids: set[int] = set()
@@ -56,21 +56,21 @@ def doomed() -> Doomed:
 
 @pytest.fixture
 def socket() -> Iterator[FuseWire]:
-    """Yield the kernel's side of a connection. No Connection is attached to it yet."""
+    """Yield the kernel's end of a socketpair that no Connection uses yet."""
     with FuseWire() as wire:
         yield wire
 
 
 @pytest.fixture
 def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Connection:
-    """Return a connection with two workers that is not running yet."""
+    """Return a connection with two workers. It is not running yet."""
     log = logging.getLogger("kitfs.test")
     return Connection(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
 
 
 @pytest.fixture
 def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Iterator[FuseWire]:
-    """Return the kernel's side of a running connection, before INIT."""
+    """Yield the kernel's end of a running connection. INIT has not been sent yet."""
     socket.serve(connection)
     yield socket
     for gate in fs.cold.values():
@@ -79,13 +79,13 @@ def fresh(socket: FuseWire, connection: Connection, fs: MemoryFileSystem) -> Ite
 
 @pytest.fixture
 def wire(fresh: FuseWire) -> FuseWire:
-    """Return the kernel's side of a running connection, after INIT."""
+    """Return the kernel's end of a running connection, after INIT."""
     fresh.init()
     return fresh
 
 
 def cold_read(wire: FuseWire, fs: MemoryFileSystem, *, pid: int = 0) -> tuple[int, threading.Event]:
-    """Send a read of dir/cold, which must wait. Return its unique number and the event that ends the wait."""
+    """Send a read of dir/cold, which has to wait. Return its unique number, and an event that ends the wait."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     gate = fs.cold["read", "dir/cold"] = threading.Event()
@@ -106,7 +106,7 @@ def test_init_is_answered_and_then_it_is_ready(fresh: FuseWire) -> None:
 
 
 def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
-    """The reply has only the major version 7, and the kernel sends INIT again with version 7."""
+    """The reply contains only the major version 7. Then the kernel sends INIT again with version 7."""
     assert struct.unpack_from("=I", fresh.init(major=8, minor=0).body) == (7,)
     assert not fresh.ready.is_set()
     assert struct.unpack_from("=II", fresh.init().body) == (7, 40)
@@ -114,7 +114,7 @@ def test_a_newer_major_is_asked_to_come_down(fresh: FuseWire) -> None:
 
 @pytest.mark.parametrize(("major", "minor"), [(6, 40), (7, 22)])
 def test_a_kernel_that_is_too_old_is_refused(fresh: FuseWire, major: int, minor: int) -> None:
-    """The kernel gets EPROTO, and the caller gets MountError."""
+    """The kernel gets EPROTO, and the caller of the connection gets MountError."""
     assert fresh.init(major=major, minor=minor).error == errno.EPROTO
     fresh.wait()
     assert isinstance(fresh.failure, MountError)
@@ -127,7 +127,7 @@ def test_an_unmount_before_init_is_no_error(fresh: FuseWire) -> None:
 
 
 def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> None:
-    """The flag FOPEN_CACHE_DIR exists since version 7.28."""
+    """FOPEN_CACHE_DIR is set only for kernels with version 7.28 or newer."""
     fresh.init(minor=27)
     assert fresh.open(1, opcode=wires.OPENDIR)[1] == 0
 
@@ -149,9 +149,9 @@ def test_lookup_getattr_open_read_release(wire: FuseWire, fs: MemoryFileSystem) 
 
 
 def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The kernel is notified to drop all pages of each inode.
+    """The kernel is notified to drop all cached pages of each inode.
 
-    The next opening drops its cached pages, and later ones keep them.
+    When the file is next opened, its cached pages are dropped. Later openings keep them.
     """
     node = wire.lookup(b"file")
     fs.by_layer["sha256:1"] = [Inode(node), Inode(7)]
@@ -161,7 +161,7 @@ def test_pages_of_a_wrong_file_are_dropped(connection: Connection, wire: FuseWir
 
 
 def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """While an OPEN waits on a thread of the pool, another request is answered."""
+    """While an OPEN waits in the thread pool, another request is answered."""
     node = wire.lookup(b"file")
     gate = fs.cold["open", "file"] = threading.Event()
     unique = wire.send(wires.OPEN, node=node, body=struct.pack("=II", os.O_RDONLY, 0))
@@ -171,7 +171,7 @@ def test_an_opening_that_waits_keeps_nothing_waiting(wire: FuseWire, fs: MemoryF
 
 
 def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
-    """A listing starts at the given offset, contains only whole entries, and is empty at the end."""
+    """A listing starts at the requested offset, contains complete entries only, and is empty at the end."""
     handle, flags = wire.open(1, opcode=wires.OPENDIR)
     assert flags == KEEP_CACHE | CACHE_DIR
     for opcode, size in ((wires.READDIR, 32), (wires.READDIRPLUS, 160)):
@@ -186,14 +186,14 @@ def test_directories_are_listed_with_both_operations(wire: FuseWire) -> None:
 
 
 def test_readlink_statfs_and_destroy(wire: FuseWire) -> None:
-    """The target of a link has no terminating NUL, and statfs reports no free block. DESTROY is answered too."""
+    """The target of a link is sent without a NUL, and statfs reports no free blocks. DESTROY is answered too."""
     assert wire.call(wires.READLINK, node=wire.lookup(b"link")) == (0, b"dir/inner")
     assert struct.unpack_from("=QQQ", wire.call(wires.STATFS).body) == (12345, 0, 12345)
     assert wire.call(wires.DESTROY) == (0, b"")
 
 
 def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> None:
-    """A request with size 0 gets the size of the value. A request whose size is too small gets ERANGE."""
+    """A request with size 0 returns the size of the value. A request with too small a size returns ERANGE."""
     node = wire.lookup(b"dir")
 
     def get(size: int, name: bytes) -> tuple[int, bytes]:
@@ -212,7 +212,7 @@ def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> No
 
 
 def test_a_name_that_is_final_is_cached_as_missing(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """A name that will never exist gets node 0 with a timeout. A name that may still appear gets ENOENT."""
+    """If a name can never exist, the reply has node 0 and a timeout. If it may exist later, the reply is ENOENT."""
     fs.passing.add("later")
     final = wire.call(wires.LOOKUP, body=b"never\0")
     assert final.error == 0
@@ -229,7 +229,7 @@ def test_a_name_that_is_final_is_cached_as_missing(wire: FuseWire, fs: MemoryFil
     ],
 )
 def test_what_writes_is_erofs_and_the_rest_unknown(wire: FuseWire, opcode: int, expected: int) -> None:
-    """Operations that write get EROFS. FLUSH, FSYNC, LSEEK, STATX and unknown operations get ENOSYS."""
+    """Operations that write return EROFS. FLUSH, FSYNC, LSEEK, STATX and unknown operations return ENOSYS."""
     assert wire.call(opcode, body=bytes(64)) == (expected, b"")
 
 
@@ -241,7 +241,7 @@ def test_forgets_have_no_reply(wire: FuseWire) -> None:
 
 
 def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -> None:
-    """Once the connection has ended, the counters include every request."""
+    """When the connection has ended, the counters include every request."""
     node = wire.lookup(b"file")
     handle, _ = wire.open(node)
     for _ in range(100):
@@ -256,7 +256,7 @@ def test_requests_are_counted_by_operation(wire: FuseWire, counters: Counters) -
 def test_a_read_fails_with_eio_whatever_happened(
     wire: FuseWire, fs: MemoryFileSystem, counters: Counters, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the registry refuses access, a read fails with EIO and the log names the cause."""
+    """If the registry refuses access, a read returns EIO, and the log contains the cause."""
     fs.fails["lookup", "dir"] = fs.fails["read", "file"] = Unauthorized("registry.example: 401")
     assert wire.call(wires.LOOKUP, body=b"dir\0").error == errno.EACCES
     node = wire.lookup(b"file")
@@ -267,14 +267,14 @@ def test_a_read_fails_with_eio_whatever_happened(
 
 
 def test_a_bug_is_eio_and_the_session_goes_on(wire: FuseWire, fs: MemoryFileSystem, counters: Counters) -> None:
-    """A bug is counted, and the next request is answered."""
+    """An unexpected exception is counted and returned as EIO. The next request is answered."""
     assert wire.call(wires.GETATTR, node=4711, body=bytes(16)).error == errno.EIO
     assert counters.get("bugs") == 1
     assert wire.call(wires.STATFS).error == 0
 
 
 def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) -> None:
-    """A message that is not a request gets no reply."""
+    """A message that is not a valid request gets no reply."""
     wire.send_raw(b"garbage")
     assert wire.call(wires.LOOKUP, body=b"no terminator").error == errno.EIO
     assert counters.get("bugs") == 2
@@ -284,7 +284,7 @@ def test_garbage_does_not_end_the_session(wire: FuseWire, counters: Counters) ->
 
 
 def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """While a hundred reads wait for bytes, a getattr and a cached read are answered."""
+    """While a hundred reads wait for missing bytes, a getattr and a read of stored bytes are answered."""
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
     warm = wire.lookup(b"file")
@@ -303,7 +303,7 @@ def test_what_waits_does_not_keep_the_rest_waiting(wire: FuseWire, fs: MemoryFil
 def test_lookups_and_listings_wait_aside_too(
     wire: FuseWire, fs: MemoryFileSystem, opcode: int, operation: str, body: bytes
 ) -> None:
-    """The file system is called with wait=False first, and then with wait=True on another thread."""
+    """The file system is called with wait=False first. Then a thread of the pool calls it with wait=True."""
     node = 1 if opcode == wires.LOOKUP else wire.lookup(b"dir")
     gate = fs.cold[operation, "dir"] = threading.Event()
     unique = wire.send(opcode, node=node, body=body)
@@ -314,7 +314,7 @@ def test_lookups_and_listings_wait_aside_too(
 
 
 def test_a_wait_that_fails_is_an_error_of_its_request(wire: FuseWire, fs: MemoryFileSystem, counters: Counters) -> None:
-    """The request fails with EIO, and the error is counted."""
+    """The request returns EIO, and the error is counted."""
     unique, gate = cold_read(wire, fs)
     fs.fails["read", "dir/cold"] = IntegrityError("sha256:1")
     gate.set()
@@ -323,7 +323,7 @@ def test_a_wait_that_fails_is_an_error_of_its_request(wire: FuseWire, fs: Memory
 
 
 def test_a_signal_does_not_fail_a_read(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """An INTERRUPT for a thread that is not dying has no effect."""
+    """An INTERRUPT for a thread that is not dying is ignored."""
     unique, gate = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
     assert doomed.asked.acquire(timeout=wires.PATIENCE)
@@ -332,7 +332,7 @@ def test_a_signal_does_not_fail_a_read(wire: FuseWire, fs: MemoryFileSystem, doo
 
 
 def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """The read fails with EINTR, and its late result is dropped."""
+    """The read returns EINTR at once. Its later result is discarded."""
     doomed.pids.add(5)
     unique, gate = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
@@ -346,7 +346,7 @@ def test_the_read_of_a_killed_thread_ends_at_once(wire: FuseWire, fs: MemoryFile
 def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
     wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed
 ) -> None:
-    """The kernel sends INTERRUPT only once, so the connection checks repeatedly whether the thread is dying."""
+    """The kernel sends INTERRUPT only once. The connection checks again and again whether the thread is dying."""
     unique, _ = cold_read(wire, fs, pid=5)
     wire.interrupt(unique)
     for _ in range(3):
@@ -356,7 +356,7 @@ def test_a_thread_that_is_killed_after_a_harmless_signal_is_noticed(
 
 
 def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: MemoryFileSystem, doomed: Doomed) -> None:
-    """With several workers, an INTERRUPT may be handled before the request that it interrupts."""
+    """If there are several workers, an INTERRUPT may be handled before the request that it refers to."""
     doomed.pids.add(5)
     node = wire.lookup(b"dir", b"cold")
     handle, _ = wire.open(node)
@@ -369,7 +369,7 @@ def test_an_interrupt_that_overtakes_its_request_counts(wire: FuseWire, fs: Memo
 
 
 def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: MemoryFileSystem) -> None:
-    """The late result of the waiting request is dropped."""
+    """A result that arrives after the unmount is discarded."""
     _, gate = cold_read(wire, fs)
     wire.hang_up()
     gate.set()
@@ -380,13 +380,13 @@ def test_an_unmount_ends_the_session_while_requests_wait(wire: FuseWire, fs: Mem
 
 
 def test_a_living_process_is_not_dying() -> None:
-    """A process of another pid namespace has the pid 0 here, and is not dying either."""
+    """A process in another pid namespace has the pid 0 in requests. Pid 0 is not regarded as dying."""
     assert not dying(os.getpid())
     assert not dying(0)
 
 
 def test_a_process_that_is_gone_is_dying() -> None:
-    """A zombie counts as dying too."""
+    """A zombie is regarded as dying too."""
     child = subprocess.Popen(["true"])
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert dying(child.pid)

@@ -1,4 +1,4 @@
-"""Exceptions become errno values, log lines and counts."""
+"""Exceptions are converted to errno values, written to the log, and counted."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
     ],
 )
 def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
-    """A read fails only with EIO. Other operations fail with the errno of the error, or with EIO for a bug."""
+    """A read always returns EIO. Other operations return the errno of the error, or EIO for an unexpected exception."""
     assert policy.errno_of(operation, error) == number
 
 
 def test_every_eio_is_counted_and_repeats_are_logged_once(
     policy: ErrnoPolicy, counters: Counters, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A cause is logged once. Later, a single line reports how often it occurred again."""
+    """A cause is logged once. A later line says how often the cause occurred again."""
     for _ in range(5):
         policy.errno_of("read", IntegrityError("layer sha256:1"))
     policy.errno_of("read", IntegrityError("layer sha256:2"))
@@ -71,7 +71,7 @@ def test_every_eio_is_counted_and_repeats_are_logged_once(
 
 
 def test_a_posix_answer_is_no_error(policy: ErrnoPolicy, counters: Counters, caplog: pytest.LogCaptureFixture) -> None:
-    """ENOENT is neither counted nor logged."""
+    """ENOENT is not counted and not logged."""
     policy.errno_of("lookup", OSError(errno.ENOENT, "no"))
     assert (counters.get("errors"), caplog.records) == (0, [])
 

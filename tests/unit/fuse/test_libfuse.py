@@ -1,4 +1,4 @@
-"""Errors of the libfuse transport that occur before or during mounting. tests/contract tests its mounts."""
+"""Tests of errors of the libfuse transport before and during mounting. Its mounts are tested in tests/contract."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def needs_device() -> None:
 
 @pytest.mark.mount
 def test_without_libfuse_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is one line that names the package and the other transport."""
+    """The error is one line. It names the package to install, and the other transport."""
     needs_device()
     monkeypatch.setenv("FUSE_LIBRARY_PATH", str(tmp_path / "libfuse.so"))
     monkeypatch.delitem(sys.modules, "fuse", raising=False)
@@ -48,7 +48,7 @@ def test_without_libfuse_it_says_what_to_install(tmp_path: Path, monkeypatch: py
 @pytest.mark.mount
 @pytest.mark.parametrize(("name", "number"), [("missing", errno.ENOENT), ("file", errno.ENOTDIR)])
 def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number: int) -> None:
-    """kitfs checks the mount point, because libfuse would report the error only on stderr."""
+    """kitfs checks the mount point itself, because libfuse would only print the error to stderr."""
     needs_device()
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match="is not a directory") as told:
@@ -58,7 +58,7 @@ def test_a_mount_point_that_is_none_is_refused(tmp_path: Path, name: str, number
 
 @pytest.mark.mount
 def test_a_mount_that_libfuse_refuses_is_an_error_of_serve(tmp_path: Path) -> None:
-    """If the mount point is removed before libfuse mounts, ``serve`` raises MountError."""
+    """If the mount point is removed before ``serve`` mounts, ``serve`` raises MountError."""
     needs_device()
     needs("libfuse")
     (tmp_path / "m").mkdir()

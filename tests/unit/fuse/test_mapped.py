@@ -1,4 +1,4 @@
-"""Large reads of verified layers are served from a mapping of the store's file."""
+"""Large reads of verified layers return parts of a memory mapping of the stored file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA = random.Random(6).randbytes(8 * SMALLEST)
 
 
 class VerifiedLayer(FakeLayer):
-    """A layer whose file m/f starts at byte 1000 of a larger file on the disk."""
+    """A verified layer. Its file m/f starts at byte 1000 of a larger file on disk."""
 
     def __init__(self, file: Path) -> None:
         super().__init__("m", "m/e=1", "m/f=" + "x" * len(DATA))
@@ -51,7 +51,7 @@ def span_of(layer: VerifiedLayer) -> Span:
 
 
 def test_mapped_bytes_are_those_of_the_file(layer: VerifiedLayer) -> None:
-    """Reads of any offset and size return the bytes of the layer's file, and never bytes after its end."""
+    """Reads at any offset return the bytes of the file in the layer. They return no bytes from after its end."""
     span = span_of(layer)
     for offset in (0, 1, 4095, 4096, SMALLEST, len(DATA) - SMALLEST, len(DATA), len(DATA) + 1):
         for size in (1, 4096, SMALLEST - 1, 2 * SMALLEST):
@@ -59,7 +59,7 @@ def test_mapped_bytes_are_those_of_the_file(layer: VerifiedLayer) -> None:
 
 
 def test_other_layers_have_no_span(layer: VerifiedLayer) -> None:
-    """Layers that are unverified or compressed are not mapped."""
+    """A layer that is not verified, or that is compressed, is not mapped."""
     node, mapped = tree(layer).resolve("m/f"), MappedLayers()
     layer.compressed = True
     assert mapped.span(node) is None
@@ -69,9 +69,9 @@ def test_other_layers_have_no_span(layer: VerifiedLayer) -> None:
 
 
 def test_layer_that_was_forgotten_is_opened_again(layer: VerifiedLayer) -> None:
-    """The file of a layer is opened once.
+    """The stored file of a layer is opened once.
 
-    After a failure it is opened again, because the store may have replaced it.
+    After the layer fails, it is opened again, because the store may have replaced the file.
     """
     node, mapped = tree(layer).resolve("m/f"), MappedLayers()
     assert [mapped.span(node) == mapped.span(node), layer.opened] == [True, 1]
@@ -81,7 +81,7 @@ def test_layer_that_was_forgotten_is_opened_again(layer: VerifiedLayer) -> None:
 
 
 def test_handle_of_a_layer_that_fails_does_not_read_its_file(layer: VerifiedLayer) -> None:
-    """After the failure, reads are passed to the layer, which refuses them."""
+    """After the layer fails, reads are passed to the layer. The layer refuses them."""
     fs = filesystem(tree(layer))
     file = fs.lookup(fs.lookup(ROOT, b"m").inode, b"f")
     handle = fs.open(file.inode, os.O_RDONLY).handle
@@ -92,7 +92,7 @@ def test_handle_of_a_layer_that_fails_does_not_read_its_file(layer: VerifiedLaye
 
 
 def test_pages_that_were_answered_are_unmapped(tmp_path: Path) -> None:
-    """If a file is read in pieces, only the last piece, or the huge page around it, stays in memory."""
+    """If a file is read piece by piece, only the last piece (or the huge page around it) stays in memory."""
     path = tmp_path / "f"
     path.write_bytes(DATA * 16)
     with io.FileIO(path) as file:
@@ -108,7 +108,7 @@ def test_pages_that_were_answered_are_unmapped(tmp_path: Path) -> None:
 
 
 def test_threads_do_not_disturb_each_other(layer: VerifiedLayer) -> None:
-    """Four threads read the same parts at the same time."""
+    """Four threads read the same parts of a file at the same time."""
     span = span_of(layer)
     wrong: list[int] = []
 

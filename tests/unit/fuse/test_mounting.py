@@ -1,4 +1,4 @@
-"""Mount tables are parsed from recorded text. tests/contract has the tests that need a real mount."""
+"""Tests of parsing recorded mount tables. Tests that need a real mount are in tests/contract."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ this line is of no known shape
 
 
 def test_escapes_of_mountinfo_are_undone() -> None:
-    """Spaces, tabs, backslashes and newlines in paths and sources are octal escapes in the file."""
+    """In mountinfo, spaces, tabs, backslashes and newlines are written as octal escapes."""
     mount = parse_mountinfo(MOUNTINFO)[2]
     assert mount == MountInfo("/srv/with space\ttab\\slash\nline", "oci:/srv/a b:v1", "fuse.kitfs", "0:47", 88, 0)
 
 
 def test_optional_fields_of_any_number_are_skipped() -> None:
-    """A line has any number of tagged fields between the mount options and the dash."""
+    """A line may have any number of tagged fields between the mount options and the dash."""
     assert [(m.mountpoint, m.fstype, m.source) for m in parse_mountinfo(MOUNTINFO)[:2]] == [
         ("/", "ext4", "/dev/root"),
         ("/proc", "proc", "proc"),
@@ -46,14 +46,14 @@ def test_optional_fields_of_any_number_are_skipped() -> None:
 
 
 def test_lines_of_another_shape_are_left_out() -> None:
-    """A line that cannot be parsed is skipped, and the lines after it are parsed."""
+    """A line that cannot be parsed is skipped. Later lines are parsed."""
     assert [m.number for m in parse_mountinfo(MOUNTINFO)] == [22, 23, 88, 89, 90]
 
 
 def test_a_mount_comes_after_the_one_that_it_covers() -> None:
-    """The kernel lists mounts by age, but a younger mount may be beneath an older one.
+    """The kernel lists mounts by age, but a newer mount may be below an older one.
 
-    The parsed table has the lower mount first. Otherwise the order is the kernel's.
+    In the parsed table, the lower mount comes first. Other mounts keep the kernel's order.
     """
     lines = [
         b"1 1 0:1 / / rw - rootfs r rw",
@@ -65,7 +65,7 @@ def test_a_mount_comes_after_the_one_that_it_covers() -> None:
 
 
 def test_names_that_are_not_utf8_come_back_as_the_same_bytes() -> None:
-    """``os.fsencode`` of a parsed mount point returns its original bytes."""
+    """``os.fsencode`` of a parsed mount point returns the original bytes."""
     mount = parse_mountinfo(b"5 1 0:9 / /m/\xff\xfe rw - fuse.kitfs x ro\n")[0]
     assert os.fsencode(mount.mountpoint) == b"/m/\xff\xfe"
 
@@ -82,7 +82,7 @@ def test_the_root_is_a_mount_point_and_a_plain_directory_is_not(tmp_path: Path) 
 
 
 def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paths may contain links, relative links, chains of links, dots, loops and missing parts."""
+    """The cases are paths with absolute and relative links, chains of links, dots, loops and missing parts."""
     (tmp_path / "a/b").mkdir(parents=True)
     for name, target in {
         "abs": str(tmp_path / "a"),
@@ -114,14 +114,14 @@ def test_canonical_paths_are_those_of_realpath(tmp_path: Path, monkeypatch: pyte
 
 
 def test_unmounting_what_is_not_mounted_is_einval(tmp_path: Path) -> None:
-    """The message names the directory."""
+    """The error names the directory."""
     with pytest.raises(MountError) as told:
         mounting.unmount(str(tmp_path), lazy=False)
     assert (told.value.errno, str(told.value)) == (errno.EINVAL, f"nothing is mounted at {tmp_path}")
 
 
 def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
-    """``holders`` returns no process for a directory that is not mounted."""
+    """``holders`` returns an empty result for a directory that is not mounted."""
     assert mount_table.holders(str(tmp_path)) == []
 
 
@@ -129,7 +129,7 @@ def test_nobody_holds_what_is_not_mounted(tmp_path: Path) -> None:
     ("value", "expected"), [("r/a:v1", "r/a:v1"), ("oci:/a,b:v1", r"oci:/a\,b:v1"), ("oci:/a\\b", r"oci:/a\\b")]
 )
 def test_option_values_are_escaped(value: str, expected: str) -> None:
-    """Unescaped commas and backslashes would end an option."""
+    """Without an escape, a comma or a backslash would end the value."""
     assert mounting.escaped(value) == expected
 
 
@@ -143,16 +143,16 @@ def test_option_values_are_escaped(value: str, expected: str) -> None:
     ],
 )
 def test_a_device_that_cannot_be_opened_says_what_to_do(number: int, part: str) -> None:
-    """The error is one line with the errno of the system call."""
+    """The error is one line. It has the errno of the system call."""
     error = mounting.device_error(OSError(number, os.strerror(number)))
     assert error.errno == number
     assert part in str(error)
 
 
 def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
-    """Run an action as an ordinary user in a child process.
+    """Run ``action`` as an ordinary user in a child process.
 
-    Return errno and message of the MountError that it raises.
+    Return the errno and the message of the MountError that the action raises.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -175,7 +175,7 @@ def as_nobody(action: Callable[[], object]) -> tuple[int, str]:
 
 @pytest.fixture
 def shared() -> Iterator[Path]:
-    """Yield a directory that every user can read. Meanwhile every user may open /dev/fuse."""
+    """Yield a directory that every user can read. Until the end of the test, every user may open /dev/fuse."""
     with tempfile.TemporaryDirectory() as name, fuse_device_for_everybody():
         Path(name).chmod(0o755)
         yield Path(name)
@@ -184,9 +184,9 @@ def shared() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
-    """The errno of the error states the reason, although fusermount3 always exits with 1.
+    """fusermount3 exits with 1 for every reason. The errno of the error depends on the reason.
 
-    The error contains the message of fusermount3.
+    The error contains the message that fusermount3 printed.
     """
     needs("fusermount3")
     (shared / "closed").mkdir(0o755)
@@ -207,7 +207,10 @@ def test_refusals_of_fusermount3_have_an_errno(shared: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can become another user")
 @pytest.mark.mount
 def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
-    """Unmounting the mount of another user raises EPERM. Unmounting one's own mount raises EBUSY while it is in use."""
+    """Unmounting another user's mount raises EPERM.
+
+    While a user's own mount is in use, unmounting it raises EBUSY.
+    """
     needs("fusermount3")
     (shared / "m").mkdir()
     (shared / "m").chmod(0o777)
@@ -230,7 +233,7 @@ def test_mount_of_another_user_cannot_be_unmounted(shared: Path) -> None:
 
 @contextmanager
 def mounted_by_nobody(path: Path) -> Iterator[None]:
-    """Yield a mount of an ordinary user that no process serves."""
+    """Yield a mount that belongs to an ordinary user and that no process serves."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 
     def mount() -> None:
@@ -248,14 +251,14 @@ def mounted_by_nobody(path: Path) -> Iterator[None]:
 
 
 def test_devices_of_maps_are_written_as_in_mountinfo() -> None:
-    """/proc/PID/maps has hexadecimal device numbers. A line without a device has none."""
+    """Device numbers in /proc/PID/maps are hexadecimal. For a line without a device, the result is empty."""
     line = b"7f00-7f10 r--s 00000000 00:2f 4711                       /m/a b\n"
     assert mount_table._device_of(line) == "0:47"
     assert mount_table._device_of(b"broken\n") == ""
 
 
 def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The error is ENOENT and names the package."""
+    """The error is ENOENT. It names the package to install."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MountError, match="install fuse3") as told:
         mounting.fusermount()
@@ -265,7 +268,7 @@ def test_a_missing_fusermount3_says_what_to_install(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(os.geteuid() != 0, reason="not here: only root can call mount(2)")
 @pytest.mark.mount
 def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
-    """mount(2) fails with ENOENT. The error names the directory, and no descriptor stays open."""
+    """mount(2) fails with ENOENT. The error names the directory, and all descriptors are closed."""
     before = os.listdir("/proc/self/fd")
     with pytest.raises(MountError, match="missing: No such file") as told:
         mounting.mount_fuse(MountOptions(mountpoint=str(tmp_path / "missing"), source="x"))
@@ -274,7 +277,10 @@ def test_a_mount_point_that_is_missing_keeps_its_errno(tmp_path: Path) -> None:
 
 
 def test_unmount_waits_for_a_user_that_is_not_seen_and_soon_ends(tmp_path: Path) -> None:
-    """A descriptor in transit through a socket keeps a mount busy, although no process has the file open."""
+    """A descriptor that was sent to a socket and not yet received keeps the mount busy.
+
+    No process has the file open.
+    """
     with tmpfs(tmp_path / "m", "size=1m") as directory:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with ours, theirs:

@@ -1,4 +1,4 @@
-"""An AccessOrder records which parts of layers were read first, and counts how many prefetched bytes were used."""
+"""An AccessOrder records the order in which parts of layers are first read, and counts used prefetched bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kitfs.layers.index import Extent, Member
 
 
 class Layer:
-    """A layer of which only the digest is known."""
+    """A layer that has a digest and nothing else."""
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
@@ -47,7 +47,7 @@ class Notes:
 
 
 def whole(digest: str, units: int) -> File:
-    """Return a file that fills a whole layer of ``units`` units."""
+    """Return a file that occupies a whole layer of ``units`` units."""
     return File(digest, Extent(0, 0, units * UNIT))
 
 
@@ -63,7 +63,7 @@ def test_first_reads_are_recorded_in_their_order_as_runs() -> None:
 
 
 def test_the_extents_of_a_file_decide_which_units_it_touches() -> None:
-    """A read of a hole records no unit, because holes are not stored in the layer."""
+    """A read of a hole records no unit, because the layer does not contain the hole."""
     order = AccessOrder({"a": 100 * UNIT})
     file = File("a", Extent(0, 7 * UNIT, UNIT), Extent(5 * UNIT, 90 * UNIT, UNIT))
     order.read(file, 0, 6 * UNIT)
@@ -79,7 +79,7 @@ def test_threads_that_read_in_turns_make_one_run_each() -> None:
 
 
 def test_files_that_are_not_recorded_are_ignored() -> None:
-    """Generated files have no layer, and the order of compressed layers is not recorded."""
+    """Files without a layer are ignored, because they are generated. Files in compressed layers are ignored too."""
     order = AccessOrder({"a": UNIT})
     assert not order.read(whole("other", 5), 0, UNIT)
     assert not order.read(Node(Inode(2), "Kitfile", "file", 0o644, 5, 1), 0, 5)
@@ -94,7 +94,10 @@ def test_an_order_is_bounded() -> None:
 
 
 def test_bytes_that_were_fetched_ahead_are_used_when_they_are_read() -> None:
-    """A byte that was read before it was prefetched does not count, and a byte that is read twice counts once."""
+    """A prefetched byte counts as used when it is first read.
+
+    A byte that was read before it was prefetched is not counted.
+    """
     order, a = AccessOrder({"a": 10 * UNIT}), whole("a", 10)
     order.read(a, 0, 1)
     order.fetched_ahead("a", 0, 3 * UNIT + 100)
@@ -118,7 +121,7 @@ def test_a_mount_that_read_nothing_keeps_the_order() -> None:
 
 
 def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
-    """The units that were read now come first, and each unit is listed only once."""
+    """The units that were read in this mount come before the recorded ones. Each unit is listed once."""
     order = AccessOrder({"a": 100 * UNIT})
     order.read(whole("a", 100), 5 * UNIT, UNIT)
     before = [Run("a", 0, 20), Run("a", 60, 20), Run("a", 40, 20)]

@@ -1,6 +1,6 @@
-"""Admission decides whether a kit may be used.
+"""An Admission decides whether a kit may be used.
 
-The tests show what it requests and refuses, and when it reuses a verdict.
+The tests check its requests, its refusals, and when it reuses an earlier verdict.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def signer() -> PrivateKey:
 
 
 class World:
-    """An Admission with fakes around it. ``now`` is its time, which a test can set."""
+    """An Admission whose collaborators are fakes. A test can set its time, ``now``."""
 
     def __init__(self, places: list[Place], *, policy: Path | None = None) -> None:
         self.hints, self.now, self.places = Hints(), 1_000_000.0, places
@@ -105,7 +105,7 @@ def unreachable() -> Unavailable:
 
 
 def test_a_signed_kit_is_accepted_and_the_verdict_is_kept(signer: PrivateKey) -> None:
-    """The verdict has the digests of the valid signatures."""
+    """The stored verdict contains the digests of the valid signatures."""
     world = World([Place(signer)])
     world.check()
     [verdict] = world.hints.notes.values()
@@ -123,7 +123,7 @@ def test_a_refusal_is_one_line_with_the_rule_and_the_signers(signer: PrivateKey)
 
 
 def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) -> None:
-    """A mirror that fails or has no signatures does not prevent a request to the registry."""
+    """If a mirror fails or has no signatures, the registry is asked."""
     broken, empty, registry = Place(), Place(), Place(signer)
     broken.error = unreachable()
     World([broken, empty, registry]).check()
@@ -133,7 +133,7 @@ def test_every_place_is_asked_until_one_has_the_signature(signer: PrivateKey) ->
 def test_a_verdict_counts_while_the_registry_cannot_be_reached(
     signer: PrivateKey, error: KitfsError, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A verdict is reused for MAX_AGE, with a warning. A clock that was set back does not extend this time."""
+    """A verdict is reused until it is MAX_AGE old, with a warning. Setting the clock back does not extend this time."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = error
@@ -171,7 +171,7 @@ def test_a_verdict_is_for_one_repository_and_digest(signer: PrivateKey, other: C
 
 
 def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None:
-    """A verdict is not reused after the policy file was changed."""
+    """A verdict is not reused if the policy file has changed."""
     path = tmp_path / "policy.json"
 
     def write(kind: str) -> None:
@@ -191,7 +191,7 @@ def test_a_verdict_is_for_one_policy(signer: PrivateKey, tmp_path: Path) -> None
 
 
 def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -> None:
-    """After the registry answered without a signature, the older verdict is not reused when the registry is down."""
+    """If the registry answered that there is no signature, an older verdict is not reused later."""
     world = World([Place(signer)])
     world.check()
     world.places = [Place()]
@@ -203,7 +203,7 @@ def test_a_verdict_is_forgotten_when_the_signature_is_gone(signer: PrivateKey) -
 
 
 def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: PrivateKey) -> None:
-    """If the registry returns 401, no verdict is reused, and the error gives the reason."""
+    """If the registry returns 401, no verdict is reused. The error says that access was denied."""
     world = World([Place(signer)])
     world.check()
     world.places[0].error = Unauthorized("registry.example.com denied access")
@@ -212,7 +212,7 @@ def test_an_access_that_is_denied_is_not_an_unreachable_registry(signer: Private
 
 
 def test_a_verdict_of_one_rule_does_not_count_for_another(signer: PrivateKey, tmp_path: Path) -> None:
-    """Two policies in one file apply to the kit, and each gets its own verdict."""
+    """Two policies in one file apply to the kit. Each policy has its own verdict."""
     path = tmp_path / "policy.yaml"
     document = (
         "apiVersion: policy.sigstore.dev/v1beta1\nkind: ClusterImagePolicy\nmetadata: {name: NAME}\n"

@@ -1,4 +1,4 @@
-"""Open files and reads determine which parts of layers are fetched first."""
+"""The parts of layers that open files and reads need are fetched first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers are merged and symbolic links are followed, without any files on disk."""
+"""Tests of merging layers and following symbolic links. The tests need no files on disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_directories_come_before_what_is_in_them() -> None:
 
 
 def test_entries_that_give_way_are_named() -> None:
-    """A file cannot replace a directory that is not empty, and entries below a file are left out. Both are reported."""
+    """A file does not replace a directory that is not empty. Entries below a file are left out. Both are reported."""
     merged = merge([PlacedLayer("a", index("d/x"), ""), PlacedLayer("b", index("d", "d2"), ""),
                     PlacedLayer("c", index("d2/y"), "")])  # fmt: skip
     assert merged.left_out == (
@@ -48,24 +48,24 @@ def test_entries_that_give_way_are_named() -> None:
 
 
 def test_names_below_a_symbolic_link_of_another_layer_are_refused() -> None:
-    """An unpack would follow the link when it writes such a name."""
+    """If such a name were unpacked, the file would be written to the target of the link."""
     with pytest.raises(UnsafePath, match="a has a symbolic link at 's'"):
         merge([PlacedLayer("a", index("s->t"), ""), PlacedLayer("b", index("s/x"), "")])
 
 
 def test_a_place_outside_the_target_is_refused() -> None:
-    """``below`` comes from a Kitfile and may contain any path."""
+    """``below`` is a path from a Kitfile. It may lead out of the target."""
     with pytest.raises(UnsafePath, match="leaves the root"):
         merge([PlacedLayer("a", index("x"), "", below="../up")])
 
 
 def test_names_that_are_reserved_at_the_root_are_left_to_the_caller() -> None:
-    """A reserved name is omitted from the result at the root only."""
+    """A reserved name is left out at the root, but not in directories."""
     assert list(merge([PlacedLayer("a", index("K", "d/K"), "")], reserved=("K",)).winners) == ["d", "d/K"]
 
 
 class CountedIndex:
-    """An index that counts how many names are looked up in it."""
+    """An index that counts lookups of names."""
 
     def __init__(self, index: LayerIndex) -> None:
         self._index = index
@@ -80,7 +80,7 @@ class CountedIndex:
 
 
 def test_a_merge_does_not_look_up_each_directory_from_the_root() -> None:
-    """A hostile archive of 10 KiB may have 1,900 directories below each other."""
+    """A hostile archive of 10 KiB can contain 1,900 nested directories."""
     deep = CountedIndex(index("a/" * 90 + "x", "a/b/c", "z/y"))
     merged = merge([PlacedLayer("a", cast("LayerIndex", deep), ""), PlacedLayer("b", index("a/b/d"), "")])
     assert list(merged.winners)[-4:] == ["a/b/c", "a/b/d", "z", "z/y"]
@@ -88,7 +88,7 @@ def test_a_merge_does_not_look_up_each_directory_from_the_root() -> None:
 
 
 def test_links_are_followed_to_their_end() -> None:
-    """A path may lead through directories and other links, and may end at a name that does not exist."""
+    """A path may contain directories and several links. Its last name need not exist."""
     tree = links("d/f", "l->d", "m->l/f", "up->d/../l", "gone->d/nothing/x")
     assert tree.end("m") == End("d/f", missing=False, followed=2)
     assert tree.end("up/f") == End("d/f", missing=False, followed=2)
@@ -97,14 +97,14 @@ def test_links_are_followed_to_their_end() -> None:
 
 @pytest.mark.parametrize("target", ["/etc", "..", "d/../../x", "nothing/../x", "out2"])
 def test_a_link_that_leads_out_is_bad(target: str) -> None:
-    """A link may lead out by way of another link, or through a name that does not exist."""
+    """A link is refused if it leads out directly, through another link, or through a missing name."""
     with pytest.raises(BadLink) as e:
         links("d/f", "out2->../x", f"l->{target}").end("l")
     assert not e.value.circular
 
 
 def test_a_confined_walk_stays_at_the_root() -> None:
-    """ ".." at the root stays at the root, as after chroot(2). A link with an absolute target is refused."""
+    """As after chroot(2), ".." at the root stays at the root. A link with an absolute target is refused."""
     assert links("d/f", "l->../../d/f", confined=True).end("l").path == "d/f"
     with pytest.raises(BadLink):
         links("l->/d", confined=True).end("l")
@@ -122,7 +122,7 @@ def test_circles_and_long_chains_are_bad() -> None:
 
 
 def test_each_link_is_followed_once() -> None:
-    """If each link uses the next link twice, following every use would take 2**30 steps."""
+    """Each link contains the next link twice, so a walk that follows every occurrence would need 2**30 steps."""
     looked = 0
     names = index("l30/", *(f"l{n}->l{n + 1}/../l{n + 1}" for n in range(30)))
 

@@ -1,4 +1,4 @@
-"""A resolver opens kits from registries and from the store, with filters and parents."""
+"""A resolver opens kits from registries and from the store. It applies filters and finds parents."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Registry:
-    """A fake registry whose repositories are layouts on disk.
+    """A fake registry whose repositories are OCI layouts on disk.
 
-    Every request for a manifest waits until ``speaks`` is set. If ``failure`` is set, the request raises it.
+    A request for a manifest waits until the event ``speaks`` is set. If ``failure`` is set, requests raise it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -107,7 +107,7 @@ def model(path: str, data: bytes = b"weights") -> kits.Part:
 
 
 def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: Store) -> None:
-    """The first opening sends two requests. A second opening by digest sends no request."""
+    """The first opening sends two requests. The second opening is by digest and sends no request."""
     ref = registry.put("r.io/a", kits.build([model("m/w.bin")]))
     kit = resolver(registry, store).open(ref)
     assert registry.asked == ["manifest v1", "config"]
@@ -122,7 +122,7 @@ def test_opening_asks_for_manifest_and_config_only(registry: Registry, store: St
 def test_tag_means_its_last_digest_when_the_registry_is_away(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture, failure: Exception
 ) -> None:
-    """One warning states the age of the digest."""
+    """If the registry is unavailable, the last known digest is used. One warning states its age."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store, 1000.0).open(ref).digest
     registry.failure = failure
@@ -135,9 +135,9 @@ def test_tag_means_its_last_digest_when_the_registry_is_away(
 def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After ``patience`` seconds without a response, a tag means its last known digest, with one warning.
+    """If there is no response within ``patience`` seconds, the last known digest of the tag is used, with a warning.
 
-    For an unknown tag, the resolver waits longer.
+    If no digest of the tag is known, the resolver waits longer.
     """
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     digest = resolver(registry, store).open(ref).digest
@@ -152,7 +152,7 @@ def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
 
 
 def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
-    """A response or an error that arrives within ``patience`` seconds is used."""
+    """If the registry responds within ``patience`` seconds, the response or its error is used."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.put("r.io/a", kits.build([model("v.bin")]))
@@ -164,7 +164,7 @@ def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, stor
 
 @pytest.mark.parametrize("failure", [Unauthorized("401", status=401), NotFound("404")])
 def test_refusals_are_never_answered_from_memory(registry: Registry, store: Store, failure: Exception) -> None:
-    """The last known digest is not used after a 401, 403 or 404."""
+    """After a 401, 403 or 404, the last known digest is not used."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.failure = failure
@@ -173,7 +173,7 @@ def test_refusals_are_never_answered_from_memory(registry: Registry, store: Stor
 
 
 def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store) -> None:
-    """If no digest of the tag is known, the error of the registry is raised."""
+    """If no digest of the tag is known, the registry's error is raised."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     registry.failure = Unavailable("away")
     with pytest.raises(Unavailable, match="away"):
@@ -181,7 +181,7 @@ def test_unknown_tag_of_a_registry_that_is_away(registry: Registry, store: Store
 
 
 def test_parents_come_first_and_give_their_model(registry: Registry, store: Store) -> None:
-    """A kit shows the model and the parts of its parent, but not the Kitfile or the datasets of the parent."""
+    """A kit shows the model and the model parts of its parent. It does not show the parent's Kitfile and datasets."""
     parent = [
         model("base.bin"),
         kits.part("modelpart", "tok.json", b"t", format="raw"),
@@ -208,7 +208,7 @@ def test_parents_come_first_and_give_their_model(registry: Registry, store: Stor
     ],
 )
 def test_filters(registry: Registry, store: Store, filters: list[str], shown: list[str], kitfile: bool) -> None:
-    """Filters select by type, name and path, also in the model of a parent."""
+    """Filters select entries by type, name and path. They also apply to the model of a parent."""
     registry.put("r.io/parent", kits.build([model("base.bin")]))
     ref = registry.put(
         "r.io/child", kits.build([kits.part("docs", "README.md", b"r", format="raw")], parent="r.io/parent:v1")
@@ -219,7 +219,10 @@ def test_filters(registry: Registry, store: Store, filters: list[str], shown: li
 
 
 def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> None:
-    """Both raise an error of one line. For a cycle, the line shows the chain of parents."""
+    """A cycle of parents, and a chain that is too long, raise an error of one line.
+
+    For a cycle, the line lists the parents.
+    """
     registry.put("r.io/a", kits.build([], parent="r.io/b:v1"))
     ref = registry.put("r.io/b", kits.build([], parent="r.io/a:v1"))
     with pytest.raises(ManifestError, match=r"found cycle in modelkit references: \[r.io/b:v1=>r.io/a:v1=>r.io/b:v1\]"):
@@ -231,7 +234,7 @@ def test_cycles_and_long_chains_of_parents(registry: Registry, store: Store) -> 
 
 
 def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store) -> None:
-    """A tag in the store is opened without a registry, unless ``remote`` is set."""
+    """A tag in the store is opened without a request, unless ``remote`` is set."""
     built = kits.build([model("w.bin", b"here")])
     manifest = json.loads(built.manifest)
     for data in (built.manifest, *built.blobs.values()):
@@ -250,7 +253,7 @@ def test_kit_that_was_pulled_here_needs_nobody(registry: Registry, store: Store)
 
 @pytest.mark.parametrize("lie", [3, 5000])
 def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: int) -> None:
-    """A compressed file whose annotation declares a wrong size cannot be read to its end."""
+    """If an annotation declares a wrong size for a compressed file, reading the file to its end raises an error."""
     built = kits.build([kits.part("model", "w.bin", b"0123456789" * 100, format="raw", compression="gzip")])
     manifest = json.loads(built.manifest)
     annotations = manifest["layers"][0]["annotations"]
@@ -267,7 +270,7 @@ def test_metadata_that_lies_about_a_size(registry: Registry, store: Store, lie: 
 
 
 def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) -> None:
-    """The kit reports the layer as left out, and shows its other layers."""
+    """The kit lists the layer as left out. Its other layers are shown."""
     built = kits.build([model("w.bin")], vintage="0.4")
     manifest = json.loads(built.manifest)
     config = json.dumps({"manifestVersion": "1.0.0", "package": {}}).encode()
@@ -290,7 +293,7 @@ def test_raw_layer_without_a_path_is_left_out(registry: Registry, store: Store) 
 def test_raw_layer_whose_path_cannot_be_is_left_out(
     registry: Registry, store: Store, path: str, reason: SkipReason
 ) -> None:
-    """The reason names the fault of the path."""
+    """The reason says what is wrong with the path."""
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([model(path)]))).layers[0]
     assert [(len(layer.index().members), s.reason) for s in layer.index().skipped] == [(0, reason)]
 
@@ -315,7 +318,7 @@ def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
 ) -> None:
     """If the first entry of a layer cannot be read, ``first_entry_agrees`` returns False.
 
-    The weights fill whole zstd blocks.
+    The weights in this test are larger than a zstd block.
     """
     part = kits.part("model", "m/w.bin", WEIGHTS, compression=compression, blob=blob)
     layer = resolver(registry, store).open(registry.put("r.io/a", kits.build([part]))).layers[0]
@@ -324,7 +327,7 @@ def test_a_layer_whose_head_says_nothing_is_not_taken_at_its_word(
 
 @pytest.mark.parametrize("name", ["d/c", "../c"])
 def test_an_index_at_hand_is_refused_where_a_fresh_one_would_be(registry: Registry, store: Store, name: str) -> None:
-    """A stored index is refused if it has more entries than this mount permits, even if another mount accepted it."""
+    """A stored index is refused if it has more entries than this mount permits, even if another mount has used it."""
     ref = registry.put(
         "r.io/a", kits.build([kits.part("dataset", "d", kits.kit_tar({"d/a": b"", "d/b": b"", name: b""}))])
     )
@@ -346,7 +349,7 @@ BIG = kits.kit_tar(
 
 
 def swapped(layer: Layer) -> bytes:
-    """Return the index of a layer with the files d/a and d/b, but with their names exchanged."""
+    """Return the index of a layer with the files d/a and d/b. The names of the two files are exchanged."""
     data = layer.index().data
     sections = {name: bytes(memoryview(data)[where]) for name, where in index_file.unpack(data).items()}
     assert sections["names"] == b"dab"
@@ -360,7 +363,7 @@ def sealed(layer: Layer) -> None:
 
 
 def wait_for_state(layer: Layer, state: str) -> None:
-    """Wait until a thread of the store has compared the index of a verified layer with the layer's bytes."""
+    """Wait until the store has compared the index of a verified layer with the bytes of the layer."""
     deadline = time.monotonic() + 30
     while layer.state() != state:
         assert time.monotonic() < deadline, layer.state()
@@ -371,9 +374,9 @@ def wait_for_state(layer: Layer, state: str) -> None:
 def test_an_index_of_proven_bytes_is_kept_for_every_mount(
     registry: Registry, store: Store, compression: kits.Compression
 ) -> None:
-    """The index of a verified layer stays stored after the layer's blob was removed, and is read without waiting.
+    """After the blob of a verified layer is removed, the index stays stored and can be read without waiting.
 
-    The index that was made of the unverified bytes is removed.
+    The index that was created from unverified bytes is removed.
     """
     part = kits.part("dataset", "d", BIG, compression=compression)
     ref = registry.put("r.io/a", kits.build([part]))
@@ -400,7 +403,7 @@ def test_an_index_of_proven_bytes_is_kept_for_every_mount(
 def test_a_verified_layer_is_indexed_without_waiting(
     registry: Registry, store: Store, compression: kits.Compression
 ) -> None:
-    """After a pull, the store has the layer but no index. The index is made from the store, without a request."""
+    """A pull stores a layer without its index. The index is created from the stored layer, without a request."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG, compression=compression)]))
     layer = resolver(registry, store).open(ref).layers[0]
     sealed(layer)
@@ -411,7 +414,7 @@ def test_a_verified_layer_is_indexed_without_waiting(
 
 
 def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry, store: Store) -> None:
-    """Another mount can use the index of a partial blob. The index is removed together with the blob."""
+    """The index of a partly fetched blob can be used by another mount. It is removed together with the blob."""
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", BIG)]))
     layer = resolver(registry, store).open(ref).layers[0]
     made = layer.index()
@@ -424,7 +427,7 @@ def test_an_index_of_unproven_bytes_is_kept_with_their_entry(registry: Registry,
 
 
 def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry: Registry, store: Store) -> None:
-    """If the stored index of an unverified layer was forged, verifying the layer makes all its reads fail.
+    """If the index of an unverified layer was forged, all reads fail after the layer is verified.
 
     The next opening uses the right index.
     """
@@ -447,7 +450,7 @@ def test_an_index_of_unproven_bytes_is_compared_with_the_verified_ones(registry:
 
 @pytest.mark.parametrize("proven", [True, False])
 def test_a_damaged_index_is_made_again(registry: Registry, store: Store, proven: bool) -> None:
-    """A power loss may leave the file of an index truncated or filled with zeros."""
+    """After a power loss, the file of an index may be truncated or contain zeros."""
     data = kits.kit_tar({"d/a": b"1", "../c": b"", "d/b": bytes(1 << 20)})
     ref = registry.put("r.io/a", kits.build([kits.part("dataset", "d", data)]))
     layer = resolver(registry, store).open(ref).layers[0]
@@ -476,7 +479,7 @@ def kit_of(text: str) -> kits.Kit:
 
 
 def listing(*made: kits.Kit) -> bytes:
-    """Return a ModelKit index of the given kits, with the labels q=0, q=1 and so on."""
+    """Return a ModelKit index of the given kits. The kits have the labels q=0, q=1 and so on."""
     rows = [
         {"mediaType": kits.MANIFEST, "digest": k.digest, "size": len(k.manifest), "modelMetadata": {"q": str(i)}}
         for i, k in enumerate(made)
@@ -487,7 +490,7 @@ def listing(*made: kits.Kit) -> bytes:
 
 
 def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
-    """Store a ModelKit index and its kits as ``name:v1``. Return the digest of the index."""
+    """Store a ModelKit index and its kits in the registry as ``name:v1``. Return the digest of the index."""
     data = listing(*made)
     whole = {digest: content for k in made for digest, content in {**k.blobs, k.digest: k.manifest}.items()}
     kits.write_layout(kits.Kit(data, b"", whole), registry.root / name.replace("/", "_"), "v1")
@@ -495,9 +498,9 @@ def put_index(registry: Registry, name: str, *made: kits.Kit) -> Digest:
 
 
 def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> None:
-    """Labels select a kit in an index that is named by a tag or by a digest.
+    """Labels select a kit in an index, whether the index is named by tag or by digest.
 
-    The opened kit has the reference that was asked for. Without labels, the error lists the kits.
+    The opened kit keeps the reference of the index. Without labels, the error lists the kits.
     """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
@@ -514,9 +517,9 @@ def test_labels_choose_a_kit_of_an_index(registry: Registry, store: Store) -> No
 
 
 def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, store: Store) -> None:
-    """If a kit of a stored index is not stored, only the kit is requested from the registry.
+    """If the index is in the store and its kit is not, only the kit is requested from the registry.
 
-    If a kit and an index have the same tag, labels select from the index. Without labels, the kit is opened.
+    If a kit and an index have the same tag, labels select a kit of the index. Without labels, the kit is opened.
     """
     digest = put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     store.put(digest, listing(kit_of("0"), kit_of("1")))
@@ -541,7 +544,7 @@ def test_an_index_of_the_store_needs_no_registry_for_itself(registry: Registry, 
 def test_an_index_that_was_seen_serves_offline(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the registry is unavailable, the tag of an index means its last known digest."""
+    """If the registry is unavailable, the last known digest of the index's tag is used."""
     put_index(registry, "r.io/a", kit_of("0"), kit_of("1"))
     tag = Reference.parse("r.io/a:v1")
     resolver(registry, store).open(tag, labels={"q": "1"})
@@ -561,7 +564,7 @@ def test_labels_of_a_kit_are_ignored_and_told(
 
 
 def test_a_layer_knows_whose_it_is(registry: Registry, store: Store) -> None:
-    """``Layer.kit`` is the reference of the kit, or of the parent from which the layer comes."""
+    """``Layer.kit`` is the reference of the kit that contains the layer. For a parent's layer, it names the parent."""
     parent = registry.put("r.io/parent", kit_of("p"))
     child = registry.put(
         "r.io/child", kits.build([kits.part("code", "c", kits.kit_tar({"c": b""}))], parent=str(parent))

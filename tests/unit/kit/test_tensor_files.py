@@ -1,4 +1,4 @@
-"""TensorFiles predicts which bytes of safetensors and GGUF files programs will read next."""
+"""TensorFiles predicts which bytes of safetensors and GGUF files will be read next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TENSORS = {f"t{number}": np.full(3 * MiB, number, np.uint8) for number in range(
 
 
 def gguf_file(directory: Path) -> bytes:
-    """Return the bytes of a GGUF file with ``TENSORS``."""
+    """Return the bytes of a GGUF file that contains ``TENSORS``."""
     writer = gguf.GGUFWriter(directory / "x", "llama")
     for name, values in TENSORS.items():
         writer.add_tensor(name, values.view(np.int8))
@@ -39,9 +39,9 @@ def gguf_file(directory: Path) -> bytes:
 
 
 class Reading:
-    """Programs that read files of a tree.
+    """Simulated programs that read files of a tree.
 
-    ``fetched`` counts the bytes that TensorFiles itself read, such as headers.
+    ``fetched`` counts the bytes that TensorFiles itself reads, for example headers.
     """
 
     def __init__(self, tree: Tree) -> None:
@@ -61,13 +61,13 @@ class Reading:
             self.tree.pread(node, at, min(256 << 10, stop - at))
 
     def ahead(self) -> list[BlobSpan]:
-        """Return the spans that should be prefetched."""
+        """Return the spans that TensorFiles wants to prefetch."""
         return [span for file in self.files.followed() for span in file.spans()]
 
 
 @pytest.fixture
 def reading(tmp_path: Path, store: Store) -> Callable[[dict[str, bytes]], Reading]:
-    """Return a function that opens a kit with the given files (path → bytes), each in its own layer."""
+    """Return a function that opens a kit with the given files (path → bytes). Each file has its own layer."""
 
     def make(files: dict[str, bytes]) -> Reading:
         parts = [kits.part("model", path, data, format="raw") for path, data in files.items()]
@@ -82,7 +82,7 @@ def reading(tmp_path: Path, store: Store) -> Callable[[dict[str, bytes]], Readin
 def test_a_header_that_no_program_has_read_is_not_looked_at(
     reading: Callable[[dict[str, bytes]], Reading],
 ) -> None:
-    """Nothing is predicted for such a file, even if its tensors are read in order."""
+    """If no program has read the header of a file, nothing is predicted, even if its tensors are read in order."""
     data = save(TENSORS)
     program = reading({"m.safetensors": data})
     program.read("m.safetensors", MiB, 7 * MiB)
@@ -115,9 +115,9 @@ def test_a_damaged_header_is_ignored(reading: Callable[[dict[str, bytes]], Readi
 def test_the_next_shard_is_known_by_an_index_that_the_store_has(
     reading: Callable[[dict[str, bytes]], Reading], index: bool
 ) -> None:
-    """If a program has read the index of the shards, the header of the next shard is fetched.
+    """If a program has read the shard index, the header of the next shard is fetched.
 
-    Without the index, nothing is predicted beyond the end of the file.
+    Without the shard index, nothing after the end of the file is predicted.
     """
     data = save(TENSORS)
     names = {"t0": "1.safetensors", "t1": "2.safetensors"}
@@ -140,7 +140,7 @@ def test_the_next_shard_is_known_by_an_index_that_the_store_has(
 def test_the_next_part_of_a_split_gguf_file_is_known_by_its_name(
     reading: Callable[[dict[str, bytes]], Reading], tmp_path: Path
 ) -> None:
-    """Nothing is predicted after the last part, or if the kit does not contain the next part."""
+    """Nothing is predicted after the last part, or if the next part is missing in the kit."""
     data = gguf_file(tmp_path)
     program = reading({"m-00001-of-00003.gguf": data, "m-00002-of-00003.gguf": data + bytes(1)})
     program.read("m-00001-of-00003.gguf", 0, len(data))

@@ -1,4 +1,4 @@
-"""A TensorOrder recognizes programs that read the tensors of a file in order, and predicts their next reads."""
+"""A TensorOrder recognizes that the tensors of a file are read in order, and predicts the next reads."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ MiB = 1 << 20
 
 
 def tensors(count: int = 20, size: int = 16 * MiB, first: int = 4096, names: str = "{:03}") -> list[Tensor]:
-    """Return ``count`` contiguous tensors of ``size`` bytes, from the offset ``first``."""
+    """Return ``count`` contiguous tensors of ``size`` bytes. The first tensor has the offset ``first``."""
     return [Tensor(names.format(n), "U8", (size,), first + n * size, size) for n in range(count)]
 
 
 def read(order: TensorOrder, tensor: Tensor, *, step: int = MiB, share: float = 1.0) -> None:
-    """Read a tensor, or only the fraction ``share`` of it from its start, in reads of ``step`` bytes."""
+    """Read the first part of a tensor in reads of ``step`` bytes. ``share`` is the fraction that is read."""
     stop = int(tensor.size * share)
     for at in range(0, stop, step):
         order.feed(tensor.offset + at, min(step, stop - at))
 
 
 def ahead(order: TensorOrder) -> int:
-    """Return the number of bytes that should be prefetched."""
+    """Return the number of bytes that the TensorOrder wants to prefetch."""
     return sum(stop - start for start, stop in order.ahead())
 
 
 def test_a_header_and_one_tensor_lead_to_nothing() -> None:
-    """The kernel's readahead touches the neighbours of a tensor, but they do not count as read."""
+    """The kernel's readahead touches bytes of the next tensor, but this tensor does not count as read."""
     found = tensors()
     order = TensorOrder(found)
     order.feed(0, 4096)
@@ -45,7 +45,7 @@ def test_a_header_and_one_tensor_lead_to_nothing() -> None:
 
 
 def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
-    """At most half as many bytes are prefetched as were read, and at most 64 MiB."""
+    """The number of prefetched bytes is at most half of the bytes that were read, and at most 64 MiB."""
     found = tensors()
     order = TensorOrder(found)
     read(order, found[3])
@@ -62,7 +62,7 @@ def test_the_second_tensor_in_order_leads_to_the_next_ones() -> None:
 
 @pytest.mark.parametrize("step", [128 << 10, 512 << 10])
 def test_page_faults_of_several_threads_with_gaps_are_readers(step: int) -> None:
-    """Four threads each read a quarter of every tensor by page faults, which leave gaps."""
+    """Each of four threads reads a quarter of every tensor by page faults. The page faults skip some bytes."""
     found = tensors()
     order = TensorOrder(found)
     for tensor in found[:4]:
@@ -76,7 +76,7 @@ def test_page_faults_of_several_threads_with_gaps_are_readers(step: int) -> None
 
 
 def test_a_slice_of_each_tensor_is_enough() -> None:
-    """A rank of a parallel model reads only an eighth of each tensor."""
+    """In a parallel model, each process reads only an eighth of each tensor."""
     found = tensors()
     order = TensorOrder(found)
     read(order, found[0], share=1 / 8)
@@ -85,7 +85,7 @@ def test_a_slice_of_each_tensor_is_enough() -> None:
 
 
 def test_small_tensors_lie_on_the_way() -> None:
-    """Small tensors between large ones are prefetched too, whether or not earlier small tensors were read."""
+    """Small tensors between large tensors are prefetched too, even if earlier small tensors were not read."""
     sizes = [16 * MiB, 8192, 16 * MiB, 8192, 8192, 16 * MiB]
     found = [Tensor(str(n), "U8", (size,), sum(sizes[:n]), size) for n, size in enumerate(sizes)]
     order = TensorOrder(found)
@@ -99,7 +99,7 @@ def test_small_tensors_lie_on_the_way() -> None:
 
 
 def test_the_order_of_names_is_followed_where_it_differs() -> None:
-    """safetensors sorts its keys as strings. The file therefore has layer 10 before layer 2."""
+    """safetensors sorts names as strings, so the file contains layer 10 before layer 2."""
     found = tensors(names="layer.{}")
     order = TensorOrder(found)
     for number in (1, 10, 11):
@@ -142,7 +142,7 @@ def test_a_reader_that_leaves_the_order_is_forgotten() -> None:
 
 
 def test_several_readers_are_followed_at_the_same_time() -> None:
-    """Each reader has its own window, and the number of readers is limited."""
+    """Each reader has its own prefetch window. The number of readers is limited."""
     found = tensors(200)
     order = TensorOrder(found)
     for number in range(3):
@@ -153,7 +153,7 @@ def test_several_readers_are_followed_at_the_same_time() -> None:
 
 
 def test_a_reader_goes_on_in_the_next_shard() -> None:
-    """The last tensors of a file lead to the next file. There, reading the first tensor continues the order."""
+    """At the end of a file, the next file is prefetched. A read of its first tensor continues the order."""
     order, following = TensorOrder(tensors(4)), TensorOrder(tensors(4))
     for number, tensor in enumerate(tensors(4)):
         read(order, tensor)
@@ -168,7 +168,7 @@ def test_a_reader_goes_on_in_the_next_shard() -> None:
 
 
 def test_overlapping_tensors_of_a_hostile_file_cost_nothing() -> None:
-    """A hundred thousand tensors at one offset count as one tensor."""
+    """A hundred thousand tensors with the same offset count as one tensor."""
     found = [Tensor(str(n), "U8", (MiB,), 0, 4 * MiB) for n in range(100_000)]
     order = TensorOrder(found)
     read(order, found[0])
@@ -177,7 +177,7 @@ def test_overlapping_tensors_of_a_hostile_file_cost_nothing() -> None:
 
 @given(st.randoms(use_true_random=False), st.integers(1, 30))
 def test_what_is_ahead_lies_in_tensors_and_is_bounded(source: random.Random, count: int) -> None:
-    """The sizes, names and reads are random."""
+    """The test uses random sizes, names and reads."""
     at, found = 100, []
     for n in range(count):
         size = source.choice([0, 10, 5000, 2 * MiB, 9 * MiB])

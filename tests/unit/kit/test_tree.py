@@ -1,4 +1,4 @@
-"""The merged tree of layers: for which layers a lookup waits, which layer wins, and what the file system returns."""
+"""Tests of the merged tree of layers: the layers that a lookup waits for, the order of layers, and the results."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class FakeLayer:
-    """A layer in memory. ``waited`` counts the waits for its index.
+    """A fake layer in memory. ``waited`` counts how often a caller waited for its index.
 
-    If ``ready`` is False, the index is available only after a wait. If ``broken`` is also set, it is never available.
+    If ``ready`` is False, the index is available only after a wait. If ``broken`` is also set, the wait raises an
+    error.
     """
 
     media_type = "application/vnd.kitops.modelkit.model.v1.tar"
@@ -106,7 +107,7 @@ def paths(t: Tree) -> list[str]:
 
 
 def test_layers_lie_over_each_other() -> None:
-    """The tree has the Kitfile and the entries of all layers, sorted."""
+    """The tree contains the Kitfile and the entries of all layers, in sorted order."""
     t = tree(
         FakeLayer("m", "m/", "m/a=1", "m/s/b=2"), FakeLayer("d", "d/", "d/c=3"), FakeLayer("", "Kitfile=no", "z=9")
     )
@@ -116,9 +117,9 @@ def test_layers_lie_over_each_other() -> None:
 
 
 def test_later_file_wins_and_first_directory_mode_stands() -> None:
-    """A file of a later layer replaces an earlier one. A directory keeps the mode of its first entry.
+    """A file replaces the file of an earlier layer. A directory keeps the mode of its first entry.
 
-    A directory without an entry has mode 0755.
+    A directory without an entry of its own has mode 0755.
     """
     t = tree(FakeLayer("m", "m/x=old", "m/d/=700"), FakeLayer("m", "m/=711", "m/x=new", "m/d/=755", digest="sha256:2"))
     assert t.pread(t.resolve("m/x"), 0, 9) == b"new"
@@ -134,7 +135,7 @@ def test_conflict_of_kinds_leaves_the_later_out_and_counts_it() -> None:
 
 
 def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
-    """The tree shows the directory and its entries. Entries below that name in earlier layers stay hidden."""
+    """The tree shows the directory with its entries. Earlier layers' entries below that name stay hidden."""
     counters = Counters()
     t = tree(
         FakeLayer("a", "a=file"), FakeLayer("a/old", "a/old=gone", digest="sha256:2"),
@@ -149,7 +150,7 @@ def test_a_directory_replaces_a_file_of_an_earlier_layer() -> None:
 
 
 def test_a_file_replaces_only_an_empty_directory() -> None:
-    """If the directory is not empty, it stays, and the file is counted as left out."""
+    """A file does not replace a directory that is not empty. It is counted as left out."""
     counters = Counters()
     t = tree(FakeLayer("", "e/", "d/x=1"), FakeLayer("", "e=file", "d=file", digest="sha256:2"), counters=counters)
     assert [(p, n.kind) for p, n in t.walk(t.root) if p != "Kitfile"] == [("d", "dir"), ("d/x", "file"), ("e", "file")]
@@ -157,7 +158,7 @@ def test_a_file_replaces_only_an_empty_directory() -> None:
 
 
 def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
-    """With wait=False, a lookup raises WouldBlock if the index of such a layer is not available yet."""
+    """With wait=False, a lookup raises WouldBlock if it needs an index that is not available yet."""
     model, data = FakeLayer("model", "model/w=1", ready=False), FakeLayer("data", "data/d=2", ready=False)
     t = tree(model, data)
     with pytest.raises(WouldBlock):
@@ -172,7 +173,7 @@ def test_lookup_waits_only_for_layers_that_can_hold_the_name() -> None:
 
 
 def test_absence_is_final_when_every_layer_is_known() -> None:
-    """A kernel may cache that a name does not exist only if all layers are indexed."""
+    """The kernel may cache that a name does not exist only if the indexes of all layers are known."""
     t = tree(FakeLayer("m", "m/a=1"))
     with pytest.raises(NoEntry) as e:
         t.lookup(t.root, "absent")
@@ -180,15 +181,15 @@ def test_absence_is_final_when_every_layer_is_known() -> None:
 
 
 def test_layer_whose_head_disagrees_is_searched() -> None:
-    """If the first entry of a layer is outside the layer's path, every lookup searches the layer."""
+    """If the first entry of a layer is outside the layer's path, every lookup includes this layer."""
     t = tree(FakeLayer("m", "other/x=1", ready=False, first_entry_agrees=False))
     assert t.resolve("other/x").size == 1
 
 
 def test_stray_never_beats_a_declared_entry() -> None:
-    """An entry outside the path of its layer is shown, but does not replace a declared entry.
+    """An entry outside its layer's path is shown if no other layer declares the name.
 
-    An entry is declared if the path of its layer contains it.
+    A layer declares the names below its path.
     """
     t = tree(FakeLayer("m", "m/x=declared"), FakeLayer("d", "d/y=1", "m/x=stray", "m/z=stray"))
     assert paths(t) == ["Kitfile", "d", "d/y", "m", "m/x", "m/z"]
@@ -196,9 +197,9 @@ def test_stray_never_beats_a_declared_entry() -> None:
 
 
 def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
-    """Names in other layers are found. A name that only the broken layer may contain raises the error of that layer.
+    """Names in other layers are found. A name that the broken layer might contain raises the layer's error.
 
-    A listing that would be incomplete raises the error too.
+    A listing raises the error if the broken layer might contain some of its names.
     """
     t = tree(FakeLayer("m", "m/a=1"), FakeLayer("gone", "gone/b=2", ready=False, broken=True))
     assert t.resolve("m/a").size == 1
@@ -212,9 +213,9 @@ def test_layer_that_cannot_be_had_spoils_only_its_own_names() -> None:
 
 
 def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
-    """The inode number is derived from layer and path.
+    """The inode number depends only on the layer and the path.
 
-    Hard links share one inode number and have the same link count.
+    All names of a hard-linked file have the same inode number and link count.
     """
     layer = FakeLayer("m", "m/a=12345", "m/h===m/a", "m/b=1")
     one, two = tree(layer), tree(layer)
@@ -225,7 +226,7 @@ def test_numbers_are_the_same_in_every_mount_and_links_share_them() -> None:
 
 
 def test_symbolic_links_are_followed_inside() -> None:
-    """``resolve`` follows links within the tree. It refuses links that lead out of the tree, and cycles."""
+    """``resolve`` follows links within the tree. It refuses cycles, and links that lead out of the tree."""
     t = tree(FakeLayer("", "d/f=1", "l=->d", "up=->d/../l/f", "out=->/etc", "c1=->c2", "c2=->c1", "e=->../../d/f"))
     assert t.resolve("l/f").path == t.resolve("up").path == t.resolve("e").path == "d/f"
     for path, told in (
@@ -239,7 +240,7 @@ def test_symbolic_links_are_followed_inside() -> None:
 
 
 def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
-    """Later layers win, even if their paths are longer or shorter than those of earlier layers."""
+    """Entries of later layers win, whether the paths of these layers are longer or shorter."""
     layers = [
         FakeLayer("d", "d/a=first", "d/b=first"),
         FakeLayer("d/a", "d/a=second"),
@@ -263,7 +264,7 @@ def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mod
 
 
 def test_attributes() -> None:
-    """The umask is removed from the mode. The size of a link is the length of its target."""
+    """The umask is removed from the mode. The size of a symbolic link is the length of its target."""
     fs = filesystem(tree(FakeLayer("", "d/=777", "d/f=123", "d/l=->f")), umask=0o027)
     d = fs.lookup(ROOT, b"d")
     assert (stat.filemode(d.attr.mode), d.attr.nlink) == ("drwxr-x---", 2)
@@ -324,9 +325,9 @@ def test_a_walk_may_be_deeper_than_the_stack() -> None:
 
 
 def test_reads_and_listings() -> None:
-    """Reads are short at the end of a file.
+    """A read at the end of a file is short.
 
-    A listing starts with "." and "..", has stable offsets, and has its own state.
+    A listing starts with "." and "..", has stable offsets, and keeps its own state.
     """
     fs = filesystem(tree(FakeLayer("", "b=123", "a=1", "c/x=1")))
     handle, _ = fs.open(fs.lookup(ROOT, b"b").inode, os.O_RDONLY)
@@ -343,9 +344,9 @@ def test_reads_and_listings() -> None:
 
 
 def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
-    """The files and links of a wrong layer are refused, and ``failed`` returns those that are open or cached.
+    """Opening a file or link of a wrong layer fails. ``failed`` returns the open or cached nodes of this layer.
 
-    The first opening after the layer was fetched again drops cached pages. Other layers are not affected.
+    After the layer is fetched again, the first opening drops cached pages. Other layers are not affected.
     """
     wrong, right = FakeLayer("w", "w/f=123", "w/g=1", "w/l=->f", digest="sha256:w"), FakeLayer("r", "r/f=1")
     fs = filesystem(tree(wrong, right))
@@ -367,9 +368,9 @@ def test_layer_that_is_known_to_be_wrong_is_refused_until_it_heals() -> None:
 
 
 def test_extended_attributes_and_statfs() -> None:
-    """An entry has the digest, media type and state of its layer. The root has the reference and the manifest's digest.
+    """Each entry has the digest, media type and state of its layer as attributes.
 
-    statfs counts blocks of 4 KiB and all entries.
+    The root has the reference and the digest of the manifest. statfs counts blocks of 4 KiB and all entries.
     """
     layer = FakeLayer("m", "m/", "m/f=" + "x" * 5000)
     fs = filesystem(tree(layer))
@@ -385,7 +386,7 @@ def test_extended_attributes_and_statfs() -> None:
 
 
 def test_statfs_of_more_than_there_can_be() -> None:
-    """If the sizes of sparse files exceed 64 bits in total, statfs returns the largest possible number."""
+    """If the total size of sparse files exceeds 64 bits, statfs returns the largest possible number."""
     layer = FakeLayer("m")
     builder = IndexBuilder(max_entries=9000)
     for i in range(8200):
@@ -397,7 +398,7 @@ def test_statfs_of_more_than_there_can_be() -> None:
 
 
 def test_statfs_never_decodes() -> None:
-    """A compressed layer that was never read counts as one file of the layer's size, without a wait."""
+    """statfs does not wait for the index of a compressed layer. It counts the layer as one file of the layer's size."""
     layer = FakeLayer("m", "m/a=1", "m/b=2", ready=False)
     layer.compressed = True
     layer.size = 9000

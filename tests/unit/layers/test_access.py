@@ -1,4 +1,4 @@
-"""Entries of a layer that other users cannot read are counted."""
+"""Files and directories that other users cannot read are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def index(*modes: tuple[str, int]) -> LayerIndex:
 
 
 def test_files_need_to_be_read_and_directories_to_be_listed_and_entered() -> None:
-    """Only the permission bits for others count. A directory needs both "r" and "x"."""
+    """Only the permission bits for other users are checked. A directory needs "r" and "x"."""
     found = closed_to_others(
         index(("d/", 0o751), ("e/", 0o755), ("e/a", 0o640), ("e/b", 0o600), ("e/c", 0o004), ("e/d", 0o644))
     )
@@ -30,6 +30,6 @@ def test_files_need_to_be_read_and_directories_to_be_listed_and_entered() -> Non
 
 
 def test_counts_of_layers_sum_up() -> None:
-    """The counts are added, and the first example of each kind is kept."""
+    """The counts are added. The first example of each kind is kept."""
     layers = [Closed(), Closed(0, 1, "", "d"), Closed(2, 1, "f", "e"), Closed(1, 0, "g", "")]
     assert summed(layers) == Closed(3, 2, "f", "d")

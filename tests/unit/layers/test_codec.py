@@ -1,4 +1,4 @@
-"""gzip and zstd streams: many members and frames, truncated streams, and streams that grow extremely."""
+"""Tests of gzip and zstd streams with several members or frames, truncated streams, and huge expansion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zstd(data: bytes, **options: bool) -> bytes:
 
 @pytest.mark.parametrize("size", [7, 1000, 65_536, 1 << 22])
 def test_gzip_members(size: int) -> None:
-    """Several members form one stream, whatever the sizes of the pieces in which it arrives. Zeros may follow."""
+    """Several members form one stream, for any sizes of input pieces. Zeros may follow the last member."""
     short = DATA if size > 7 else DATA[:2000]
     stream = gzip.compress(short) + gzip.compress(b"") + gzip.compress(b"end") + bytes(700)
     assert b"".join(decode(pieces(stream, size), "gzip")) == short + b"end"
@@ -38,7 +38,7 @@ def test_gzip_members(size: int) -> None:
 def test_zstd_frames(size: int) -> None:
     """Several frames form one stream.
 
-    Frames may have a checksum or a size, and skippable frames may be between them.
+    A frame may have a checksum or a size. Skippable frames may occur between other frames.
     """
     short = DATA if size > 1 else DATA[:2000]
     stream = zstd(short) + SKIPPABLE + zstd(b"end", write_checksum=True, write_content_size=False) + zstd(b"")
@@ -47,7 +47,7 @@ def test_zstd_frames(size: int) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_cut_anywhere_is_an_error(compression: str) -> None:
-    """A stream that ends too early is never accepted as complete."""
+    """A truncated stream raises an error at every length."""
     whole = gzip.compress(DATA[:5000]) if compression == "gzip" else zstd(DATA[:5000], write_checksum=True)
     for cut in [*range(40), *range(len(whole) - 30, len(whole))]:
         with pytest.raises(LayerError):
@@ -56,7 +56,7 @@ def test_cut_anywhere_is_an_error(compression: str) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_garbage_is_an_error(compression: str) -> None:
-    """Other bytes, bytes after the end of a stream, and a damaged stream raise LayerError."""
+    """Bytes that are not a stream, bytes after the end of a stream, and a damaged stream raise LayerError."""
     good = gzip.compress(DATA[:999]) if compression == "gzip" else zstd(DATA[:999], write_checksum=True)
     flipped = good[:500] + bytes([good[500] ^ 1]) + good[501:]
     for bad in (b"hello world, this is text", good + b"garbage that follows", flipped):
@@ -66,7 +66,7 @@ def test_garbage_is_an_error(compression: str) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_bomb_comes_in_bounded_pieces(compression: str) -> None:
-    """A stream that grows a thousandfold is decoded in pieces of at most PIECE bytes."""
+    """A stream that expands a thousandfold is decoded in pieces of at most PIECE bytes."""
     data = bytes(64 << 20)
     stream = gzip.compress(data) if compression == "gzip" else zstd(data)
     total = 0
@@ -79,7 +79,7 @@ def test_bomb_comes_in_bounded_pieces(compression: str) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 @pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE, 3 * PIECE])
 def test_content_of_whole_pieces(compression: str, size: int) -> None:
-    """Content whose length is a multiple of PIECE is decoded completely, from one or many pieces of input."""
+    """Content is decoded completely if its length is a multiple of PIECE, for one or many input pieces."""
     for content in (bytes(size), random.Random(size).randbytes(size)):
         stream = gzip.compress(content, 1) if compression == "gzip" else zstd(content)
         for cut in (len(stream), 8191):
@@ -88,9 +88,9 @@ def test_content_of_whole_pieces(compression: str, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 40, 1 << 20])
 def test_gzip_padding_means_the_same_however_it_is_cut(size: int) -> None:
-    """Zeros after a member are padding, and only zeros may follow, up to the end of the stream.
+    """Zeros after the last member are padding. Other bytes after this padding raise an error.
 
-    The sizes of the pieces in which the stream arrives do not matter.
+    This holds for all sizes of input pieces.
     """
     member = gzip.compress(b"hi")
     assert b"".join(decode(pieces(member + bytes(64), size), "gzip")) == b"hi"
@@ -100,7 +100,7 @@ def test_gzip_padding_means_the_same_however_it_is_cut(size: int) -> None:
 
 
 def test_zeros_alone_are_no_gzip() -> None:
-    """Zeros are padding only after a member."""
+    """Zeros without a member before them raise an error."""
     with pytest.raises(LayerError):
         list(decode([bytes(64)], "gzip"))
 
@@ -109,7 +109,7 @@ def test_zeros_alone_are_no_gzip() -> None:
 def test_zstd_window(log: int, fits: bool) -> None:
     """The output of `zstd --long=27` is decoded.
 
-    A window above 128 MiB is refused before memory is allocated for it.
+    A window of more than 128 MiB is refused before memory is allocated.
     """
     parameters = zstandard.ZstdCompressionParameters(window_log=log, compression_level=1, write_content_size=False)
     out = io.BytesIO()
@@ -123,20 +123,20 @@ def test_zstd_window(log: int, fits: bool) -> None:
 
 
 def test_skippable_frames_alone_are_empty() -> None:
-    """A complete stream of skippable frames decodes to nothing. A truncated one raises an error."""
+    """A stream that contains only skippable frames decodes to nothing. If it is truncated, it raises an error."""
     assert list(decode([SKIPPABLE * 2], "zstd")) == []
     with pytest.raises(LayerError):
         list(decode([SKIPPABLE * 2 + SKIPPABLE[:-1]], "zstd"))
 
 
 def test_unknown_compression() -> None:
-    """The error names the unknown compression."""
+    """The error contains the name of the compression."""
     with pytest.raises(UnsupportedLayer, match="'lz4'"):
         decode([], "lz4")
 
 
 def test_decoded_source_knows_its_size_at_the_end() -> None:
-    """DecodedSource does not support ranges. Its size is None until its end was read."""
+    """DecodedSource does not support ranges. Its size is None until it has been read to the end."""
     source = DecodedSource(lambda: [gzip.compress(DATA)], "gzip")
     assert (source.size, source.ranged) == (None, False)
     at = 0

@@ -1,4 +1,4 @@
-"""Each of the hostile tars has the expected index."""
+"""The index of each hostile tar is the expected one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.unit.layers.test_tar import Bytes
 @pytest.mark.parametrize("sized", [True, False], ids=["sized", "unsized"])
 @pytest.mark.parametrize("name", CASES)
 def test_nasty_tar(name: str, sized: bool) -> None:
-    """A tar has the expected members and left-out names, or raises a LayerError.
+    """Indexing a tar gives the expected members and left-out names, or raises a LayerError.
 
-    This does not depend on whether the size of the tar is known.
+    The result is the same whether the size of the tar is known or not.
     """
     case = CASES[name]
     if case.error:

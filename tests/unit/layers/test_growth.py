@@ -1,4 +1,4 @@
-"""The output of a decoder is limited by a declared size, by a factor of its input, and by the room in the store."""
+"""A declared size, a factor of the input, and the free room in the store limit the output of a decoder."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def test_the_limit_is_a_factor_but_never_small(size: int, limit: int) -> None:
 
 
 def test_a_declared_size_is_a_limit() -> None:
-    """SLACK more bytes are permitted, so that the reader can report the wrong size."""
+    """The limit is the declared size plus SLACK, so that the reader can still report a wrong size."""
     growth(1000, declared=3).allow(3 + SLACK)
     with pytest.raises(LayerLimit):
         growth(1000, declared=3).allow(4 + SLACK)
 
 
 def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
-    """A layer that grows little is stored, however little room the store has.
+    """If a layer expands little, it is stored even if the store has no room to spare.
 
-    If a layer grows more, the room is a limit.
+    If a layer expands more, the free room of the store is a limit.
     """
     for size, cached in ((MiB, CACHED * MiB), (1000, CACHED_SMALL)):
         growth(size, spare=0).allow(cached)
@@ -49,7 +49,7 @@ def test_a_layer_that_grows_little_is_cached_like_any_other() -> None:
 
 
 def test_the_room_is_looked_at_as_it_shrinks() -> None:
-    """A decoder stops before its own output fills the store."""
+    """The decoder stops before its own output fills the store."""
     stored = 0
     bounded = Growth(1000, expansion=DEFAULT_EXPANSION, declared=None, spare=lambda: 200 * MiB - stored)
     for _ in range(4096):
@@ -62,7 +62,7 @@ def test_the_room_is_looked_at_as_it_shrinks() -> None:
 
 
 def test_a_decoder_stops_where_it_may_not_grow() -> None:
-    """A decoder yields its output up to the limit, and then raises LayerLimit."""
+    """The decoder yields its output up to the limit, and then raises LayerLimit."""
     data = gzip.compress(bytes(64 * MiB))
     bounded = growth(len(data), expansion=Expansion(10, 8 * MiB))
     source = DecodedSource(lambda: [data], "gzip", bounded.allow)

@@ -1,4 +1,4 @@
-"""Layer indexes: hard links, limits for what an archive can imply, and damaged files."""
+"""Tests of layer indexes: hard links, limits for hostile archives, and damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def links(b: IndexBuilder) -> dict[str, str]:
 
 
 def test_the_first_name_is_the_identity() -> None:
-    """A hard link to a link is recorded as a link to the first name."""
+    """If a hard link names another hard link, the index records a link to the first name."""
     b = builder()
     add(b, "a")
     b.add_hard_link("b", "a")
@@ -37,7 +37,7 @@ def test_the_first_name_is_the_identity() -> None:
 
 
 def test_an_identity_moves_on_when_its_name_is_taken() -> None:
-    """If a later file replaces the first name of linked files, the next name becomes their identity."""
+    """If a later file replaces the first name of linked files, the next name becomes the first name."""
     b = builder()
     add(b, "a", 512)
     b.add_hard_link("b", "a")
@@ -51,7 +51,7 @@ def test_an_identity_moves_on_when_its_name_is_taken() -> None:
 
 
 def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
-    """Hard links to a symlink share an inode. A new symlink that replaces the first name has another inode."""
+    """Hard links to a symlink share an inode. A new symlink at the first name gets another inode."""
     b = builder()
     b.add_symlink("a", "x")
     b.add_hard_link("b", "a")
@@ -60,7 +60,7 @@ def test_symlinks_that_were_linked_and_replaced_are_two() -> None:
 
 
 def test_a_link_to_what_it_is_already_changes_nothing() -> None:
-    """A hard link from a name to itself, directly or through another link, neither removes the name nor adds a link."""
+    """A hard link to the same name, directly or through another link, changes nothing."""
     b = builder()
     add(b, "a")
     b.add_hard_link("a", "a")
@@ -73,7 +73,7 @@ def test_a_link_to_what_it_is_already_changes_nothing() -> None:
 
 
 def test_a_link_that_was_left_out_has_no_identity() -> None:
-    """A hard link cannot replace a directory, and is left out."""
+    """A hard link that would replace a directory is left out."""
     b = builder()
     add(b, "a")
     add(b, "d/x")
@@ -82,7 +82,7 @@ def test_a_link_that_was_left_out_has_no_identity() -> None:
 
 
 def test_short_archives_cannot_imply_endless_directories() -> None:
-    """A directory without an entry of its own counts against the limit for names, which --max-entries sets."""
+    """Directories that only occur in longer names count against the limit for names (--max-entries)."""
     b = builder()
     for i in range(3):
         add(b, f"{i:03}/" + "a/" * 2000 + "x")
@@ -95,7 +95,7 @@ def test_short_archives_cannot_imply_endless_directories() -> None:
 
 
 def test_left_out_names_are_cut() -> None:
-    """If a name of a megabyte is left out, only a part of the name is stored."""
+    """If a left-out name has a megabyte, only a part of it is stored."""
     b = builder()
     b.skip("n" * (1 << 20), SkipReason.FIFO)
     b.add_hard_link("h", "/" + "t" * (1 << 20))
@@ -103,9 +103,9 @@ def test_left_out_names_are_cut() -> None:
 
 
 def test_raw() -> None:
-    """The index of a raw layer has one file.
+    """The index of a raw layer contains one file.
 
-    If the path of the layer is unusable, the index has only a left-out name.
+    If the layer's path is not valid, the index contains only a left-out name.
     """
     index = raw_index("m/w.bin", 9, 0o4644)
     assert [tuple(m) for m in index.members.values()] == [("m/w.bin", "file", 0o644, 9, (Extent(0, 0, 9),), "", "")]
@@ -131,7 +131,7 @@ def sample() -> LayerIndex:
 
 
 def test_the_file_of_an_index_is_the_index() -> None:
-    """The file of an index preserves members, their order, left-out names, and bytes that are not UTF-8."""
+    """The file contains members, their order, left-out names, and bytes that are not UTF-8."""
     again = LayerIndex(bytes(sample().data))
     assert list(again.members.items()) == list(sample().members.items())
     assert list(again.skipped) == list(sample().skipped)
@@ -151,7 +151,7 @@ def test_an_index_is_mapped_from_a_file(tmp_path: Path) -> None:
 
 
 def test_rows_are_a_tree() -> None:
-    """The entries of a directory are adjacent rows in byte order. Every row except the root has a parent."""
+    """The entries of a directory are adjacent rows, sorted by bytes. Every row except the root has a parent."""
     index = sample()
     root = [index.name(row) for row in index.children(0)]
     assert root == ["d", "implied"]
@@ -168,7 +168,7 @@ def test_rows_are_a_tree() -> None:
 
 
 def test_an_entry_costs_little() -> None:
-    """An entry takes thirty bytes and its name, whether the files are in one directory or in many."""
+    """An entry needs thirty bytes plus its name, both in one large directory and in many small ones."""
     for pattern in ("d/{:06}", "d/{0:03}/{0:06}"):
         b = builder(10_000)
         for i in range(10_000):
@@ -177,7 +177,7 @@ def test_an_entry_costs_little() -> None:
 
 
 def test_an_archive_has_one_index() -> None:
-    """Two indexes of the same archive are byte for byte equal."""
+    """If an archive is indexed twice, the two indexes have the same bytes."""
     assert sample().data == sample().data
     b = builder()
     add(b, "d/f")
@@ -186,7 +186,7 @@ def test_an_archive_has_one_index() -> None:
 
 @pytest.mark.parametrize("at", range(0, 700, 13))
 def test_a_damaged_file_is_refused(at: int) -> None:
-    """A change of any byte is detected, so a torn write is never used."""
+    """A change of any byte is detected, for example by a torn write."""
     damaged = bytearray(sample().data)
     damaged[at] ^= 0x10
     with pytest.raises(ValueError, match="index"):
@@ -195,7 +195,7 @@ def test_a_damaged_file_is_refused(at: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 100, 400, -1, -8])
 def test_a_file_that_is_cut_off_is_refused(size: int) -> None:
-    """The length of the file must be the length that its header declares."""
+    """A file is refused if its length is not the length in its header."""
     with pytest.raises(ValueError, match="index"):
         LayerIndex(sample().data[:size])
     with pytest.raises(ValueError, match="index"):
@@ -218,9 +218,9 @@ FORGED: list[tuple[str, str, list[int]]] = [
 
 @pytest.mark.parametrize(("name", "code", "column"), FORGED)
 def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, column: list[int]) -> None:
-    """Such columns are refused even with a correct checksum.
+    """They are refused even if the checksum is correct.
 
-    A walk over rows therefore ends and stays within the rows.
+    A walk over the rows therefore always ends, and never leaves the rows.
     """
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
@@ -230,7 +230,10 @@ def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, co
 
 
 def test_sections_that_are_not_known_are_left_alone() -> None:
-    """Unknown sections, as a later version may write, are ignored. A missing known section is an error."""
+    """Unknown sections are ignored, because later versions may write them.
+
+    If a known section is missing, an error is raised.
+    """
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack({**sections, "chunks": b"123"})).members.keys() == sample().members.keys()
@@ -240,7 +243,7 @@ def test_sections_that_are_not_known_are_left_alone() -> None:
 
 
 def test_targets_of_symbolic_links_are_bounded() -> None:
-    """A million link targets of 4 KiB compress well, but exceed the limit for names in memory."""
+    """A million link targets of 4 KiB compress well, but exceed the memory limit for names."""
     b = builder(5000)
     for i in range(4100):
         b.add_symlink(f"l{i}", "t" * 4000)

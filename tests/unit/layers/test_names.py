@@ -1,4 +1,4 @@
-"""Names of entries have a normal form, or a reason why their entry is skipped."""
+"""The name of an entry is normalized, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ from kitfs.layers.names import UNSAFE, Skipped, SkipReason, clean
     ],
 )
 def test_a_name_has_a_normal_form_or_a_reason_why_not(name: str, path: str, reason: SkipReason | None) -> None:
-    """The limits of names are in bytes, as on Linux."""
+    """As on Linux, limits for names count bytes."""
     assert clean(name) == (path, reason)
 
 
 def test_every_reason_has_a_text() -> None:
-    """The text for a skipped hard link contains the link's target."""
+    """The text about a skipped hard link contains the target of the link."""
     assert all(Skipped("x", reason, "detail").text for reason in SkipReason)
     skipped = Skipped("x", SkipReason.LEAVES_ROOT, link="../{y}")
     assert str(skipped) == "left out 'x': a hard link to '../{y}': a path that leaves the root"
 
 
 def test_reasons_that_make_unpack_refuse_a_kit() -> None:
-    """Unpack refuses a kit with devices, or with names or hard links that leave the root. It skips other entries."""
+    """Unpack refuses a kit with devices, or with names or hard links that lead out of the root.
+
+    It skips other bad entries.
+    """
     assert {reason for reason in SkipReason if reason.unsafe} == UNSAFE
     assert SkipReason.BELOW_FILE not in UNSAFE

@@ -1,4 +1,4 @@
-"""Indexes of tars are compared with the trees that GNU tar, bsdtar and Python's tarfile packed."""
+"""The index of a tar is compared with the tree that GNU tar, bsdtar or Python's tarfile has packed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kitfs.layers.tar import first_path, index_tar
 
 
 class Bytes:
-    """A file in memory that counts its reads."""
+    """A file in memory. It counts its reads."""
 
     def __init__(self, data: bytes, *, sized: bool = True) -> None:
         self._data = data
@@ -38,7 +38,7 @@ def sha(data: bytes) -> str:
 
 
 def shown(data: bytes) -> dict[str, tuple[object, ...]]:
-    """Return path → (kind, mode, size, sha256 or target) for the index of a tar."""
+    """Return path → (kind, mode, size, sha256 or target) for each entry in the index of a tar."""
     index = index_tar(Bytes(data))
     assert list(index.skipped) == []
     return {p: _shown(data, m) for p, m in index.members.items()}
@@ -51,7 +51,7 @@ def _shown(data: bytes, m: Member) -> tuple[object, ...]:
 
 
 def on_disk(root: Path) -> dict[str, tuple[object, ...]]:
-    """Return path → (kind, mode, size, sha256 or target) for a directory, by lstat."""
+    """Return path → (kind, mode, size, sha256 or target) for each entry of a directory on disk."""
     found: dict[str, tuple[object, ...]] = {}
     for path in root.rglob("*"):
         info = path.lstat()
@@ -67,7 +67,7 @@ def on_disk(root: Path) -> dict[str, tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with files, links, long and unusual names, modes and holes."""
+    """Return a directory that contains files, links, long and unusual names, different modes, and sparse files."""
     root = tmp_path_factory.mktemp("tree")
     (root / "m/sub/empty").mkdir(parents=True)
     (root / "m/a").write_bytes(b"hello")
@@ -100,7 +100,7 @@ GNU = [
 
 @pytest.mark.parametrize("options", GNU, ids=" ".join)
 def test_gnu_tar(tree: Path, options: list[str]) -> None:
-    """Every format and sparse version of GNU tar gives the tree that was packed."""
+    """For each format and each sparse version of GNU tar, the index shows the tree that was packed."""
     data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
     assert shown(data) == on_disk(tree)
 
@@ -108,7 +108,7 @@ def test_gnu_tar(tree: Path, options: list[str]) -> None:
 @pytest.mark.skipif(shutil.which("bsdtar") is None, reason="bsdtar is missing: install the package libarchive-tools")
 @pytest.mark.parametrize("form", ["pax", "gnutar"])
 def test_bsdtar(tree: Path, form: str) -> None:
-    """The pax format of bsdtar, with and without sparse files, and its GNU format give the tree that was packed."""
+    """For bsdtar's pax format (also with sparse files) and its GNU format, the index shows the tree that was packed."""
     data = subprocess.run(
         ["bsdtar", "--format", form, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True
     ).stdout
@@ -117,7 +117,7 @@ def test_bsdtar(tree: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
 def test_tarfile(tree: Path, form: int) -> None:
-    """A tar of Python's tarfile with a pax global header gives the tree that was packed."""
+    """For a tar with a pax global header by Python's tarfile, the index shows the tree that was packed."""
     out = io.BytesIO()
     with tarfile.open(
         fileobj=out, mode="w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None
@@ -128,7 +128,7 @@ def test_tarfile(tree: Path, form: int) -> None:
 
 @pytest.mark.parametrize("tool", ["v7", "ustar"])
 def test_old_formats(tmp_path: Path, tool: str) -> None:
-    """In the formats v7 and ustar, a slash at the end may mark a directory, and a long name may be split."""
+    """In the formats v7 and ustar, a slash at the end of a name marks a directory. A long name may be in two fields."""
     (tmp_path / "m/d").mkdir(parents=True)
     (tmp_path / "m/d/f").write_bytes(b"x" * 513)
     data = subprocess.run(
@@ -139,7 +139,7 @@ def test_old_formats(tmp_path: Path, tool: str) -> None:
 
 @pytest.mark.parametrize("form", ["gnu", "posix"])
 def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) -> None:
-    """A volume label is not an entry. An entry of an incremental archive that lists a directory is a directory."""
+    """A volume label is not shown. A directory in an incremental archive is shown as a directory."""
     options = [f"--format={form}", "--label=NAME", f"--listed-incremental={tmp_path / 'snapshot'}"]
     data = subprocess.run(["tar", *options, "-cf", "-", "m"], cwd=tree, check=True, capture_output=True).stdout
     assert shown(data) == on_disk(tree)
@@ -147,9 +147,9 @@ def test_labels_and_incremental_archives(tree: Path, tmp_path: Path, form: str) 
 
 
 def test_volumes(tmp_path: Path) -> None:
-    """The first volume of an archive ends inside a file, so it is refused as truncated.
+    """The first volume ends inside a file, so it is refused as truncated.
 
-    The second volume begins with the rest of that file, which is left out.
+    The second volume begins with the rest of that file. This rest is left out.
     """
     (tmp_path / "big").write_bytes(bytes(30_000))
     (tmp_path / "small").write_bytes(b"small")
@@ -169,7 +169,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 
 def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
-    """SCHILY and LIBARCHIVE records are ignored, whatever bytes they contain. Modes, names and content are right."""
+    """SCHILY and LIBARCHIVE records are ignored, for any bytes in them. Modes, names and content are right."""
     (tmp_path / "f").write_bytes(b"x")
     try:
         os.setxattr(tmp_path / "f", b"user.k=\n", bytes(range(256)))
@@ -182,7 +182,7 @@ def test_extended_attributes_of_every_kind(tmp_path: Path) -> None:
 
 
 def test_many_extents(tmp_path: Path) -> None:
-    """A file with a thousand extents is read correctly, for each form of GNU tar's sparse map."""
+    """A sparse file with a thousand extents is read correctly, for each form of GNU tar's sparse map."""
     with (tmp_path / "s").open("wb") as f:
         for i in range(1000):
             f.seek(i * 8192)
@@ -198,7 +198,7 @@ def test_many_extents(tmp_path: Path) -> None:
 
 
 def test_hard_links_share_an_identity(tree: Path) -> None:
-    """A hard link has the content of its target, and records the first name."""
+    """A hard link has the content of its target. The index records the first name of the file."""
     data = subprocess.run(["tar", "-cf", "-", "m/a", "m/hard"], cwd=tree, check=True, capture_output=True).stdout
     index = index_tar(Bytes(data))
     assert index.members["m/hard"].link == "m/a"
@@ -222,9 +222,9 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def test_what_leaves_the_root_is_left_out() -> None:
-    """Entries that cannot be shown are skipped with a reason.
+    """Such entries are skipped with a reason.
 
-    They have an absolute name, ".." or a long component, or are hard links to outside or to nothing, devices or fifos.
+    The entries have absolute names, ".." or long components, or they are bad hard links, devices or fifos.
     """
     data = tar(
         entry("good", b"1"),
@@ -256,7 +256,7 @@ def test_what_leaves_the_root_is_left_out() -> None:
 
 
 def test_names_that_come_twice() -> None:
-    """As with GNU tar, a later file wins, a directory replaces a file, and a file replaces an empty directory.
+    """As with GNU tar, a file replaces an earlier file and an empty directory, and a directory replaces a file.
 
     A directory keeps the mode of its first entry.
     """
@@ -297,13 +297,13 @@ def test_names_that_come_twice() -> None:
 
 
 def test_setuid_is_masked_and_dots_are_cleaned() -> None:
-    """The setuid, setgid and sticky bits are removed from modes, and "./", "//" and "." from names."""
+    """The setuid, setgid and sticky bits are removed from modes. "./", "//" and "." are removed from names."""
     index = index_tar(Bytes(tar(entry("./", type=tarfile.DIRTYPE), entry("./a//b/./c", b"", mode=0o6755))))
     assert {p: m.mode for p, m in index.members.items()} == {"a/b/c": 0o755}
 
 
 class Stripes:
-    """A tar of equal members that is generated while it is read. It counts its reads."""
+    """A tar of equal members. Its bytes are generated when they are read, and its reads are counted."""
 
     def __init__(self, count: int, size: int) -> None:
         self._count, self._content = count, size
@@ -327,7 +327,7 @@ class Stripes:
 
 
 def test_files_that_sit_together_take_few_reads() -> None:
-    """Less than a hundred reads index 20,000 files of 1 KiB, or 2,000 files of 20 KiB."""
+    """20,000 files of 1 KiB, or 2,000 files of 20 KiB, are indexed with less than a hundred reads."""
     many = Stripes(20_000, 1024)
     assert len(index_tar(many).members) == 20_000
     assert len(many.reads) < 100
@@ -337,7 +337,7 @@ def test_files_that_sit_together_take_few_reads() -> None:
 
 
 def test_big_files_are_hopped_over() -> None:
-    """Eight members of 1.25 GiB need nine reads of 4 KiB. The last read finds the end of the archive."""
+    """Eight members of 1.25 GiB are indexed with nine reads of 4 KiB. The ninth read finds the end of the archive."""
     few = Stripes(8, 5 << 28)
     index = index_tar(few)
     assert index.total == 10 << 30
@@ -345,7 +345,7 @@ def test_big_files_are_hopped_over() -> None:
 
 
 def test_the_window_falls_back_behind_small_files() -> None:
-    """A big file is not read ahead, even if it comes after many small files."""
+    """A big file after many small files is not read ahead."""
     small = [entry(f"m/{i}", bytes(1000)) for i in range(2000)]
     reader = Bytes(tar(*small, *(entry(f"b/{i}", bytes(4 << 20)) for i in range(4))))
     index_tar(reader)
@@ -354,7 +354,7 @@ def test_the_window_falls_back_behind_small_files() -> None:
 
 @pytest.mark.parametrize("sized", [True, False])
 def test_truncated(sized: bool) -> None:
-    """An archive that ends inside an entry is refused. An archive that ends right after its last file is accepted."""
+    """An archive that ends inside an entry is refused. An archive without end blocks is accepted."""
     data = tar(entry("a", b"x" * 700), entry("b", b"y" * 100))
     for cut in (1, 100, 600, 512 + 699, 1536 + 300, 1536 + 512 + 99):
         with pytest.raises(LayerError):
@@ -364,7 +364,7 @@ def test_truncated(sized: bool) -> None:
 
 
 def test_max_entries() -> None:
-    """An archive with one entry above the limit is refused. Entries that are left out count too."""
+    """If an archive has one entry more than the limit, it is refused. Left-out entries are counted too."""
     data = tar(*(entry(f"/{i}" if i % 2 else str(i)) for i in range(10)))
     assert len(index_tar(Bytes(data), max_entries=10).members) == 5
     with pytest.raises(LayerError, match="more than 9 entries"):
@@ -372,9 +372,9 @@ def test_max_entries() -> None:
 
 
 def test_first_path() -> None:
-    """``first_path`` skips global headers and returns None for an empty archive.
+    """``first_path`` skips global headers. It returns None for an empty archive.
 
-    It raises LayerError for other bytes.
+    It raises LayerError if the bytes are not a tar.
     """
     assert first_path(Bytes(tar(entry("./m/x")))) == "m/x"
     assert first_path(Bytes(bytes(1024))) is None
@@ -392,7 +392,7 @@ def test_first_path() -> None:
 
 @pytest.mark.parametrize("size", [b"77777777777\0", b"\x80" + b"\x7f" * 11, b"\xff" * 12, b"notoctal000\0"])
 def test_lying_sizes(size: bytes) -> None:
-    """A size beyond the layer, a negative size or an invalid size raises LayerError immediately."""
+    """A size that is negative, not a number, or larger than the layer raises LayerError immediately."""
     data = bytearray(tar(entry("a", b"x")))
     data[124:136] = size
     data[148:156] = b"        "

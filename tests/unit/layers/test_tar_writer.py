@@ -1,4 +1,4 @@
-"""Headers of tars are equal to recorded headers of Go's archive/tar, and other programs can read the tars."""
+"""The headers are equal to recorded headers of Go's archive/tar. Other programs can read the tars."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ FILES = {
 
 
 def archive() -> bytes:
-    """Return a tar of the directories NESTED and the files FILES."""
+    """Return a tar that contains the directories NESTED and the files FILES."""
     entries = [header(n.rstrip("/").encode(), directory=True, mode=0o755) for n in NESTED]
     entries += [
         header(n.encode(), directory=False, mode=0o640, size=len(d)) + d + padding(len(d)) for n, d in FILES.items()
@@ -88,14 +88,14 @@ def archive() -> bytes:
 def test_written_as_go_writes(name: bytes, mode: int, size: int | None, length: int, digest: str) -> None:
     """Headers are byte for byte equal to those of Go.
 
-    The names reach every limit of USTAR and pax, modes have setuid, setgid and sticky bits, and sizes are around 8 GiB.
+    The test uses names at the limits of USTAR and pax, modes with special bits, and sizes around 8 GiB.
     """
     written = header(name, directory=size is None, mode=mode, size=size or 0)
     assert (len(written), hashlib.sha256(written).hexdigest()[:32]) == (length, digest)
 
 
 def test_the_layer_that_kit_packs() -> None:
-    """A layer with a directory and a file of six bytes has the digest that kit 1.7 computed."""
+    """A layer with a directory and a file of six bytes has the same digest as the layer that kit 1.7 packs."""
     layer = header(b"model", directory=True, mode=0o755) + header(b"model/w.bin", directory=False, mode=0o644, size=6)
     layer += b"hello\n" + padding(6) + TRAILER
     assert len(layer) == 2560
@@ -103,7 +103,7 @@ def test_the_layer_that_kit_packs() -> None:
 
 
 def test_python_reads_it() -> None:
-    """tarfile reads the same names, kinds, modes and contents."""
+    """Python's tarfile reads the same names, kinds, modes and contents."""
     with tarfile.open(fileobj=io.BytesIO(archive())) as tar:
         found = tar.getmembers()
         assert [m.name for m in found if m.isdir()] == [n.rstrip("/") for n in NESTED]
@@ -115,7 +115,7 @@ def test_python_reads_it() -> None:
 
 
 def test_kitfs_reads_it() -> None:
-    """The index of the tar has every file with its bytes."""
+    """The index of the tar contains every file with its bytes."""
     data = archive()
     members = index_tar(Bytes(data)).members
     assert {p: data[e.blob_offset : e.blob_offset + e.length] for p in FILES for e in members[p].extents} == {
@@ -126,7 +126,7 @@ def test_kitfs_reads_it() -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="tar is missing: install the package tar")
 def test_gnu_tar_lists_it() -> None:
-    """The program tar on PATH lists the same names without a warning."""
+    """GNU tar lists the same names and prints no warning."""
     listed = subprocess.run(
         ["tar", "-tf", "-", "--quoting-style=literal"], input=archive(), capture_output=True, check=True
     )
@@ -136,7 +136,7 @@ def test_gnu_tar_lists_it() -> None:
 
 @pytest.mark.parametrize("size", [SIZE_FIELD, SIZE_FIELD + 1, 10**12, (1 << 63) - 1])
 def test_sizes_around_eight_gib(size: int) -> None:
-    """A size that does not fit into the octal field is in a pax record, and the field is 0."""
+    """A size that is too large for the octal field is stored in a pax record. The field then contains 0."""
     written = header(b"w.bin", directory=False, mode=0o644, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written)).firstmember
     assert member is not None
@@ -148,7 +148,7 @@ def test_sizes_around_eight_gib(size: int) -> None:
 @example(b"p" * 155 + b"/" + b"a" * 100, False, 513)
 @example(b"d/" + b"a" * 99, False, SIZE_FIELD + 1)
 def test_length_is_known_beforehand(name: bytes, directory: bool, size: int) -> None:
-    """The length of an entry is the sum of its headers, its content and its padding."""
+    """The length of an entry is the sum of its headers, content and padding."""
     size = 0 if directory else size
     written = header(name, directory=directory, mode=0o644, size=size)
     assert entry_length(name, directory=directory, size=size) == len(written) + size + len(padding(size))
@@ -157,7 +157,7 @@ def test_length_is_known_beforehand(name: bytes, directory: bool, size: int) -> 
 
 @given(NAMES, st.integers(0, 0o7777), st.integers(0, 1 << 40))
 def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
-    """tarfile reads back every name, mode and size."""
+    """Python's tarfile reads the same names, modes and sizes."""
     written = header(name, directory=False, mode=mode, size=size)
     member = tarfile.TarFile(fileobj=io.BytesIO(written), encoding="utf-8", errors="surrogateescape").firstmember
     assert member is not None
@@ -168,7 +168,7 @@ def test_what_is_written_is_read(name: bytes, mode: int, size: int) -> None:
     "name", [b"a\0b", b"n" * (MAX_RECORDS - 13), "é".encode() * MAX_RECORDS], ids=["nul", "ascii", "utf-8"]
 )
 def test_names_that_no_tar_holds(name: bytes) -> None:
-    """``header`` and ``entry_length`` refuse a name with a NUL, and pax records above Go's limit."""
+    """``header`` and ``entry_length`` refuse names with a NUL, and pax records above Go's limit."""
     with pytest.raises(LayerError, match="tar"):
         header(name, directory=False, mode=0o644)
     with pytest.raises(LayerError, match="tar"):

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the SDK: a registry, and a kit in a store and at the registry."""
+"""Fixtures for tests of the SDK: a registry, and a kit that is in the registry and in a store."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ datasets: [{name: train, path: data/train.csv}]
 
 
 class Place(NamedTuple):
-    """A kit that was packed from ``tree``.
+    """A kit that was packed from the directory ``tree``.
 
-    ``reference`` is the name of the kit at a registry and in the store of ``options``. ``fresh`` contains options for
-    an empty store.
+    ``reference`` is the name of the kit in the registry, and in the store of ``options``. ``fresh`` are options with an
+    empty store.
     """
 
     reference: str

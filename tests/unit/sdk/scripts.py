@@ -1,4 +1,4 @@
-"""Run Python programs that use kitfs in separate processes, and return their output and exit code."""
+"""Run Python programs that use kitfs in child processes. Return their output and exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PATIENCE = 120.0  # seconds; only a program that hangs runs so long
 
 
 class Ended(NamedTuple):
-    """The exit code and the output of a program. The code is None if the program was killed because it did not end."""
+    """The exit code and the output of a program. The code is None if the program was killed after a timeout."""
 
     code: int | None
     out: str
@@ -24,9 +24,9 @@ class Ended(NamedTuple):
 def run(
     home: Path, code: str, *args: str, options: tuple[str, ...] = (), environ: dict[str, str] | None = None
 ) -> Ended:
-    """Run a program with a store of its own below ``home``.
+    """Run a Python program. Its store is below ``home``.
 
-    The program is written to a file, because multiprocessing can spawn only from a file.
+    The program is written to a file, because multiprocessing can spawn processes only from a file.
     """
     script = home / "program.py"
     script.write_text(textwrap.dedent(code))

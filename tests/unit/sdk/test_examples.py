@@ -1,4 +1,4 @@
-"""Every example in a docstring runs against a real registry. tests/manual runs the examples in the manual."""
+"""Every example in a docstring is run with a real registry. Examples in the manual are run in tests/manual."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCSTRINGS = [kitfs.__doc__ or "", kitfs.sdk.kit.Kit.__doc__ or "", kitfs.mount.
 
 @pytest.fixture
 def settled(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Set the environment, change to a directory that has the tree of the kit as ./llama, and return the directory."""
+    """Set the environment, and change to a directory in which ./llama is the tree of the kit. Return the directory."""
     here = tmp_path / "here"
     here.mkdir()
     place.tree.rename(here / "llama")
@@ -28,7 +28,7 @@ def settled(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def adapted(code: str, place: Place, here: Path) -> str:
-    """Replace the registry and the directories in an example by existing ones."""
+    """Replace the registry and the directories in an example by those of the test."""
     return code.replace("registry.example.com/team/llama", place.reference.rsplit(":", 1)[0]).replace(
         "/tmp/kits", str(here / "kits")
     )

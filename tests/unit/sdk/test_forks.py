@@ -1,6 +1,6 @@
-"""After fork(2), the child opens a store and connections of its own.
+"""After fork(2), the child opens its own store and connections.
 
-The parent's store and connections keep working.
+The store and connections of the parent continue to work.
 """
 
 from __future__ import annotations
@@ -134,9 +134,9 @@ def test_after_a_fork_parent_and_child_read_the_right_bytes(
 
 
 def test_a_child_keeps_none_of_its_parents_files_and_connections(place: Place, tmp_path: Path, model: str) -> None:
-    """A child closes the files and connections of its parent. So the leases and locks end with the parent.
+    """The child closes the files and connections of the parent, so leases and locks end when the parent ends.
 
-    The fork happens after the layer is verified. Before that, threads of the parent may have open files without locks.
+    The test forks after the layer is verified. Earlier, threads of the parent could have open files.
     """
     ended = run(
         tmp_path,
@@ -158,9 +158,9 @@ print(bool(kept()), forked(lambda: not kept()))
 
 
 def test_a_lease_of_the_parent_outlives_its_children(place: Place, tmp_path: Path, model: str) -> None:
-    """A child that used the kit releases its own lease when it ends.
+    """When a child that used the kit ends, only its own lease ends.
 
-    The parent's lease remains, so the parent's blobs are not evicted.
+    The blobs are not evicted, because the lease of the parent still exists.
     """
     ended = run(
         tmp_path,

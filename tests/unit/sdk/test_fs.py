@@ -1,4 +1,4 @@
-"""kitfs:// URLs can be used with fsspec."""
+"""fsspec can open kitfs:// URLs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_url_without_a_tag_has_no_place_where_the_path_begins(place: Place, wr
 
 
 def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> None:
-    """numpy reads an array from a file object."""
+    """numpy reads an array from a file object of a kit."""
     numpy = pytest.importorskip("numpy")
     with fsspec.open(f"{url}/model/model.safetensors", "rb", **place.fresh) as f:
         f.seek(len(MODEL) - 256 * 1024)
@@ -88,7 +88,10 @@ def test_what_only_knows_file_objects_reads_a_kit(place: Place, url: str) -> Non
 
 
 def test_an_etag_and_times_tell_caches_when_a_tag_has_moved(place: Place) -> None:
-    """The ETag, which datasets reads, changes when the tag moves. ``modified`` returns the time of the kit."""
+    """The ETag changes when the tag moves.
+
+    The library datasets uses the ETag. ``modified`` returns the time of the kit.
+    """
     fs, root = fsspec.url_to_fs(f"kitfs://{place.reference}", **place.fresh)
     path = f"{root}/data/train.csv"
     before = fs.info(path)
@@ -197,7 +200,7 @@ def test_a_wrong_option_is_an_error_at_once() -> None:
 
 
 def test_a_file_system_is_pickled_with_what_its_tags_mean(place: Place, url: str) -> None:
-    """A file system that was pickled before its tag moved reads the earlier bytes when it is unpickled.
+    """A file system is pickled, and then its tag moves. The unpickled file system still reads the earlier bytes.
 
     The original file system reads the new bytes.
     """

@@ -1,4 +1,4 @@
-"""fsspec's own tests of reading. Files that these tests write are packed into a kit before they are read."""
+"""fsspec's own tests of reading. The files that they write are packed into a kit, and read from the kit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ READS = ("_open", "cat_file", "created", "info", "ls")
 
 
 class Packed(KitFileSystem):
-    """A KitFileSystem that writes to a local directory, and packs the directory into a kit before the next read."""
+    """A KitFileSystem that writes to a local directory. The directory is packed into a kit before the next read."""
 
     cachable = False
 
@@ -50,7 +50,7 @@ class Packed(KitFileSystem):
 
 
 class Fixtures(AbstractFixtures):  # type: ignore[misc]  # fsspec has no types
-    """A kit in the store, with a path that does not begin with a registry."""
+    """A kit in the store. Its path does not begin with a registry."""
 
     @pytest.fixture
     def fs(self, tmp_path: Path) -> Packed:
@@ -76,6 +76,6 @@ class TestOpen(Fixtures, AbstractOpenTests):
     """fsspec's tests of opening files for reading."""
 
     def test_open_exclusive(self, fs: Packed, fs_target: str) -> None:
-        """A kit is read-only. Opening a file for writing fails, whether the file exists or not."""
+        """Kits are read-only. Opening a file for writing fails, even if the file does not exist."""
         with pytest.raises(OSError, match="read-only"):
             fs.open(fs_target, "xb")

@@ -1,4 +1,4 @@
-"""A kit and its files can be used until they are closed. They are released when the program has no reference left."""
+"""A kit and its files can be used until they are closed. Python's garbage collection closes them too."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def data(place: Place) -> str:
 
 
 def test_a_file_keeps_its_kit(place: Place) -> None:
-    """A file can be read even if the program has no other reference to the kit."""
+    """An open file of a kit can be read even if no variable refers to the kit."""
     f = kitfs.open(place.reference, **place.fresh).open(WEIGHTS)
     gc.collect()
     assert f.read() == MODEL
 
 
 def test_a_zip_file_in_a_kit_of_which_only_the_file_is_held(place: Place) -> None:
-    """zipfile refers to the file only. The file can be read although the program has no reference to the kit."""
+    """Only zipfile has a reference to the file, and no variable refers to the kit. The file can be read."""
     with zipfile.ZipFile(place.tree / "model" / "a.zip", "w") as archive:
         archive.writestr("inside", b"content")
     kitfs.pack(place.tree, "zipped:v1", **place.options)
@@ -125,7 +125,7 @@ def test_a_closed_kit_says_what_it_was(kit: Kit) -> None:
 
 
 def test_what_is_closed_never_reads_another_file(place: Place, data: str, tmp_path: Path) -> None:
-    """After ``close``, files that the program opens get the former descriptor numbers of the kit.
+    """After ``close``, newly opened files get the descriptor numbers that the kit had.
 
     A read through the closed kit raises an error. The layer is still in the store.
     """
@@ -186,7 +186,7 @@ def test_readers_meet_a_close_in_another_thread_with_a_value_error_or_their_own_
 
 
 def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
-    """The descriptors of a kit that is part of a reference cycle are closed by the garbage collector."""
+    """If a kit is in a reference cycle, Python's garbage collector closes its descriptors."""
     before = len(os.listdir("/proc/self/fd"))
     kit = kitfs.open(place.reference, **place.fresh)
     kit.read(WEIGHTS)
@@ -201,7 +201,7 @@ def test_a_kit_in_a_cycle_is_let_go(place: Place) -> None:
 
 
 def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
-    """An unpickled kit reads the same bytes even if the tag has moved."""
+    """If the tag moves after a kit is pickled, the unpickled kit reads the same bytes as before."""
     with kitfs.open(place.reference, **place.fresh) as kit:
         pickled = pickle.dumps(kit)
     (place.tree / "data" / "train.csv").write_text("other\n")
@@ -213,7 +213,7 @@ def test_a_kit_is_pickled_with_its_digest(place: Place, tmp_path: Path) -> None:
 
 
 def test_a_pickled_kit_holds_no_password(place: Place) -> None:
-    """User names and passwords in URLs are not pickled. An unpickled kit looks up credentials where it is unpickled."""
+    """User names and passwords in URLs are not pickled. The process that unpickles a kit uses its own credentials."""
     options = place.options | {
         "proxy": "http://me:hunter2@127.0.0.1:9",
         "mirror": {"r.example.com": ["https://me:hunter2@m.example.com"]},
@@ -274,7 +274,7 @@ kit.read('data/3.bin')""",
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_program_ends_in_silence(place: Place, data: str, tmp_path: Path, end: str) -> None:
-    """A program neither hangs nor prints anything when it ends, even with all warnings of Python enabled."""
+    """At its end, a program does not hang and prints nothing, even if all warnings of Python are enabled."""
     ended = run(tmp_path, f"import sys, kitfs\nR = sys.argv[1]\n{ENDS[end]}", data, options=("-X", "dev"))
     assert ended == (0, "", "")
 
@@ -288,6 +288,6 @@ def test_an_exception_ends_a_program_with_its_own_traceback_and_nothing_else(
 
 
 def test_what_was_fetched_is_remembered_beyond_the_end_of_the_program(place: Place, data: str, tmp_path: Path) -> None:
-    """The map of fetched chunks is saved even if the program has not closed the kit."""
+    """Even if the program has not closed the kit, the list of fetched chunks is saved."""
     run(tmp_path, "import sys, kitfs\nkit = kitfs.open(sys.argv[1])\nkit.read('data/1.bin', 0, 100)", data)
     assert list((tmp_path / "cache_dir").glob("unproven/*/blobs/sha256/*/*/synced"))

@@ -1,4 +1,4 @@
-"""The SDK shows the progress of a verb, or passes its events to a callback."""
+"""The SDK shows the progress of a verb, or calls a function with each event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """A clock whose time is set by a test."""
+    """A clock. Tests set its time."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Kits are objects and their files are file objects. The tests use a real registry."""
+"""A kit is an object, and its files are file objects. The tests use a real registry."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_kit_is_read_lazily(place: Place) -> None:
 
 
 def test_the_values_of_a_kit_need_no_layer(place: Place) -> None:
-    """manifest, annotations, size and created are available without reading a layer, even after the kit was closed."""
+    """manifest, annotations, size and created are available without reading a layer, also after ``close``."""
     with kitfs.open(place.reference, **place.fresh) as kit:
         assert all(layer.state == "absent" for layer in kit.layers)
         size = sum(layer.size for layer in kit.layers)
@@ -111,7 +111,7 @@ def test_a_glob_must_be_relative_and_not_empty(place: Place, pattern: str) -> No
 
 
 def test_a_kit_can_be_unpacked_as_it_was_opened(place: Place, tmp_path: Path) -> None:
-    """Kit.unpack writes the files that the kit's filters select, and fails if a file exists already."""
+    """Kit.unpack writes the files that the kit's filters select. It fails if a file already exists."""
     with kitfs.open(place.reference, only="datasets", **place.fresh) as kit:
         assert kit.unpack(tmp_path / "out") == kit.digest
         with pytest.raises(errors.ContextError):
@@ -223,7 +223,7 @@ def test_many_threads_read_one_kit(place: Place) -> None:
 
 
 def test_labels_choose_a_kit_of_an_index(place: Place, tmp_path: Path) -> None:
-    """Labels can be given to open, unpack and pull. The pulled kit gets the tag of the index in the store."""
+    """open, unpack and pull accept labels. The pulled kit gets the tag of the index."""
     named = place.reference.replace(":v1", ":all")
     kitfs.index.create(named, **place.options)
     kitfs.index.add(named, place.reference, labels={"kind": "one"}, **place.options)
@@ -243,7 +243,7 @@ def test_labels_choose_a_kit_of_an_index(place: Place, tmp_path: Path) -> None:
 
 
 def test_warnings_are_escaped_for_a_program_without_handlers() -> None:
-    """A warning with text from a registry is escaped even if the program has not configured logging."""
+    """If a program has not configured logging, warnings with text from a registry are still escaped."""
     code = (
         "import logging, sys, kitfs, kitfs.sdk.kit\n"
         "logging.getLogger('kitfs').warning('%s says %s', 'a', '\x1b]0;x\x07\\nFORGED')\n"

@@ -1,4 +1,4 @@
-"""The tensors of a kit are found by name, fetched without the rest of their file, and returned as numpy arrays."""
+"""A tensor is found by name, fetched without the rest of its file, and returned as a numpy array."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ B = np.arange(6, dtype=np.float16).reshape(2, 3)
 
 
 def safetensors(tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
-    """Return the safetensors file that the safetensors package writes."""
+    """Return the bytes of a safetensors file, written by the safetensors package."""
     from safetensors.numpy import save
 
     return save(tensors)
@@ -32,9 +32,9 @@ def safetensors(tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
 
 @pytest.fixture
 def kit_of(server: Server, tmp_path: Path) -> Callable[..., kitfs.Kit]:
-    """Return a function that packs a kit with the given files, pushes it, and opens it with an empty store.
+    """Return a function that packs the given files into a kit, pushes the kit, and opens it with an empty store.
 
-    `files` are written below model/, the model of the kit. `others` are code, and are written to the given paths.
+    `files` are written below model/, the model of the kit. `others` are written to the given paths, as code.
     """
 
     def make(files: dict[str, bytes], others: dict[str, bytes] | None = None) -> kitfs.Kit:
@@ -134,7 +134,7 @@ def test_a_gguf_file_that_ends_too_early_is_listed_but_not_read(kit_of: Callable
 
 
 def test_only_model_layers_are_searched_unless_there_is_none(kit_of: Callable[..., kitfs.Kit]) -> None:
-    """A tensor in a layer of code is not listed, but can be read if the path of its file is given."""
+    """If a tensor is in a layer of code, it is not listed. It can be read if the path of its file is given."""
     other = {"src/x.safetensors": safetensors({"x": A})}
     with kit_of({"m.safetensors": safetensors({"w": A})}, other) as kit:
         assert [tensor.name for tensor in kit.tensors()] == ["w"]
@@ -147,7 +147,7 @@ def test_a_kit_without_a_model_is_searched_whole(kit_of: Callable[..., kitfs.Kit
 
 
 def read(dtype: str, values: bytes, *shape: int, big_endian: bool = False) -> Tensor:
-    """Return a tensor that ``Kit.tensor`` could return."""
+    """Return a tensor as ``Kit.tensor`` returns it."""
     return Tensor(TensorInfo("t", "t.safetensors", dtype, shape, 0, len(values)), values, big_endian=big_endian)
 
 
@@ -196,7 +196,7 @@ def test_eight_bit_floats_have_values_that_are_not_numbers(dtype: str, value: in
     ],
 )
 def test_the_other_types_are_those_of_numpy(dtype: str, kind: str) -> None:
-    """The array shares its memory with the tensor."""
+    """The array uses the memory of the tensor."""
     values = np.array([[0, 1], [1, 0]], kind)
     found = read(dtype, values.tobytes(), 2, 2)
     assert found.numpy().dtype == values.dtype
@@ -213,9 +213,9 @@ def test_a_type_without_an_equivalent_in_numpy_has_only_bytes() -> None:
 
 @pytest.mark.interop
 def test_only_the_header_and_the_tensor_are_fetched(own_registry: RegistryProcess, tmp_path: Path) -> None:
-    """Reading a tensor of 16 MiB in a file of 1 GiB transfers at most 17 MiB.
+    """For a tensor of 16 MiB in a file of 1 GiB, at most 17 MiB are transferred.
 
-    Listing the tensors transfers less than 1 MiB.
+    For a list of the tensors, less than 1 MiB is transferred.
     """
     header = {
         f"layers.{n}": {"dtype": "U8", "shape": [16 * MiB], "data_offsets": [n * 16 * MiB, (n + 1) * 16 * MiB]}

@@ -1,4 +1,4 @@
-"""mypy accepts correct programs that use the SDK, and reports the errors in wrong programs."""
+"""mypy accepts correct programs that use the SDK, and reports errors in wrong ones."""
 
 from __future__ import annotations
 

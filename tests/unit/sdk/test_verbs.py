@@ -1,4 +1,4 @@
-"""The verbs of the SDK return results and raise errors. The tests use a real registry."""
+"""The verbs of the SDK return results or raise errors. The tests use a real registry."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.sdk.scripts import run
 
 @pytest.fixture
 def second(place: Place) -> str:
-    """Return the reference of a second kit in the store. Only its data differs from the kit of ``place``."""
+    """Return the reference of a second kit in the store. Its data differs from the kit of ``place``."""
     (place.tree / "data" / "train.csv").write_text("a,b\n9,9,9\n")
     reference = place.reference.replace(":v1", ":v2")
     kitfs.pack(place.tree, reference, **place.options)
@@ -30,7 +30,7 @@ def second(place: Place) -> str:
 
 
 def test_pack_can_push_straight_to_the_registry(place: Place) -> None:
-    """With push=True no blob of the kit is stored, and the tag must name a registry."""
+    """With push=True, no blob of the kit is stored. The tag must name a registry."""
     straight = place.reference.replace("example", "straight")
     digest = kitfs.pack(place.tree, straight, push=True, **place.fresh)
     assert kitfs.list(**place.fresh) == []
@@ -55,7 +55,7 @@ def test_init_returns_the_kitfile_that_it_writes(place: Place) -> None:
 def test_import_kit_makes_a_kit_of_a_repository_of_a_hub(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The function ``edit`` gets the generated Kitfile and returns the Kitfile that is packed."""
+    """The function ``edit`` receives the generated Kitfile, and returns the Kitfile that is packed."""
     given: list[kitfs.Kitfile] = []
 
     def edit(kitfile: kitfs.Kitfile) -> kitfs.Kitfile:
@@ -120,7 +120,10 @@ def test_tag_gives_more_names_and_remove_takes_them_away(place: Place) -> None:
 
 
 def test_remove_goes_on_after_a_later_tag_that_does_not_exist(place: Place) -> None:
-    """As on the command line, the error is raised at the end. If the first tag does not exist, nothing is removed."""
+    """If a later tag does not exist, the other tags are removed, and an error is raised at the end.
+
+    If the first tag does not exist, nothing is removed.
+    """
     kitfs.tag(place.reference, "other:a,b,c", **place.options)
     with pytest.raises(errors.NotFound, match="other:x"):
         kitfs.remove("other:x,a", **place.options)
@@ -137,9 +140,9 @@ def test_remove_can_remove_from_the_registry(place: Place) -> None:
 
 
 def test_export_writes_a_layout_that_can_be_opened(place: Place, tmp_path: Path) -> None:
-    """The target is a string or the path of a directory.
+    """The target is a directory, given as a string or a path.
 
-    The source is a kit in the store or at its registry, or a layout.
+    The source is a kit in the store, a kit at its registry, or a layout.
     """
     digest = kitfs.export(place.reference, f"oci:{tmp_path / 'a'}:v1", **place.options)
     assert kitfs.export(place.reference, tmp_path / "b", **place.fresh) == digest
@@ -177,7 +180,7 @@ def test_diff_tells_what_changed(place: Place, second: str) -> None:
 
 
 def test_an_index_chooses_a_kit_by_its_labels(place: Place, second: str) -> None:
-    """An index is created, pushed and pulled, and a kit in it is opened by a label."""
+    """An index is created, pushed and pulled. A label then selects one of its kits."""
     name = place.reference.replace(":v1", ":all")
     kitfs.index.create(name, **place.options)
     kitfs.index.add(name, place.reference, labels={"bits": 4, "kind": "old"}, **place.options)
@@ -221,7 +224,7 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
 
 
 def test_the_store_is_read_back(place: Place) -> None:
-    """Changed blobs are removed and listed. ``is_pinned`` tells whether a kit in the store needs the blob."""
+    """Changed blobs are removed and listed. ``is_pinned`` says whether a kit in the store needs the blob."""
     whole = kitfs.cache.verify(**place.options)
     assert (whole.blobs, whole.changed) == (4, ())
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
@@ -239,7 +242,7 @@ def test_the_store_is_read_back(place: Place) -> None:
 
 
 def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
-    """No layout is written, and the changed blob is removed from the store."""
+    """The export writes no layout. The changed blob is removed from the store."""
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
     rot(place.options["cache_dir"], layer)
     with pytest.raises(errors.IntegrityError, match="has changed on the disk"):
@@ -251,7 +254,10 @@ def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
 
 
 def test_serve_runs_a_registry_for_the_time_of_a_block(place: Place, tmp_path: Path) -> None:
-    """Garbage in the registry's store can be collected while the registry runs. The registry ends with the block."""
+    """While the registry runs, its store can be garbage-collected.
+
+    At the end of the ``with`` block, the registry stops.
+    """
     with kitfs.serve(tmp_path / "registry") as registry:
         copy = f"{registry.address}/copy:v1"
         digest = kitfs.push(place.reference, copy, **place.options)
@@ -287,7 +293,7 @@ with kitfs.serve() as registry:
 
 
 def test_login_and_logout_refuse_what_is_not_a_registry(place: Place) -> None:
-    """The registry of these tests needs no login, but login stores credentials, and logout erases them."""
+    """The registry in this test needs no login. login still stores credentials, and logout erases them."""
     host = place.reference.partition("/")[0]
     where = kitfs.login(host, "secret", username="ada", **place.fresh)
     assert where.startswith(str(place.fresh["config"]))

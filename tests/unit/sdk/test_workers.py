@@ -1,6 +1,6 @@
-"""Worker processes read files of one kit, as with PyTorch's DataLoader.
+"""Worker processes read files of the same kit, as PyTorch's DataLoader does.
 
-The workers are forked or spawned, and the kit is opened before or after the workers start.
+The workers are forked or spawned. The kit is opened before or after they start.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ PROGRAM = """
 
 
 class Data(NamedTuple):
-    """A kit of ten files in one layer. ``environ`` contains the variables that are needed to reach its registry."""
+    """A kit of ten files in one layer. ``environ`` contains the variables that its registry requires."""
 
     reference: str
     files: list[bytes]

@@ -1,4 +1,4 @@
-"""A blob is fetched once, stored, and verified by reading it back. Sources, disks and processes may fail meanwhile."""
+"""A blob is fetched once, stored, and then verified. The tests include faults of sources, disks and processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def opened(store: Store, source: BytesSource | None, data: bytes = DATA) -> Blob
 
 
 def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
-    """A read of 4 KiB in the middle fetches one chunk, and a second read fetches nothing."""
+    """A read of 4 KiB in the middle of a blob fetches one chunk. A second read fetches nothing."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     assert blob.pread(1_000_000, 4096) == DATA[1_000_000:1_004_096]
@@ -46,7 +46,7 @@ def test_random_read_fetches_its_chunk_and_no_more(store: Store) -> None:
 
 
 def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
-    """A sequential reader causes far fewer requests than reads."""
+    """Sequential reads cause far fewer requests than there are reads."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     read = b"".join(blob.pread(at, 8192) for at in range(0, len(DATA), 8192))
@@ -56,7 +56,7 @@ def test_sequential_reads_get_ever_larger_requests(store: Store) -> None:
 
 
 def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
-    """Fetches with ``alone`` request only their own bytes, and nothing is fetched ahead of later reads."""
+    """Fetches with ``alone`` request their own bytes only. They cause no readahead."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     for at in range(0, 20 * CHUNK, 2 * CHUNK):
@@ -67,7 +67,7 @@ def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
 
 
 def test_a_long_request_ends_before_bytes_that_were_stored_meanwhile(store: Store) -> None:
-    """The stored bytes are not received twice. The reader gets the rest by another request."""
+    """The request ends before the stored bytes. The reader gets the bytes after them by another request."""
     data = DATA * 8
     source = BytesSource(data, piece=CHUNK)
     blob = opened(store, source, data)
@@ -79,7 +79,7 @@ def test_a_long_request_ends_before_bytes_that_were_stored_meanwhile(store: Stor
 
 
 def test_reads_at_the_end_are_short(store: Store) -> None:
-    """Reads at and after the end return what pread(2) returns."""
+    """At and after the end of a blob, reads return the same as pread(2)."""
     blob = opened(store, BytesSource(DATA))
     assert blob.pread(len(DATA) - 10, 100) == DATA[-10:]
     assert blob.pread(len(DATA), 100) == b""
@@ -87,7 +87,7 @@ def test_reads_at_the_end_are_short(store: Store) -> None:
 
 
 def test_wait_false_never_fetches(store: Store) -> None:
-    """Without ``wait``, a read of missing bytes raises WouldBlock and a read of stored bytes returns them."""
+    """Without ``wait``, a read of missing bytes raises WouldBlock. A read of stored bytes returns them."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     with pytest.raises(WouldBlock):
@@ -98,9 +98,9 @@ def test_wait_false_never_fetches(store: Store) -> None:
 
 
 def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
-    """The state is "present" after the last chunk and "verified" after the digest of the stored bytes was checked.
+    """After its last chunk, a blob is "present". After its stored bytes were hashed, it is "verified".
 
-    Then the blob no longer needs its source.
+    A verified blob needs no source.
     """
     blob = opened(store, BytesSource(DATA))
     blob.fill()
@@ -110,9 +110,9 @@ def test_complete_blob_is_verified_by_reading_back(store: Store) -> None:
 
 
 def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..., Store]) -> None:
-    """A wrong byte makes every read of the open blob fail, is counted once, and removes the entry.
+    """After a wrong byte was received, every read of the open blob fails. The failure is counted once.
 
-    The next opening fetches the whole blob again.
+    The entry is removed. The next opening fetches the whole blob again.
     """
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
@@ -131,7 +131,7 @@ def test_lying_source_is_found_and_dropped(store: Store, open_store: Callable[..
 
 
 def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None:
-    """``on_failure`` may use the failed blob, because the housekeeping thread calls it without locks."""
+    """The housekeeping thread calls ``on_failure`` without any lock, so the callback may use the failed blob."""
     reported: list[tuple[Digest, str, bool]] = []
     source = BytesSource(DATA)
     source.lie_at = 2_000_000
@@ -150,7 +150,7 @@ def test_failed_blob_is_reported_on_a_thread_without_locks(store: Store) -> None
 
 
 def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) -> None:
-    """A blob whose stored bytes changed after they were fetched is never verified."""
+    """A blob is not verified if its stored bytes changed after they were fetched."""
     store = open_store()
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, 100)
@@ -163,7 +163,7 @@ def test_flipped_bit_is_found_before_verified(open_store: Callable[..., Store]) 
 
 
 def test_failed_fetch_is_tried_afresh(store: Store) -> None:
-    """The reader gets the error of the source. The next read requests only the missing bytes."""
+    """The read raises the error of the source. The next read requests only the bytes that are still missing."""
     source = BytesSource(DATA, piece=CHUNK)
     source.cut_after = 2 * CHUNK
     blob = opened(store, source)
@@ -176,7 +176,7 @@ def test_failed_fetch_is_tried_afresh(store: Store) -> None:
 
 
 def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
-    """A source that yields fewer bytes than the descriptor says raises IntegrityError."""
+    """If a source yields fewer bytes than the descriptor declares, the read raises IntegrityError."""
     source = BytesSource(DATA)
     source.short = 1000
     blob = opened(store, source)
@@ -186,7 +186,10 @@ def test_source_that_ends_early_is_an_integrity_error(store: Store) -> None:
 
 
 def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
-    """32 threads that read a cold blob fetch each byte once. Only short runs of stored chunks may be received again."""
+    """32 threads read a blob that is not stored. Each byte is fetched once.
+
+    Only short runs of stored chunks may be received twice.
+    """
     source = BytesSource(DATA)
     blob = opened(store, source)
     r = random.Random(0)
@@ -199,7 +202,7 @@ def test_readers_of_one_chunk_share_its_flight(store: Store) -> None:
 
 
 def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
-    """A reader that waits for the first chunk of a long request does not wait for the other chunks."""
+    """A reader of the first chunk of a long request does not wait for the later chunks."""
     source = BytesSource(DATA, piece=CHUNK)
     blob = opened(store, source)
     blob.pread(0, 32 * CHUNK)
@@ -216,7 +219,7 @@ def test_waiter_is_woken_by_its_own_chunk(store: Store) -> None:
 
 
 class Ready:
-    """A callback for ``WouldBlock.when_ready``. It records its calls."""
+    """A callback that is passed to ``WouldBlock.when_ready``. It records its calls."""
 
     def __init__(self) -> None:
         self.called: list[KitfsError | None] = []
@@ -228,7 +231,7 @@ class Ready:
 
 
 def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
-    """Return a blob, its stalled source, and the offset of a chunk that the running request has not received yet.
+    """Return a blob, its stalled source, and the offset of a chunk that the running request will receive later.
 
     The request extends to the end of the blob, so no other request follows.
     """
@@ -247,14 +250,14 @@ def in_flight(store: Store) -> tuple[Blob, BytesSource, int]:
 
 
 def when_ready(blob: Blob, offset: int, size: int, ready: Ready) -> bool:
-    """Register ``ready`` for missing bytes. Return False if no running request will soon store them."""
+    """Register the callback ``ready`` for missing bytes. Return False if no running request will soon store them."""
     with pytest.raises(WouldBlock) as caught:
         blob.pread(offset, size, wait=False)
     return caught.value.when_ready is not None and caught.value.when_ready(ready)
 
 
 def test_reader_without_a_thread_is_called_when_its_bytes_are_stored(store: Store) -> None:
-    """``ready`` is called once, on the thread that fetches. Then the bytes can be read without waiting."""
+    """``ready`` is called once, by the thread that fetches. After the call, the bytes can be read without waiting."""
     blob, source, at = in_flight(store)
     ready = Ready()
     assert when_ready(blob, at, 100, ready)
@@ -291,7 +294,7 @@ def test_reader_without_a_thread_is_called_when_the_blob_is_closed(store: Store)
 
 
 def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None:
-    """If no running request will soon store the bytes, ``when_ready`` returns False and starts none."""
+    """If no running request will soon store the bytes, ``when_ready`` returns False. It does not start a request."""
     source = BytesSource(DATA)
     blob = opened(store, source)
     assert not when_ready(blob, 0, 100, Ready())
@@ -300,9 +303,9 @@ def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None
 
 @pytest.mark.parametrize("turns", [False, True])
 def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> None:
-    """One stream fills the store for all readers.
+    """One request stores the whole blob for all readers.
 
-    With ``turns``, the source ignores ranges only from its first response on.
+    With ``turns``, the source has announced ranges, but ignores them from its first response on.
     """
     source = BytesSource(DATA, ranged=turns, turns=turns)
     blob = opened(store, source)
@@ -314,7 +317,10 @@ def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> No
 
 
 def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
-    """A source of unknown size is read only as far as needed. Its end determines the size and the digest."""
+    """If the size of a source is unknown, the source is read only as far as needed.
+
+    When the source ends, the size and the digest are known.
+    """
     wire = opened(store, BytesSource(DATA))
     decoded_bytes = DATA * 2
     source = BytesSource(decoded_bytes, ranged=False, known=False)
@@ -334,7 +340,7 @@ def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
 
 
 def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
-    """If the compressed bytes are wrong, reads of the decoded bytes raise IntegrityError."""
+    """If the compressed bytes are wrong, a read of the decoded blob raises IntegrityError."""
     lying = BytesSource(DATA)
     lying.lie_at = 5
     wire = opened(store, lying)
@@ -348,7 +354,7 @@ def test_decoded_form_of_wrong_bytes_is_never_verified(store: Store) -> None:
 
 
 def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..., Store]) -> None:
-    """After a reboot, only chunks whose marks were fsynced count as stored. A clean close syncs all marks."""
+    """After a reboot, a chunk counts as stored only if its mark was fsynced. A clean close fsyncs all marks."""
     store = open_store()
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, CHUNK)
@@ -366,7 +372,7 @@ def test_only_what_was_synced_is_believed_after_a_reboot(open_store: Callable[..
 
 
 def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path: Path) -> None:
-    """Without a boot id, marks that were not synced count only for the ChunkMap that wrote them."""
+    """Without a boot id, marks that were not fsynced are used only by the ChunkMap that wrote them."""
     nobody_knows = bytes(16)
     first = ChunkMap(str(tmp_path), 8, boot=nobody_knows)
     first.mark(0, 2)
@@ -385,7 +391,7 @@ def test_marks_are_not_believed_where_no_boot_can_be_told_from_another(tmp_path:
 
 
 def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk is full, reads return bytes that are not stored, and ``read_through`` counts them."""
+    """If the disk is full, reads return bytes without storing them. ``read_through`` counts these bytes."""
     blob = opened(store, BytesSource(DATA))
     blob.pread(0, 10)
 
@@ -400,9 +406,9 @@ def test_full_disk_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch
 
 
 def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
-    """A descriptor whose size is not that of the verified blob raises IntegrityError.
+    """If a descriptor declares another size than that of the verified blob, an IntegrityError is raised.
 
-    An entry that is not verified is replaced.
+    If the blob is not verified, its entry is replaced.
     """
     store.blob(DIGEST, size=5, source=None).close()
     blob = opened(store, BytesSource(DATA))
@@ -413,7 +419,7 @@ def test_size_that_contradicts_a_verified_blob(store: Store) -> None:
 
 
 def test_closed_blob_ends_its_flights(store: Store) -> None:
-    """Closing a blob ends the requests that run ahead of its reader, and their threads."""
+    """When a blob is closed, its running requests and their threads end."""
     source = BytesSource(DATA, piece=CHUNK)
     source.stall = threading.Event()
     blob = opened(store, source)
@@ -454,9 +460,9 @@ store.close()
 def test_processes_fetch_each_byte_once_even_when_one_is_killed(
     open_store: Callable[..., Store], tmp_path: Path
 ) -> None:
-    """Four processes read a cold blob, and one of them is killed.
+    """Four processes read a blob that is not stored. One of them is killed.
 
-    Each byte is fetched once, except those that the killed process was receiving.
+    Each byte is fetched once, except the bytes that the killed process was receiving.
     """
     root = open_store().root
     log, data_file = tmp_path / "log", tmp_path / "data"
@@ -492,7 +498,7 @@ def test_processes_fetch_each_byte_once_even_when_one_is_killed(
 
 
 def test_errors_of_the_store_are_store_errors(store: Store) -> None:
-    """A directory that cannot be opened raises StoreError with its path."""
+    """If the directory of the store cannot be opened, a StoreError with its path is raised."""
     path = Path(store.path(DIGEST))
     path.parent.mkdir(parents=True)
     path.write_text("a file in the way")

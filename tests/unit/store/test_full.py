@@ -1,4 +1,4 @@
-"""Readers of a full store get every byte, from decoders and from registries."""
+"""If the store is full, readers still get all bytes, from registries and from decoders."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 60  # seconds
 
 
 class Disk:
-    """A replacement for os.pwrite that fails with ENOSPC for files whose name matches ``refuses``."""
+    """A replacement for os.pwrite. It raises ENOSPC for files whose names match ``refuses``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.refuses: Callable[[str], bool] = lambda name: False
@@ -42,13 +42,13 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def decoded(store: Store, source: BytesSource) -> Blob:
-    """Return a blob whose size is known only after its source has ended, as with a decoder."""
+    """Return a blob whose size is unknown until its source ends, as for the output of a decoder."""
     wire = store.blob(Digest.of(b"wire"), size=4, source=BytesSource(b"wire"))
     return store.blob(wire.digest, size=None, source=source, of=wire)
 
 
 def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) -> None:
-    """A decoder whose output could not be stored starts again for a read before its position."""
+    """If the output of a decoder could not be stored, a read before the decoder's position starts the decoder again."""
     disk.refuses = lambda name: name == "rest"
     blob = decoded(store, BytesSource(DATA, ranged=False, known=False, piece=MiB))
     with ThreadPoolExecutor() as pool:
@@ -59,7 +59,7 @@ def test_a_decoder_begins_anew_for_what_it_has_passed(store: Store, disk: Disk) 
 
 @pytest.mark.parametrize("known", [True, False], ids=["registry without ranges", "decoder"])
 def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk, known: bool) -> None:
-    """64 readers at 64 places get their bytes, although one stream cannot buffer enough for all of them."""
+    """64 readers at 64 places get all their bytes, although one decoder cannot buffer enough for all of them."""
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=known, piece=MiB)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source) if known else decoded(store, source)
@@ -71,7 +71,7 @@ def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk
 
 
 def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
-    """A chunk that cannot be marked as stored counts as not stored. When the disk has room again, chunks are stored."""
+    """A chunk that cannot be marked as stored counts as missing. When the disk has room again, chunks are stored."""
     disk.refuses = lambda name: name == "present"
     source = BytesSource(DATA)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
@@ -86,9 +86,9 @@ def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
 def test_a_size_that_cannot_be_kept(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If the size of a decoded blob cannot be written, its last chunk is not stored and one line is logged.
+    """If the size of a decoded blob cannot be written, its last chunk is not stored, and one line is logged.
 
-    Another opening can still read the blob when the disk has room again.
+    When the disk has room again, the blob can be opened and read.
     """
     replace = os.replace
 
@@ -114,7 +114,7 @@ def test_a_size_that_cannot_be_kept(
 
 
 def test_marks_of_another_process_are_seen(store: Store) -> None:
-    """An open blob finds bytes that another opening of the blob stored later."""
+    """If a blob is opened twice, each opening finds the bytes that the other one stores."""
     one, two = (store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA)) for _ in range(2))
     assert two.state == "absent"
     one.pread(0, 3 * MiB)
@@ -124,7 +124,7 @@ def test_marks_of_another_process_are_seen(store: Store) -> None:
 
 
 def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) -> None:
-    """Two readers of a decoded form that cannot be stored share one decoder run."""
+    """Two readers share one run of a decoder whose output cannot be stored."""
     disk.refuses = lambda name: name == "rest"
     source = BytesSource(DATA, ranged=False, known=False, piece=MiB)
     blob = decoded(store, source)
@@ -138,7 +138,7 @@ def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) ->
 
 
 def test_an_entry_for_which_there_is_no_room_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A disk that is full before the first byte of a blob is stored raises StoreFull."""
+    """If the disk is full before a new blob has any bytes, opening the blob raises StoreFull."""
 
     def mkdir(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

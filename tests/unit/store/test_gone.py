@@ -1,4 +1,4 @@
-"""Reads continue if files of an open store are deleted or damaged. A damaged catalog of hints is created again."""
+"""If files of an open store are deleted or damaged, reads continue. A damaged catalog is replaced."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store
 
 
 def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -> None:
-    """If a tag is damaged, the pinned blobs are unknown.
+    """A damaged tag does not say which blobs are pinned.
 
-    Then nothing is evicted, and reads continue without storing bytes.
+    The store then evicts nothing, and reads continue without storing bytes.
     """
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
@@ -40,7 +40,7 @@ def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -
 
 
 def test_a_damaged_catalog_is_begun_anew(open_store: Callable[..., Store]) -> None:
-    """The hints are lost. This process and the next can store new hints."""
+    """The hints in the catalog are lost. This process and later ones can store new hints."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     store.close()

@@ -1,4 +1,4 @@
-"""An ingest hashes a blob while it is written, can be resumed, and publishes the blob durably and as a whole."""
+"""An ingest hashes a blob while the blob is written. It can be resumed, and publishes complete blobs durably."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_pins_of_served_repositories(store: Store) -> None:
 
 
 def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store) -> None:
-    """An evictor spares a blob that another thread leased, linked and released after the evictor listed it."""
+    """After an evictor has listed a blob, another thread leases, links and releases it. The evictor spares it."""
     new = store.ingest()
     new.write(DATA)
     digest, _ = new.commit()
@@ -164,9 +164,9 @@ def test_a_blob_that_was_held_since_the_evictor_listed_it_is_spared(store: Store
 
 
 def test_of_two_that_commit_at_once_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If two ingests commit the same blob, the blob of the first stays.
+    """If two ingests commit the same blob, the blob of the first commit stays.
 
-    The second finds that blob only when it renames its own.
+    The second ingest notices this only when it renames its own file.
     """
     answers: list[None] = []
 

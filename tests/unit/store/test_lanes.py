@@ -1,4 +1,4 @@
-"""Lanes decides how many requests of a reader run at the same time. The tests simulate the link."""
+"""Lanes decides how many requests run at the same time for one reader. The tests simulate the link."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEFT = 10 << 30
 
 
 class Link:
-    """A link with a limit of ``each`` bytes a second for one connection, and of ``total`` for all connections."""
+    """A link that transfers ``each`` bytes a second for one connection, and at most ``total`` for all connections."""
 
     def __init__(self, each: float, total: float) -> None:
         self.each, self.total = each, total
@@ -21,9 +21,10 @@ class Link:
         self.trials = 0
 
     def run(self, seconds: float) -> None:
-        """Receive for some simulated seconds over ``lanes.count`` connections.
+        """Simulate receiving over ``lanes.count`` connections for some seconds.
 
-        A trial runs a second connection ahead of the first, until the first reaches the place where the second began.
+        In a trial, a second connection starts at a later offset. The trial ends when the first connection reaches this
+        offset.
         """
         end = self.now + seconds
         distance = 0.0
@@ -43,7 +44,7 @@ class Link:
 
 @pytest.mark.parametrize("each", [2, 20, 80, 120])
 def test_connections_that_are_limited_singly_get_lanes(each: int) -> None:
-    """If every connection has its own limit, the number of lanes grows to the maximum."""
+    """If each connection has its own limit, the number of lanes grows to the maximum."""
     link = Link(each * MIB, 1000 * MIB)
     link.run(20)
     assert (link.lanes.count, link.lanes.settled, link.trials) == (MAX_LANES, True, 1)
@@ -52,7 +53,7 @@ def test_connections_that_are_limited_singly_get_lanes(each: int) -> None:
 
 @pytest.mark.parametrize("total", [2, 20, 80, 120])
 def test_a_link_that_one_connection_fills_keeps_one_lane(total: int) -> None:
-    """If both connections of a trial share the speed of one, trials end after MAX_TRIALS."""
+    """If two connections together are not faster than one, there are no more trials after MAX_TRIALS."""
     link = Link(1000 * MIB, total * MIB)
     link.run(60)
     assert (link.lanes.count, link.lanes.settled, link.trials) == (1, True, MAX_TRIALS)
@@ -66,14 +67,14 @@ def test_two_lanes_are_enough_for_a_link_that_two_connections_fill() -> None:
 
 
 def test_a_fast_link_is_never_tried() -> None:
-    """Above 150 MiB/s the processor is the limit, not the link."""
+    """If one connection is faster than 150 MiB/s, no trial is made, because the processor is the limit."""
     link = Link(400 * MIB, 800 * MIB)
     link.run(20)
     assert (link.lanes.count, link.trials) == (1, 0)
 
 
 def test_a_request_that_its_reader_holds_back_is_not_measured() -> None:
-    """The rate of a request that a slow reader pauses is not the rate of the link."""
+    """If a slow reader pauses a request, the rate of the request says nothing about the link."""
     lanes, now = Lanes(), 100.0
     for _ in range(1000):
         now += 0.1

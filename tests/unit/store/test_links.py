@@ -17,14 +17,14 @@ STEP = 512 << 10  # bytes that the kernel requests at once
 
 
 def far_source() -> BytesSource:
-    """Return a source whose responses are so late that the link counts as far."""
+    """Return a source with slow responses, so the store regards the link as one with a long round trip."""
     source = BytesSource(DATA, piece=64 << 10)
     source.delay = 2 * FAR
     return source
 
 
 def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
-    """The last request starts after a few MiB. No two requests overlap."""
+    """After a few MiB, one request to the end of the blob is sent. Requests do not overlap."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     for at in range(0, len(DATA), STEP):
@@ -36,7 +36,7 @@ def test_a_far_reader_soon_gets_one_request_to_the_end(store: Store) -> None:
 
 
 def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
-    """The kernel may use several threads for the reads of one reader. They do not cause requests that overlap."""
+    """The kernel may send the reads of one reader from several threads. No bytes are requested twice."""
     source = far_source()
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
     with ThreadPoolExecutor(2) as pool:
@@ -48,7 +48,7 @@ def test_reads_in_the_wrong_order_fetch_nothing_twice(store: Store) -> None:
 
 
 def test_a_reader_that_stops_is_not_fetched_for(store: Store) -> None:
-    """A long request is throttled while its reader does not continue, and ends when the blob is closed."""
+    """While the reader does not continue, its long request is throttled. When the blob is closed, the request ends."""
     source = far_source()
     source.piece = 32 << 10
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)

@@ -1,4 +1,4 @@
-"""Unproven bytes are used only for kits from the origin that sent them. Proven bytes are shared by all origins.
+"""Unverified bytes are used only for kits from the origin that sent them. Verified bytes are shared by all origins.
 
 An origin is the sender of a blob, together with the size that the manifest declares.
 """
@@ -28,14 +28,17 @@ DIGEST = Digest.of(DATA)
 
 
 def opened(store: Store, data: bytes, sender: str) -> tuple[Blob, BytesSource]:
-    """Return the blob of DIGEST, and its source. The registry ``sender`` sends ``data`` for this blob."""
+    """Return the blob with the digest DIGEST, and its source.
+
+    The source returns ``data`` as the registry ``sender``.
+    """
     source = BytesSource(data)
     source.sender = sender
     return store.blob(DIGEST, size=len(data), source=source), source
 
 
 def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
-    """If a hostile registry sent bytes for a digest, every byte is still requested from the honest registry."""
+    """If a hostile registry has sent bytes for a digest, all bytes are still requested from the honest registry."""
     evil, _ = opened(store, EVIL, "https://evil.example")
     assert evil.pread(0, 1_000_000) == EVIL[:1_000_000]
     good, source = opened(store, DATA, "https://good.example")
@@ -45,7 +48,7 @@ def test_bytes_of_one_origin_are_never_read_from_another(store: Store) -> None:
 
 
 def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[..., Store]) -> None:
-    """Two mounts of kits from one registry fetch each byte once, also in two processes."""
+    """Two mounts of kits from one registry fetch each byte once, in one process or in two."""
     one, _ = opened(store, DATA, "https://good.example")
     one.pread(0, 500_000)
     two, source = opened(open_store(), DATA, "https://good.example")
@@ -54,7 +57,7 @@ def test_the_same_origin_shares_its_bytes(store: Store, open_store: Callable[...
 
 
 def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> None:
-    """A kit that declares a wrong size for a digest does not share bytes with a kit that declares the right size."""
+    """If two kits declare different sizes for the same digest, they do not share unverified bytes."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 100_000)
     clash = store.blob(DIGEST, size=10, source=BytesSource(b"0123456789"))
@@ -67,7 +70,7 @@ def test_a_size_that_a_manifest_made_up_has_bytes_of_its_own(store: Store) -> No
 
 
 def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
-    """Verified bytes are read for kits of every origin, without a request."""
+    """Verified bytes are used for kits of every origin, without a request."""
     good, _ = opened(store, DATA, "https://good.example")
     good.fill()
     good.verify()
@@ -79,7 +82,7 @@ def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
 
 
 def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
-    """The entry of the second origin is removed, and its readers continue."""
+    """When the first origin's blob is verified, the second origin's entry is removed. Its readers continue."""
     one, _ = opened(store, DATA, "https://one.example")
     two, _ = opened(store, DATA, "https://two.example")
     for blob in (one, two):
@@ -90,7 +93,7 @@ def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
 
 
 def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
-    """A failed verification removes the entry of one origin only."""
+    """If verification fails, only the entry of the origin that sent the bytes is removed."""
     good, _ = opened(store, DATA, "https://good.example")
     good.pread(0, 200_000)
     evil, _ = opened(store, EVIL, "https://evil.example")
@@ -104,9 +107,9 @@ def test_wrong_bytes_of_one_origin_do_not_touch_another(store: Store) -> None:
 
 
 def test_wrong_bytes_of_a_mirror_are_fetched_from_the_registry(store: Store) -> None:
-    """After a failed verification, the mirror that sent wrong bytes is skipped.
+    """If verification fails, the mirror that sent the bytes is skipped.
 
-    The blob is verified, and the failure is counted.
+    The blob is then fetched from the registry and verified. The failure is counted.
     """
     blob, source = opened(store, DATA, "https://mirror.example\nhttps://good.example")
     source.lie_at = 1_000_000
@@ -125,7 +128,7 @@ def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> Non
     plain = bytes(reversed(DATA))
 
     class Reversed(BytesSource):
-        """A decoder whose output is the whole compressed blob in reverse."""
+        """A decoder that outputs the compressed blob in reverse order."""
 
         def read_range(self, start: int, stop: int | None, /):  # type: ignore[no-untyped-def]
             self.data = b"".join(wire.stream())[::-1]
@@ -139,7 +142,7 @@ def test_what_was_decoded_from_wrong_bytes_is_decoded_again(store: Store) -> Non
 
 
 class Head(BytesSource):
-    """A decoder whose output is the first bytes of the compressed blob, inverted."""
+    """A decoder that outputs the first bytes of the compressed blob, inverted."""
 
     def __init__(self, wire: Blob) -> None:
         super().__init__(b"", ranged=False, known=False)
@@ -157,10 +160,9 @@ def inverted(data: bytes) -> bytes:
 def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one(
     store: Store, open_store: Callable[..., Store]
 ) -> None:
-    """Bytes that were decoded from one origin's entry are not used after another origin was verified.
+    """A hostile registry sends a part of a compressed blob. The decoded bytes stay in the store.
 
-    A hostile registry sends a part of a compressed blob, whose decoded bytes stay in the store. Then an honest registry
-    sends the whole blob. The hostile bytes do not appear in its decoded form.
+    Then an honest registry sends the whole blob. Its decoded blob does not contain the hostile bytes.
     """
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
@@ -178,7 +180,7 @@ def test_bytes_that_were_decoded_from_another_entry_are_not_verified_by_this_one
 
 
 def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open_store: Callable[..., Store]) -> None:
-    """Decoded bytes of an unverified entry are dropped when the verified entry replaces it."""
+    """When a verified entry replaces an unverified one, bytes decoded from the unverified entry are dropped."""
     hostile, _ = opened(store, EVIL, "https://evil.example")
     decoded = store.blob(DIGEST, size=None, source=Head(hostile), of=hostile)
     assert decoded.pread(0, 400_000) == inverted(EVIL[:300_000])
@@ -192,7 +194,7 @@ def test_an_entry_that_changes_while_its_decoded_form_is_read(store: Store, open
 
 
 def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_store: Callable[..., Store]) -> None:
-    """A verified entry that is still in the directory of its origin is moved when the blob is opened again."""
+    """After the crash, the verified entry is still in its origin's directory. The next opening of the blob moves it."""
     blob, _ = opened(store, DATA, "https://good.example")
     blob.fill()
     directory = Path(blob.directory)
@@ -207,9 +209,9 @@ def test_a_crash_between_the_seal_and_the_move_is_finished(store: Store, open_st
 
 
 def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Store]) -> None:
-    """The conversion of format 1 keeps verified blobs and removes the others.
+    """A store of format 1 is converted: verified blobs are kept, and other blobs are removed.
 
-    Older versions of kitfs then refuse the store.
+    After that, older versions of kitfs refuse the store.
     """
     store = open_store()
     store.put(DIGEST, DATA)
@@ -228,7 +230,7 @@ def test_an_old_store_is_converted(tmp_path: Path, open_store: Callable[..., Sto
 
 
 def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) -> None:
-    """While a blob is in use, the store stays in format 1, and its verified blobs can be read."""
+    """While a blob is in use, the store keeps format 1. Its verified blobs can be read."""
     store = open_store()
     store.put(DIGEST, DATA)
     (Path(store.root) / "VERSION").write_text("1\n")
@@ -243,9 +245,9 @@ def test_an_old_store_in_use_is_not_converted(open_store: Callable[..., Store]) 
 
 
 def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a failed fdatasync, the bytes of the blob are fetched again.
+    """If fdatasync fails, the bytes of the blob are fetched again.
 
-    The bytes may be lost, and a second fdatasync may succeed nevertheless.
+    A second fdatasync could succeed although the bytes are lost.
     """
     blob, source = opened(store, DATA, "https://good.example")
     blob.fill()
@@ -271,9 +273,9 @@ def test_a_failed_sync_drops_the_bytes_that_it_covered(store: Store, monkeypatch
 
 
 def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -> None:
-    """``check`` reads a verified blob back.
+    """``check`` hashes a verified blob again.
 
-    If its bytes have changed, the entry is removed and the blob is fetched again.
+    If its bytes have changed, the entry is removed, and the blob is fetched again.
     """
     store.put(DIGEST, DATA)
     blob, source = opened(store, DATA, "https://good.example")
@@ -287,7 +289,7 @@ def test_bytes_that_change_on_the_disk_are_found_by_reading_back(store: Store) -
 
 
 def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store: Store) -> None:
-    """If the blob has no source, ``check`` raises an error, the entry is removed, and later reads fail."""
+    """If the blob has no source, ``check`` raises an error and the entry is removed. Later reads fail."""
     store.put(DIGEST, DATA)
     blob = store.blob(DIGEST, size=len(DATA), source=None)
     rot(store.root, DIGEST, at=1_000_000)
@@ -300,7 +302,7 @@ def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store:
 
 
 def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
-    """A changed entry is removed while its blob is open. Reading a blob back does not count as a use."""
+    """If a blob in use has changed, its entry is removed. A check of a blob does not count as a use."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     os.utime(lease, ns=(5, 5))
@@ -319,7 +321,7 @@ def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
 def test_bytes_that_another_process_has_found_to_be_wrong_are_not_read_any_more(
     store: Store, open_store: Callable[..., Store]
 ) -> None:
-    """If one process finds wrong bytes in an entry, other processes that read the entry drop it too."""
+    """If one process finds wrong bytes in an entry, all other processes stop using the entry."""
     readers = open_store()
     reader, source = opened(readers, EVIL, "https://evil.example")
     liar, _ = opened(store, EVIL, "https://evil.example")
@@ -346,7 +348,7 @@ def test_a_blob_without_a_source_fails_when_another_process_finds_wrong_bytes(st
 
 @pytest.mark.parametrize("damage", [b"", bytes(90), b"[]"])
 def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, damage: bytes) -> None:
-    """A damaged meta.json of a verified entry is restored from the file ``sealed``, which is fsynced."""
+    """If meta.json of a verified entry is damaged, it is restored from the fsynced file ``sealed``."""
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST), "meta.json").write_bytes(damage)
     assert [(b.digest, b.size) for b in store.sealed()] == [(DIGEST, len(DATA))]
@@ -357,7 +359,7 @@ def test_a_crash_that_damages_meta_json_costs_no_verified_blob(store: Store, dam
 
 @pytest.mark.parametrize(("name", "reason"), [("rest", "missing"), ("sealed", "damaged")])
 def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: str) -> None:
-    """``check`` removes an entry whose data is missing, or in which neither meta.json nor ``sealed`` can be parsed."""
+    """``check`` removes an entry if its data is missing, or if neither meta.json nor ``sealed`` can be parsed."""
     store.put(DIGEST, DATA)
     Path(store.path(DIGEST), "meta.json").write_text("{")
     path = Path(store.path(DIGEST), name)
@@ -368,7 +370,7 @@ def test_an_entry_that_lost_a_file_is_removed(store: Store, name: str, reason: s
 
 @pytest.mark.parametrize(("code", "result"), [(errno.EIO, "the disk cannot read it"), (errno.EMFILE, None)])
 def test_a_disk_that_cannot_read_has_lost_bytes(code: int, result: str | None) -> None:
-    """EIO means that bytes are lost. Other errors do not prove a loss and are raised."""
+    """If a read of the disk returns EIO, the bytes are lost. Other errors are raised."""
 
     def fail(*_: object) -> int:
         raise OSError(code, os.strerror(code))

@@ -1,4 +1,4 @@
-"""Entries are opened, evicted, removed and verified correctly if others interfere between any two system calls."""
+"""Tests in which another thread acts between two system calls of an operation on an entry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Act = Callable[[], object]
 
 
 def interrupted(action: Act, act: Act, at: int) -> bool:
-    """Call ``action``, and call ``act`` on another thread right before system call number ``at`` of ``action``.
+    """Call ``action``. Another thread calls ``act`` right before system call number ``at`` of ``action``.
 
     ``action`` continues when ``act`` has ended or waits for a lock. Returns False if ``action`` makes fewer system
     calls.
@@ -76,25 +76,25 @@ def opened(store: Store) -> Blob:
 
 
 def in_place(store: Store, blob: Blob) -> bool:
-    """Return whether the entry of this open blob is also the entry that the next opening would find."""
+    """Return whether the next opening would find the same entry as this open blob."""
     filling = blob._filling
     assert filling is not None
     return os.path.samestat(Path(filling.entry.directory, "lease").stat(), filling.entry.lease.file.stat())
 
 
 def remove_all(store: Store) -> None:
-    """Remove every entry, even if it is in use."""
+    """Remove every entry, including those in use."""
     for entry in evict.entries(store.root):
         evict.remove_entry(store.root, entry.directory)
 
 
 def remove(store: Store) -> list[bool]:
-    """Try to evict each entry, and return whether each was removed."""
+    """Try to evict each entry. Return whether each entry was removed."""
     return [evict.remove(store.root, entry) for entry in evict.entries(store.root)]
 
 
 def test_opening_meets_an_evictor(store: Store) -> None:
-    """If an entry is evicted at any point of an opening, the blob uses the entry that replaced it."""
+    """If the entry is evicted while the blob is being opened, the blob uses a new entry."""
     blobs: list[Blob] = []
     for at in itertools.count():
         opened(store).close()
@@ -108,9 +108,9 @@ def test_opening_meets_an_evictor(store: Store) -> None:
 
 @pytest.mark.parametrize("filled", [False, True])
 def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Store], filled: bool) -> None:
-    """If an entry is removed at any point of an opening, the opened blob uses the files of one entry only.
+    """If the entry is removed while the blob is being opened, all files of the blob belong to one entry.
 
-    With ``filled``, another store creates and fills the entry again.
+    With ``filled``, another store creates and fills a new entry meanwhile.
     """
     other = open_store()
 
@@ -134,7 +134,7 @@ def test_opening_meets_one_who_drops(store: Store, open_store: Callable[..., Sto
 
 @pytest.mark.parametrize("how", ["evict", "drop"])
 def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: Callable[..., Store], how: str) -> None:
-    """If an entry is replaced at any point of its eviction or removal, the replacement stays."""
+    """If an entry is replaced while it is being evicted or removed, the new entry stays."""
     other = open_store()
     fresh: list[Blob] = []
 
@@ -159,7 +159,7 @@ def test_only_the_entry_that_was_meant_is_taken_away(store: Store, open_store: C
 
 
 def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callable[..., Store]) -> None:
-    """If an entry is replaced at any point of its verification, the replacement is not marked as verified."""
+    """If an entry is replaced while it is being verified, the new entry is not marked as verified."""
     other = open_store()
     digests = threading.Event()
     store.prove(digests.wait)  # keeps the verification thread busy, so that this thread verifies
@@ -190,7 +190,7 @@ def test_the_entry_that_was_verified_is_sealed(store: Store, open_store: Callabl
 
 
 def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
-    """A blob that was opened or read after the evictor listed it is not evicted, because it may be pinned by now."""
+    """If a blob is opened or read after the evictor listed it, it is not evicted, because it may be pinned now."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     uses: tuple[Act, ...] = (lambda: opened(store).close(), lambda: store.get(DIGEST))
@@ -204,7 +204,7 @@ def test_what_was_used_since_the_evictor_looked_stays(store: Store) -> None:
 
 
 def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
-    """The evictor lists the blobs before it reads the pins, so it spares a blob that is tagged in between."""
+    """The evictor lists blobs first and reads pins later. A blob that is tagged in between is not evicted."""
     store.put(DIGEST, DATA)
 
     def late(root: str) -> Iterator[evict.Entry]:
@@ -220,9 +220,9 @@ def test_pins_are_read_after_the_blobs_are_listed(store: Store) -> None:
 def test_the_end_becomes_known_while_it_is_read(
     store: Store, open_store: Callable[..., Store], size: int, elsewhere: bool
 ) -> None:
-    """A read across the end of a decoded blob is short, even if another reader finds the end meanwhile.
+    """A read across the end of a decoded blob is short, even if another reader reaches the end meanwhile.
 
-    With ``elsewhere``, the other reader has its own store, as in another process.
+    With ``elsewhere``, the other reader uses its own store object, as another process would.
     """
     other = open_store()
     wire = opened(store)

@@ -17,7 +17,7 @@ def read(readahead: Readahead, start: int, stop: int) -> int:
 
 
 def test_a_random_read_fetches_only_its_own_bytes() -> None:
-    """Reads that are far from each other are never recognized as sequential."""
+    """Reads that are far from each other are not treated as sequential."""
     readahead = Readahead()
     for start in range(5 << 20, 1 << 30, 64 << 20):
         assert read(readahead, start, start + 4096) == start + 4096
@@ -26,7 +26,7 @@ def test_a_random_read_fetches_only_its_own_bytes() -> None:
 
 @pytest.mark.parametrize("step", [4096, 128 << 10, MIB])
 def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
-    """If a reader stops, at most a quarter of what it read was fetched in vain, or half if it read little."""
+    """The window is a quarter of the bytes that a reader has read. In the first MiB, the fraction is larger."""
     readahead = Readahead()
     for start in range(0, LONG - step, step):
         end = read(readahead, start, start + step)
@@ -38,7 +38,7 @@ def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
 
 
 def test_a_long_reader_gets_one_request_to_the_end() -> None:
-    """After LONG bytes, the request extends to the end of the blob, and a limit throttles it."""
+    """After LONG bytes, a request extends to the end of the blob. It is throttled."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         end = read(readahead, start, start + MIB)
@@ -49,7 +49,7 @@ def test_a_long_reader_gets_one_request_to_the_end() -> None:
 
 
 def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
-    """Each of two interleaved sequential readers gets the windows that it would get alone."""
+    """If two sequential readers alternate, each has the same window as without the other."""
     readahead = Readahead()
     for i in range(20):
         ends = [read(readahead, base + i * MIB, base + (i + 1) * MIB) - base for base in (0, 1 << 31)]
@@ -58,7 +58,7 @@ def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
 
 
 def test_requests_that_come_out_of_order_are_one_reader() -> None:
-    """The kernel may send the requests of one readahead in any order."""
+    """The kernel may send the requests of one readahead in any order. They are treated as one reader."""
     readahead = Readahead()
     for group in range(0, 64, 4):
         for i in (1, 0, 3, 2) if group else (0, 1, 2, 3):
@@ -68,7 +68,7 @@ def test_requests_that_come_out_of_order_are_one_reader() -> None:
 
 
 def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
-    """If the window is stored, the next request is sent when a reader has used half of it."""
+    """When a reader has used half of a stored window, the next request is sent."""
     readahead = Readahead()
     readahead.miss(0, MIB)
     cursor = readahead.advance(MIB, 2 * MIB)
@@ -80,13 +80,16 @@ def test_the_next_request_is_due_before_the_window_is_used_up() -> None:
 
 
 def on_a_far_link(readahead: Readahead) -> None:
-    """Record the measurements of a link with 1 Gbit/s and a round trip of 80 ms."""
+    """Record measurements of a link with 1 Gbit/s and a round trip of 80 ms."""
     readahead.link.responded(0.08)
     readahead.link.measured(0.08, 8 * MIB, 8 * MIB / 125e6)
 
 
 def test_the_window_grows_with_the_link() -> None:
-    """The window soon covers the 10 MB in flight, but never exceeds a third of the bytes that were read."""
+    """The window soon covers the 10 MB that are in flight.
+
+    It is never more than a third of the bytes that were read.
+    """
     readahead = Readahead()
     readahead.link.responded(0.006)
     readahead.link.measured(0.006, 10 * MIB, 6 * MIB / 1e9)
@@ -100,7 +103,7 @@ def test_the_window_grows_with_the_link() -> None:
 
 
 def test_one_request_begins_early_on_a_far_link() -> None:
-    """If round trips are long, the request to the end of the blob starts after EARLY bytes."""
+    """If round trips are long, the request to the end of the blob is sent after EARLY bytes."""
     readahead = Readahead()
     on_a_far_link(readahead)
     assert readahead.link.product == 10_000_000
@@ -119,7 +122,7 @@ def test_one_slow_response_does_not_make_a_link_far() -> None:
 
 
 def test_the_next_but_one_request_of_the_kernel_continues_a_reader() -> None:
-    """The kernel may send two requests of 512 KiB of one reader in the wrong order."""
+    """The kernel may send two requests of 512 KiB of the same reader in reverse order."""
     readahead = Readahead()
     half = 512 << 10
     for start in (0, 2 * half, half, 4 * half, 3 * half):
@@ -134,14 +137,14 @@ def test_a_short_request_does_not_measure_the_link() -> None:
 
 
 def test_hops_over_the_members_of_an_archive_are_not_a_stream() -> None:
-    """A reader that skips from header to header over members of 200 KiB fetches only the headers."""
+    """If a reader skips from header to header over members of 200 KiB, only the headers are fetched."""
     readahead = Readahead()
     for start in range(0, 64 * MIB, 200 << 10):
         assert read(readahead, start, start + (32 << 10)) == start + (32 << 10)
 
 
 def test_an_announced_reader_may_limit_its_window() -> None:
-    """The window exceeds the limit only if the link has more bytes in flight."""
+    """The window is larger than the limit only if more bytes are in flight on the link."""
     readahead = Readahead()
     readahead.announce(0, 4 * MIB)
     cursor = readahead.miss(0, 100 * MIB)
@@ -153,7 +156,7 @@ def test_an_announced_reader_may_limit_its_window() -> None:
 
 
 def test_a_request_is_not_held_back_when_another_cursor_is_at_the_same_place() -> None:
-    """If a reader and the background filler are at the same place, both cursors advance."""
+    """If a reader and the background filler are at the same place, both cursors move."""
     readahead = Readahead()
     for start in range(0, LONG, MIB):
         read(readahead, start, start + MIB)

@@ -1,4 +1,4 @@
-"""The store as a whole: opening, small blobs, limits, pins, hints and tags."""
+"""Tests of the whole store: opening, small blobs, limits, pins, hints and tags."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 def fill(store: Store, seed: int, size: int = MIB) -> Digest:
-    """Return the digest of a new blob that is stored, verified and not in use."""
+    """Store and verify a new blob that is not in use. Return its digest."""
     data = random.Random(seed).randbytes(size)
     digest = Digest.of(data)
     blob = store.blob(digest, size=size, source=BytesSource(data))
@@ -33,13 +33,13 @@ def fill(store: Store, seed: int, size: int = MIB) -> Digest:
 
 
 def test_directory_is_private(store: Store) -> None:
-    """The store's directory has mode 0700 and contains the version of its format."""
+    """The directory has mode 0700. It contains the version number of the store's format."""
     assert os.stat(store.root).st_mode & 0o777 == 0o700
     assert (Path(store.root) / "VERSION").read_text() == "2\n"
 
 
 def test_unknown_version_is_refused(open_store: Callable[..., Store]) -> None:
-    """A store that was written by a newer kitfs is refused and not changed."""
+    """If a newer kitfs wrote the store, the store is refused and not changed."""
     root = Path(open_store().root)
     (root / "VERSION").write_text("3\n")
     with pytest.raises(StoreError, match="format '3', but this kitfs knows only 1 and 2"):
@@ -55,7 +55,7 @@ def test_file_in_place_of_the_store(tmp_path: Path, open_store: Callable[..., St
 
 
 def test_small_blobs(store: Store) -> None:
-    """``put`` and ``get`` check the digest, and a damaged blob counts as missing."""
+    """``put`` and ``get`` check the digest. A damaged blob is treated as missing."""
     digest = Digest.of(b"manifest")
     assert store.get(digest) is None
     store.put(digest, b"manifest")
@@ -68,7 +68,7 @@ def test_small_blobs(store: Store) -> None:
 
 
 def test_least_recently_used_goes_first(open_store: Callable[..., Store]) -> None:
-    """Above the limit, the least recently used blobs are evicted until the others fit."""
+    """If the store exceeds its limit, the least recently used blobs are evicted until the rest fits."""
     store = open_store()
     digests = [fill(store, seed) for seed in range(5)]
     for i, digest in enumerate(digests):
@@ -82,7 +82,7 @@ def test_least_recently_used_goes_first(open_store: Callable[..., Store]) -> Non
 
 
 def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
-    """A blob in use and the blobs of a tagged kit are never evicted."""
+    """Blobs in use and blobs of tagged kits are never evicted."""
     store = open_store()
     used, layer, config = fill(store, 1), fill(store, 2), fill(store, 3, 100)
     manifest = json.dumps({"config": {"digest": config}, "layers": [{"digest": layer}]}).encode()
@@ -103,7 +103,7 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
 
 
 def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
-    """A manifest is not evicted while a layer in use alone exceeds the limit."""
+    """A manifest is not evicted if a layer in use exceeds the limit alone."""
     store = open_store()
     store.put(Digest.of(b"manifest"), b"manifest")
     used = fill(store, 1)
@@ -118,7 +118,10 @@ def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -
 
 
 def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[..., Store]) -> None:
-    """A blob that exceeds the limit can be read. It is removed from the store and later fetched again."""
+    """A blob that is larger than the limit can be read.
+
+    Its entry is removed meanwhile, and later bytes are fetched again.
+    """
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     data = random.Random(7).randbytes(8 * MIB)
     blob = store.blob(Digest.of(data), size=len(data), source=BytesSource(data))
@@ -136,7 +139,10 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
 
 
 def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[..., Store]) -> None:
-    """A layer that was not read lately is evicted for a layer that is being read, and is later fetched again."""
+    """If a layer was not read lately, it is evicted in favour of a layer that is being read.
+
+    Later it is fetched again.
+    """
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     one, two = (random.Random(seed).randbytes(2 * MIB) for seed in (8, 9))
     idle, busy = (store.blob(Digest.of(d), size=len(d), source=BytesSource(d)) for d in (one, two))
@@ -154,7 +160,7 @@ def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[...
 
 
 def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
-    """If the catalog is not a database, only its hints are lost."""
+    """If the catalog is not a database, only the hints in it are lost."""
     store = open_store()
     store.catalog.set(("tag", "r/a:v1"), {"digest": "x"})
     assert store.catalog.get(("tag", "r/a:v1")) == {"digest": "x"}
@@ -168,7 +174,7 @@ def test_damaged_catalog_is_a_miss(open_store: Callable[..., Store]) -> None:
 
 
 def test_tags_are_files(store: Store) -> None:
-    """A tag of any name exists until it is deleted. A damaged tag is an error, not a miss."""
+    """A tag of any name exists until it is deleted. Reading a damaged tag raises an error."""
     for name, tag in (("r.io:5000/team/kit", "v1"), ("localhost/_", ".hidden"), ("a/b", "V_1.2-3")):
         assert store.refs.get(name, tag) is None
         store.refs.set(name, tag, {"digest": "sha256:1"})
@@ -190,12 +196,12 @@ def test_tags_are_files(store: Store) -> None:
     [(1, 32 << 10), (16 << 30, 32 << 10), ((16 << 30) + 1, 64 << 10), (1 << 40, 2 << 20), (None, 128 << 10)],
 )
 def test_chunk_sizes(size: int | None, chunk: int) -> None:
-    """Chunks have 32 KiB up to a blob of 16 GiB, and then double. A blob has at most 2^19 chunks."""
+    """A blob of up to 16 GiB has chunks of 32 KiB. Larger blobs have larger chunks, at most 2^19 of them."""
     assert chunk_size(size) == chunk
 
 
 def test_an_index_of_kits_is_pinned_and_its_kits_are_not(store: Store) -> None:
-    """The kits of a pinned index are not pinned, because mounts may have fetched only parts of them."""
+    """If an index is pinned, its kits are not pinned, because mounts may have fetched only parts of them."""
     layer = fill(store, 1)
     listed = json.dumps({"manifests": [{"digest": str(layer)}]}).encode()
     store.put(Digest.of(listed), listed)

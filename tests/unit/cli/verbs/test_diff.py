@@ -1,4 +1,4 @@
-"""diff prints the same text as kit, and compares files and tensors without fetching whole layers."""
+"""diff prints the same text as kit. It compares files and tensors without fetching whole layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one(path: str, content: bytes, kind: str = "model", **more: Any) -> kits.Par
 
 
 def test_identical(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Two identical kits give one line, with every option."""
+    """For two identical kits, diff prints one line, whatever the options are."""
     first, second = put(fake, "v1", one("w", b"1")), put(fake, "v2", one("w", b"1"))
     assert kitfs("diff", first, second, "--files", "--tensors").out == "ModelKits are identical\n"
     told = kitfs("diff", first, second, "--json").json
@@ -84,7 +84,7 @@ def test_configs_and_annotations(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If a digest occurs twice in one kit and once in the other, the layers with the same path are paired."""
+    """If one kit contains a digest twice and the other once, the layers with the same path are paired."""
     twice = [part("docs", path, b"same", format="raw") for path in ("x", "y")]
     first, second = put(fake, "v1", *twice), put(fake, "v2", part("docs", "y", b"same", format="raw"))
     told = kitfs("diff", first, second, "--json").json["layers"]
@@ -92,7 +92,10 @@ def test_a_digest_twice(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """A kit is searched in the store, and then at its registry. local:// and remote:// select one of the two places."""
+    """A kit is searched in the store first, and then at its registry.
+
+    With local://, only the store is searched. With remote://, only the registry is searched.
+    """
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\npackage: {name: here}\n")
     here = f"{fake.host}/a/b:v1"
@@ -109,15 +112,15 @@ def test_where_kits_are_looked_for(kitfs: Kitfs, fake: FakeRegistry, tmp_path: P
 
 
 def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
-    """Return the lines that diff prints about files."""
+    """Return the lines about files that diff prints."""
     out: str = kitfs("diff", first, second, *(options or ("--files",))).out
     return out[out.index("Files: ") :].splitlines()
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Files are listed as added, removed or changed. A file that is in another layer now may have changed.
+    """diff lists files as added, removed or changed. A file in another layer than before may have changed.
 
-    With --content, the bytes of such a file are compared.
+    With --content, diff compares the bytes of such a file.
     """
     old = {"m/same": b"s", "m/size": b"1", "m/mode": b"m", "m/content": b"abc", "m/gone": b"g", "m/empty": b""}
     new = {"m/same": b"s", "m/size": b"12", "m/mode": b"m", "m/content": b"abd", "m/new": bytes(2000), "m/empty": b""}
@@ -156,7 +159,7 @@ def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Raw layers are compared by digest, because the digest of a raw layer is also the digest of its file."""
+    """Raw layers are compared by digest, because the digest of a raw layer is the digest of its only file."""
     first = put(fake, "v1", part("model", "w", b"abc", format="raw"), part("docs", "d", b"x", format="raw"))
     second = put(fake, "v2", part("model", "w", b"abd", format="raw"), part("docs", "e", b"x", format="raw"))
     assert files(kitfs, first, second)[2:] == [
@@ -172,7 +175,7 @@ def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Only the first bytes of a shared layer are fetched if no other layer has files below the layer's path."""
+    """If both kits contain a layer, and no other layer has files below its path, only its first bytes are fetched."""
     big = part("dataset", "data", kit_tar({"data/x.bin": blob("x", 3 << 20)}), compression="gzip")
     first = put(fake, "v1", big, one("w", b"1"))
     second = put(fake, "v2", big, one("w", b"12"))
@@ -182,27 +185,27 @@ def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry)
 
 
 def test_shared_layers_under_others_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If another layer of one kit replaces a file of a shared layer, the file has changed."""
+    """If another layer of one kit replaces a file of a layer that both kits contain, the file is listed as changed."""
     base = part("model", "m", kit_tar({"m/a": b"1", "m/b": b"2"}))
     first, second = put(fake, "v1", base), put(fake, "v2", base, one("m/b", b"longer", "docs"))
     assert [line for line in files(kitfs, first, second) if "m/" in line] == ["~ m/b (1 B -> 6 B)"]
 
 
 def test_layers_in_another_order_are_looked_at(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If two layers contain the same name, the file in the later layer is compared."""
+    """If two layers contain a file with the same name, the file in the later layer is compared."""
     layers = [one("x", b"1", "docs"), part("docs", "x", kit_tar({"x": b"22"}))]
     first, second = put(fake, "v1", *layers), put(fake, "v2", *layers[::-1])
     assert [line for line in files(kitfs, first, second) if " x " in line] == ["~ x (2 B -> 1 B)"]
 
 
 def tensors(kitfs: Kitfs, first: str, second: str) -> list[str]:
-    """Return the lines that diff prints about tensors."""
+    """Return the lines about tensors that diff prints."""
     out: str = kitfs("diff", first, second, "--tensors").out
     return out[out.index("Tensors: ") :].splitlines()
 
 
 def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Tensors in safetensors and GGUF files are added, removed, reshaped, retyped or moved to another file."""
+    """Tensors of safetensors and GGUF files are listed if they were added, removed, reshaped, retyped or moved."""
     same = {"same": ("F32", [4])}
     old = {
         "m/1.safetensors": safetensors(
@@ -244,7 +247,7 @@ def test_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The output says that values were not compared, or that no file with tensors was found."""
+    """diff says that it did not compare the values of tensors, or that it found no file with tensors."""
     heads = {"w": ("F32", [4])}
     first = put(fake, "v1", part("model", "m", kit_tar({"m/w.safetensors": safetensors("a", heads)})))
     second = put(fake, "v2", part("model", "m", kit_tar({"m/w.safetensors": safetensors("b", heads)})))
@@ -261,7 +264,7 @@ def test_equal_heads_are_not_equal_tensors(kitfs: Kitfs, fake: FakeRegistry) -> 
 
 
 def test_big_kits_are_compared_by_kilobytes(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Comparing the tensors of two kits of 64 MiB transfers less than 1 MiB."""
+    """If the tensors of two kits of 64 MiB are compared, less than 1 MiB is transferred."""
     shape = ("F32", [2048, 1024])
     old = [safetensors(f"o{i}", {f"{i}.{n}": shape for n in "ab"}) for i in range(4)]
     new = [

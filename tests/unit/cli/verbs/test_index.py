@@ -1,4 +1,4 @@
-"""index prints the texts, tables and JSON of kit 1.17. The tests are those of kit's testdata/index."""
+"""index prints the same texts, tables and JSON as kit 1.17. The cases are those of kit's testdata/index."""
 
 from __future__ import annotations
 
@@ -54,10 +54,7 @@ def test_texts(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
-    """index delete --all deletes untagged indexes.
-
-    With --force, tagged indexes are deleted too. Kits are not deleted.
-    """
+    """index delete --all deletes untagged indexes, and with --force also tagged indexes. It deletes no kits."""
     digest = last_digest(kitfs("index", "create", "test/model:all").out)
     assert kitfs("index", "delete", "--all").out == ""
     assert kitfs("index", "delete", "--all", "--force").out == f"Deleted index test/model@{digest}\nRemoved tags: all\n"
@@ -70,7 +67,10 @@ def test_delete_all(kitfs: Kitfs, packed: list[str]) -> None:
 
 
 def test_tables(kitfs: Kitfs, packed: list[str]) -> None:
-    """A kit has a row for each of its labels, or a single row. A missing value is shown as <none>."""
+    """A kit with labels has one row for each label, and a kit without labels has one row.
+
+    A missing value is shown as <none>.
+    """
     kitfs("index", "create", "test/model:all")
     kitfs(
         "index", "add", "test/model:all", "test/model:q4_0", "-l", "quantization=q4_0", "-l", "vram=6GB",
@@ -176,7 +176,7 @@ def test_refusals(kitfs: Kitfs, packed: list[str], args: str, told: str) -> None
 
 
 def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packed: list[str]) -> None:
-    """If a kit and an index have the same name, verbs of kits use the kit."""
+    """If a kit and an index have the same name, all verbs except ``index`` use the kit."""
     kitfs("index", "create", "test/model:all")
     assert {row["tags"][0] for row in kitfs("list", "--json").json} == {"q4_0", "q8_0"}
     assert kitfs("inspect", "test/model:all").code == 3
@@ -188,7 +188,10 @@ def test_an_index_is_hidden_from_list_and_from_verbs_of_kits(kitfs: Kitfs, packe
 
 
 def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
-    """Labels select a kit of an index for ls, cat and unpack, without a registry. For ls, -l means --long."""
+    """ls, cat and unpack accept labels that select a kit of an index. No registry is needed.
+
+    ls has no short form of --label: -l means --long.
+    """
     kitfs("index", "create", "test/model:all")
     for name in ("q4_0", "q8_0"):
         kitfs("index", "add", "test/model:all", f"test/model:{name}", "-l", f"quantization={name}", "-l", "gpu=cuda")
@@ -214,7 +217,10 @@ def test_labels_choose(kitfs: Kitfs, packed: list[str], tmp_path: Path) -> None:
 
 
 def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None:
-    """index push sends the kits before the index. index pull fetches the index only, and pull --label a single kit."""
+    """index push sends the kits first and then the index.
+
+    index pull fetches the index without its kits. pull --label fetches one kit.
+    """
     name = f"{fake.host}/team/model"
     for i, text in enumerate((b"zero", b"one")):
         tree = tmp_path / str(i)
@@ -247,7 +253,7 @@ def test_push_and_pull(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path) -> None
 
 
 def test_an_index_that_drives_no_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Control characters in an index from elsewhere are escaped."""
+    """If an index from a registry contains control characters, they are printed in escaped form."""
     row = {
         "mediaType": kits.MANIFEST,
         "digest": "sha256:" + "0" * 64,

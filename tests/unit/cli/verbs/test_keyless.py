@@ -1,6 +1,6 @@
-"""Signatures by certificates are verified with the package sigstore. If the package is missing, an error says so.
+"""The package sigstore verifies signatures by certificates. If it is not installed, the error says so.
 
-The bundle in these tests is a real one from Sigstore's staging instance (tests/corpus/sigstore).
+The bundle in these tests is from Sigstore's staging instance (tests/corpus/sigstore).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def bundle_in(data: bytes | None = None) -> Bundle:
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_identity_that_signed_is_accepted() -> None:
-    """A signature is refused if another identity, another issuer or another Sigstore instance is required."""
+    """A signature is refused if verify requires another identity, another issuer or another Sigstore instance."""
     bundle = bundle_in()
     assert Keyless(WORKFLOW, ISSUER, ROOT).has_signed(bundle)
     assert not Keyless(WORKFLOW + "x", ISSUER, ROOT).has_signed(bundle)
@@ -80,9 +80,9 @@ def test_a_trusted_root_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_signature_of_a_key_is_not_one_of_an_identity(kitfs: Kitfs) -> None:
-    """The golden layout is signed by a key.
+    """A key signed the golden layout.
 
-    If an identity is required, verify fails, and the error lists the signers.
+    verify fails if it requires an identity, and the error lists the signers that were found.
     """
     done = kitfs("verify", LAYOUT, "--certificate-identity", WORKFLOW, "--certificate-oidc-issuer", ISSUER)
     assert done.code == 11
@@ -90,9 +90,9 @@ def test_the_signature_of_a_key_is_not_one_of_an_identity(kitfs: Kitfs) -> None:
 
 
 def test_the_identity_of_a_certificate_is_shown() -> None:
-    """The name in a certificate can be read without the package sigstore.
+    """kitfs reads the name in a certificate without the package sigstore.
 
-    For an invalid certificate, the name is empty.
+    If the certificate is not valid, the name is empty.
     """
     bundle = bundle_in()
     assert identity_in(bundle.certificate) == WORKFLOW[:100]

@@ -1,4 +1,4 @@
-"""list, inspect, info, tag and remove print kit's tables, texts and JSON, for the store and registries."""
+"""list, inspect, info, tag and remove print the same as kit, for kits in the store and in registries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def empty(kitfs: Kitfs, tmp_path: Path) -> str:
 
 
 def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
-    """info and inspect accept a layout, and do not store the kit."""
+    """info and inspect accept an OCI layout. They do not copy its kit to the store."""
     kitfs("export", "r.io/team/tiny:v1", "oci:layout:v1")
     for verb in ("info", "inspect"):
         of_layout = kitfs(verb, "oci:layout:v1", "--cache-dir", "other")
@@ -63,7 +63,7 @@ def test_a_layout_is_looked_at_too(kitfs: Kitfs, packed: str) -> None:
     "verb", [("tag", "r.io/team/tiny:v1"), ("remove",), ("pull",), ("push",), ("pack", "tiny", "-t")]
 )
 def test_a_layout_is_no_name_of_a_kit(kitfs: Kitfs, packed: str, verb: tuple[str, ...]) -> None:
-    """A name such as oci:v1 is refused as a tag, because mount and other verbs would read it as a layout."""
+    """The tag verb refuses a name such as oci:v1, because mount and other verbs would read the name as a layout."""
     done = kitfs(*verb, "oci:v1")
     assert (done.code, done.out) == (2, "")
     assert done.err == "kitfs: 'oci:v1' is an OCI layout; expected the name of a kit (registry/repository:tag)\n"
@@ -86,7 +86,7 @@ def test_an_empty_store(kitfs: Kitfs) -> None:
 
 
 def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """Sizes are in bytes, strings have Go's escapes, and an empty list of tags is null."""
+    """Sizes are numbers of bytes, strings are escaped as in Go, and a kit without tags has null instead of a list."""
     done = kitfs("list", "--format", "json")
     assert done.out == kitfs("list", "--json").out
     assert done.out == dedent(f"""\
@@ -123,7 +123,7 @@ def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
     ],
 )
 def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed: str) -> None:
-    """A template is executed for each kit. If the template does not end with a newline, a newline is added."""
+    """The template is executed once for each kit. A newline is added if the template does not end with one."""
     assert kitfs("list", "--format", template).out == printed
 
 
@@ -143,7 +143,7 @@ def test_what_templates_do_not_take_is_refused_by_name(kitfs: Kitfs, template: s
 
 
 def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
-    """A kit is listed if any filter selects a part of it, as in newer versions of kit."""
+    """A kit is listed if any of the filters selects a part of the kit. Newer versions of kit do the same."""
     told = {
         f: kitfs("list", "-f", f, "--format", "{{.ModelName}}").out
         for f in ("model", "datasets", "code:c.py", "code:x", "kitfile")
@@ -154,9 +154,9 @@ def test_filters_of_lists(kitfs: Kitfs, packed: str, empty: str) -> None:
 
 
 def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The list contains all tags of kits, from all pages of the registry, and shows them without the registry's name.
+    """The tags of all pages of the registry's list are shown, without the registry's name. Only kits are listed.
 
-    If the reference has a tag, only this kit is listed.
+    If the reference has a tag, only the kit with this tag is listed.
     """
     kit = kits.build([kits.part("code", "c.py", kits.kit_tar({"c.py": b"1"}))], name="remote")
     for tag in ("v1", "v2", "v3"):
@@ -174,7 +174,7 @@ def test_a_repository_at_its_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """A damaged kit is listed and can be removed. A warning reports the damage."""
+    """A damaged kit can be listed and removed. A warning says that it is damaged."""
     config = kitfs("inspect", "r.io/team/tiny:v1").json["manifest"]["config"]["digest"].removeprefix("sha256:")
     for file in (tmp_path / "store/blobs/sha256" / config[:2] / config).iterdir():
         file.unlink()
@@ -187,7 +187,7 @@ def test_a_damaged_kit_is_listed_and_told(kitfs: Kitfs, packed: str, tmp_path: P
 
 
 def test_inspect(kitfs: Kitfs, packed: str) -> None:
-    """The JSON has digest, cliVersion, kitfile with digests, and manifest, in Go's order and with Go's escapes."""
+    """The JSON contains digest, cliVersion, kitfile (with digests) and manifest. Order and escapes are those of Go."""
     done = kitfs("inspect", "r.io/team/tiny:v1")
     told = done.json
     assert (list(told), told["digest"], told["cliVersion"]) == (
@@ -203,7 +203,7 @@ def test_inspect(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_inspect_of_what_has_no_version_and_no_layers(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If a kit has no version and no layers, cliVersion is "unknown" and layers is null."""
+    """cliVersion is "unknown", and layers is null."""
     reference = fake.put_kit("a/b", kits.build([], vintage="1.7", manifest_extra={"annotations": {}}), "v1")
     told = kitfs("inspect", "-r", reference).json
     assert (told["cliVersion"], told["manifest"]["layers"]) == ("unknown", None)
@@ -261,7 +261,7 @@ def test_info(kitfs: Kitfs, packed: str) -> None:
     ],
 )
 def test_info_of_a_part(kitfs: Kitfs, packed: str, path: str, printed: str) -> None:
-    """A selected list or object is printed as by yaml.v3, and a scalar as plain text."""
+    """A selected list or object is printed as yaml.v3 prints it. A scalar is printed as plain text."""
     assert kitfs("info", "r.io/team/tiny:v1", "--filter", path).out == printed
 
 
@@ -283,7 +283,7 @@ def test_info_of_no_part(kitfs: Kitfs, packed: str, path: str, code: int, told: 
 
 
 def test_what_is_not_there(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Without -r, info and inspect search the store only. With -r, the reference must name a registry."""
+    """Without -r, info and inspect search only the store. With -r, the reference must name a registry."""
     for verb in ("info", "inspect"):
         assert kitfs(verb, "r.io/a/b:v1").err.startswith("kitfs: Could not find modelkit r.io/a/b:v1")
         assert kitfs(verb, "-r", f"{fake.host}/a/b:v1").code == 3
@@ -297,7 +297,7 @@ def test_a_child_is_looked_at_without_its_parent(kitfs: Kitfs, fake: FakeRegistr
 
 
 def test_tag(kitfs: Kitfs, packed: str) -> None:
-    """A kit can be tagged in its own repository and in others, with several tags. References are printed in full."""
+    """A kit can get several tags, in its own repository and in others. The printed references are complete."""
     assert (
         kitfs("tag", "r.io/team/tiny:v1", "r.io/team/tiny:v3").out
         == "Modelkit r.io/team/tiny:v1 tagged as r.io/team/tiny:v3\n"
@@ -331,7 +331,7 @@ def blobs(tmp_path: Path) -> int:
 
 
 def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
-    """``ls -lh`` prints sizes like GNU ls. A single -h prints the help, as with every verb."""
+    """``ls -lh`` prints sizes as GNU ls does. A single -h prints the help."""
     exact, human = kitfs("ls", "-l", "r.io/team/tiny:v1").out, kitfs("ls", "-lh", "r.io/team/tiny:v1").out
     assert len(exact.splitlines()) == len(human.splitlines()) > 1
     assert re.search(r" \d+ B \d{4}-", human)
@@ -340,7 +340,7 @@ def test_ls_lh_shows_sizes_for_people(kitfs: Kitfs, packed: str) -> None:
 
 
 def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path) -> None:
-    """Removing the last tag removes the kit and the blobs that no other kit contains."""
+    """When its last tag is removed, the kit is removed, with all blobs that no other kit contains."""
     there = blobs(tmp_path)
     assert kitfs("remove", "r.io/team/tiny:v1").out == f"Removed r.io/team/tiny:v1 (digest {packed})\n"
     assert (kitfs("list", "--format", "{{.Tags}}").out, blobs(tmp_path)) == ("[v2]\n", there)
@@ -353,7 +353,10 @@ def test_remove_untags_until_the_last(kitfs: Kitfs, packed: str, tmp_path: Path)
 
 @pytest.mark.parametrize("how", ["force", "digest"])
 def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
-    """All tags in the kit's own repository are removed. Tags in other repositories are not removed."""
+    """With -f or a digest, remove removes all tags of the kit in the named repository.
+
+    Other repositories keep their tags.
+    """
     kitfs("tag", "r.io/team/tiny:v1", "other:x")
     target = ("r.io/team/tiny:v1", "-f") if how == "force" else (f"r.io/team/tiny@{packed}",)
     assert kitfs("remove", *target).out == f"Removed {target[0]} (digest {packed})\n"
@@ -362,7 +365,7 @@ def test_remove_takes_all_tags(kitfs: Kitfs, packed: str, how: str) -> None:
 
 
 def test_remove_several(kitfs: Kitfs, packed: str) -> None:
-    """Tags are separated by commas. A tag that does not exist is reported, and the other tags are removed."""
+    """Tags are separated by commas. An error is printed for a tag that does not exist. The other tags are removed."""
     done = kitfs("remove", "r.io/team/tiny:v1,nope,v2")
     assert done.out == "".join(f"Removed r.io/team/tiny:{tag} (digest {packed})\n" for tag in ("v1", "v2"))
     assert (done.code, done.err) == (3, "kitfs: Failed to remove tag nope: model r.io/team/tiny:nope not found\n")
@@ -401,7 +404,7 @@ def test_remove_keeps_what_another_kit_has(kitfs: Kitfs, packed: str, tmp_path: 
 
 
 def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """Without --force only the tag is deleted, not the kit. As with kit, stdout is empty."""
+    """Without --force, only the tag is deleted. The kit remains. Like kit, remove prints nothing on stdout."""
     kit = kits.build([])
     for tag in ("v1", "v2", "v3"):
         fake.put_kit("a/b", kit, tag)
@@ -414,7 +417,7 @@ def test_remove_at_the_registry(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If a registry cannot delete a tag, a kit with a single tag is deleted. A kit with another tag is not."""
+    """If the registry cannot delete tags, a kit with one tag is deleted. A kit with several tags is not deleted."""
     kit = kits.build([])
     fake.put_kit("a/b", kit, "v1")
     fake.put_kit("a/b", kit, "v2")

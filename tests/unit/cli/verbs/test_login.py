@@ -1,4 +1,4 @@
-"""login and logout check, store and erase credentials in the file that kit uses too."""
+"""login checks and stores credentials, and logout erases them. Both use the same file as kit."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kept(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Install a credential helper ``docker-credential-test`` and return the path of its log.
+    """Install a credential helper ``docker-credential-test``. Return the path of its log.
 
     The helper fails if its input contains "bad".
     """
@@ -63,7 +63,7 @@ def test_a_password_that_is_no_text(kitfs: Kitfs, fake: FakeRegistry, kept: Path
 
 
 def test_login_with_a_password(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """The file has the bytes that kit 1.7 writes, and the mode 0600. The next verb uses the credentials in the file."""
+    """The file is byte for byte the file that kit 1.7 writes, with mode 0600. The next verb uses its credentials."""
     done = kitfs("login", fake.host, "-u", "ada", "-p", "pw", "--plain-http")
     assert (done.code, done.out, done.err) == (0, WARNING + "Log in successful\n", "")
     auth = base64.b64encode(b"ada:pw").decode()
@@ -82,7 +82,7 @@ def test_credentials_that_are_not_taken_are_not_kept(kitfs: Kitfs, fake: FakeReg
 
 
 def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """Credentials are checked by a request for a token. A password without a user name is an identity token."""
+    """login checks credentials by requesting a token. A password without a user name is sent as an identity token."""
     fake.require_token({"ada": "pw"}, identity_tokens=frozenset({"refresh"}))
     assert kitfs("login", fake.host, "-u", "ada", "-p", "pw").out == WARNING + "Log in successful\n"
     assert kitfs("login", fake.host, "-p", "refresh").out == "Log in successful\n"
@@ -93,7 +93,7 @@ def test_a_token_server_is_asked(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -
 
 
 def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """White space around the password is removed. No warning is printed."""
+    """White space before and after the password is removed. No warning is printed."""
     monkeypatch.setattr("sys.stdin", io.StringIO("pw\n"))
     assert kitfs("login", fake.host, "-u", "ada", "--password-stdin").out == "Log in successful\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
@@ -108,7 +108,7 @@ def test_passwords_from_stdin(kitfs: Kitfs, fake: FakeRegistry, kept: Path, monk
 def test_passwords_from_a_terminal(
     kitfs: Kitfs, fake: FakeRegistry, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user name and the password are requested. The password is read without an echo."""
+    """login asks for the user name and the password. The password is not shown while it is typed."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -122,7 +122,7 @@ def test_passwords_from_a_terminal(
 
 
 def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> None:
-    """Other entries in the file are not changed. If the file is a symbolic link, it remains one."""
+    """login does not change other entries of the file. If the file is a symbolic link, it stays a symbolic link."""
     kept.parent.mkdir()
     real = kept.parent / "real.json"
     others = {
@@ -141,7 +141,7 @@ def test_other_entries_stay(kitfs: Kitfs, fake: FakeRegistry, kept: Path) -> Non
 
 
 def test_logout(kitfs: Kitfs, kept: Path) -> None:
-    """logout finds the entry of a registry in any spelling, and succeeds if no entry exists."""
+    """logout finds the entry for every spelling of a registry's name. It also succeeds if there is no entry."""
     kept.parent.mkdir()
     kept.write_text(json.dumps({"auths": {"https://a.io/v1/": {"auth": "eDp5"}, DOCKER: {"auth": "eDp5"}, "b.io": {}}}))
     assert kitfs("logout", "a.io", "--json").json == {"registry": "a.io", "erased": True, "left_in_docker": False}
@@ -151,7 +151,7 @@ def test_logout(kitfs: Kitfs, kept: Path) -> None:
 
 
 def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
-    """logout does not erase credentials in docker's file, and warns that kitfs still uses those credentials."""
+    """logout does not change docker's own file. It warns that kitfs still uses the credentials in that file."""
     (tmp_path / "docker").mkdir()
     config = tmp_path / "docker/config.json"
     config.write_text('{"auths": {"a.io": {"auth": "eDp5"}}}')
@@ -165,7 +165,7 @@ def test_dockers_own_credentials_stay(kitfs: Kitfs, tmp_path: Path) -> None:
     "config", [{"credsStore": "test"}, {"credHelpers": {"HOST": "test"}}], ids=["credsStore", "credHelpers"]
 )
 def test_helpers(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path, config: dict[str, Any]) -> None:
-    """A credential helper stores and erases the secret. The file is not changed."""
+    """A credential helper stores and erases the secret. kitfs does not change the file."""
     kept.parent.mkdir()
     kept.write_text(json.dumps(config).replace("HOST", fake.host))
     before = kept.read_text()
@@ -177,7 +177,7 @@ def test_helpers(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path, con
 
 
 def test_a_helper_that_fails(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path) -> None:
-    """The error names a helper that fails or does not exist, and contains no secret."""
+    """If a helper fails or does not exist, the error names the helper and contains no secret."""
     fake.require_basic({"ada": "bad"})
     kept.parent.mkdir()
     kept.write_text('{"credsStore": "test"}')
@@ -191,7 +191,7 @@ def test_a_helper_that_fails(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helpe
 
 
 def test_an_identity_token_for_a_helper(kitfs: Kitfs, fake: FakeRegistry, kept: Path, helper: Path) -> None:
-    """The helper gets the user name <token>, as in docker's protocol."""
+    """The helper gets the user name "<token>", as docker specifies."""
     fake.require_token(identity_tokens=frozenset({"refresh"}))
     kept.parent.mkdir()
     kept.write_text('{"credsStore": "test"}')
@@ -215,7 +215,7 @@ def test_what_is_no_registry(kitfs: Kitfs, text: str) -> None:
 
 
 def test_what_is_stored_is_what_is_read(tmp_path: Path) -> None:
-    """All names of Docker Hub share one entry, under the same key as in docker's file."""
+    """All names of Docker Hub share one entry. Its key is the same as in docker's file."""
     from kitfs.registry.credentials import erase, store
 
     for host in ("docker.io", "registry-1.docker.io", "a.io:5000"):

@@ -1,4 +1,4 @@
-"""``mount`` passes its reference to its daemon."""
+"""``mount`` passes the reference of a kit to the daemon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REFERENCES = st.builds(lambda where, which: Reference(*where, *which), WHERE, WH
 
 @given(REFERENCES)
 def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
-    """The daemon parses the reference that the verb has parsed, with ``latest`` as the default tag."""
+    """The daemon parses the same reference as the verb. The default tag is ``latest``."""
     assert parse_any(reference.display) == reference
     assert named(reference.display) == reference.or_latest()
 
@@ -46,11 +46,11 @@ def test_every_reference_reaches_the_daemon(reference: Reference) -> None:
     ],
 )
 def test_names_without_a_registry(text: str, handed: str) -> None:
-    """Names of local kits, and bare digests, are passed on in kit's spelling."""
+    """References of local kits, and bare digests, are passed to the daemon in kit's spelling."""
     assert display(named(text)) == handed
 
 
 def test_layouts_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The path of a layout is made absolute, because the daemon has another current directory."""
+    """mount makes the path of a layout absolute, because the current directory of the daemon is another one."""
     monkeypatch.chdir(tmp_path)
     assert display(named("oci:kit:v1")) == f"oci:{os.path.join(tmp_path, 'kit')}:v1"

@@ -1,4 +1,4 @@
-"""--with-referrers copies the referrers of a kit by push, pull and export. remove removes a kit with its referrers."""
+"""With --with-referrers, push, pull and export copy the referrers of a kit. remove removes a kit with its referrers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ SBOM = "application/vnd.test.sbom"
 
 @pytest.fixture(params=["referrers API", "fallback tag"])
 def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
-    """Return a registry with the referrers API, and then a registry without the API."""
+    """Return a registry. Each test runs twice: with the referrers API and without it."""
     fake.referrers_api = request.param == "referrers API"
     return fake
 
 
 def attach(fake: FakeRegistry, subject: str, content: bytes, *, repository: str = "team/kit") -> str:
-    """Attach a document to a manifest as other programs do, and return the digest of the document's manifest."""
+    """Attach a document to a manifest as other programs do. Return the digest of the manifest of the document."""
     blob, config = fake.put_blob(repository, content), fake.put_blob(repository, b"{}")
     manifest = json.dumps(
         {
@@ -58,7 +58,7 @@ def attach(fake: FakeRegistry, subject: str, content: bytes, *, repository: str 
 
 
 def signed_copy(kitfs: Kitfs, fake: FakeRegistry) -> str:
-    """Put the kit that cosign signed into a registry with both its signatures, and return its reference."""
+    """Put the kit that cosign signed, and its two signatures, into a registry. Return the reference of the kit."""
     with tarfile.open(GOLDEN / "cosign/basic-signed.tar") as archive:
         for member in archive.getmembers():
             found = archive.extractfile(member)
@@ -78,7 +78,10 @@ def signed_copy(kitfs: Kitfs, fake: FakeRegistry) -> str:
 
 
 def test_signatures_go_from_one_registry_to_another(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """A kit that is pulled and pushed with its signatures verifies at the other registry, in both formats of cosign."""
+    """A kit is pulled and pushed to another registry with its signatures.
+
+    They are valid there, in both formats of cosign.
+    """
     registry.referrers_api = False  # like the golden layout
     kit = signed_copy(kitfs, registry)
     assert kitfs("pull", kit, "--with-referrers").code == 0
@@ -115,7 +118,10 @@ def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistr
 
 @pytest.mark.parametrize("target", ["oci:layout", "oci-archive:layout.tar"])
 def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, target: str) -> None:
-    """A kit in a registry, the store or a layout is exported with its signatures, if --with-referrers is given."""
+    """diff lists files as added, removed or changed. A file in another layer than before may have changed.
+
+    With --content, diff compares the bytes of such a file.
+    """
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
     sources = [kit, SIGNED_LAYOUT]
@@ -132,7 +138,7 @@ def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry,
 
 
 def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """Pulled referrers are not listed as kits and not removed by `cache clear`.
+    """Pulled referrers are not listed as kits, and `cache clear` does not remove them.
 
     They are removed together with the kit.
     """
@@ -151,7 +157,7 @@ def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeR
 
 
 def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, monkeypatch: Any) -> None:
-    """If the target has signatures under cosign's tag, a push adds its signatures and does not remove any."""
+    """If the target has other signatures under cosign's tag, a push adds its signatures to them."""
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "")
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
@@ -169,7 +175,7 @@ def test_signatures_at_the_target_stay(kitfs: Kitfs, fake: FakeRegistry, tmp_pat
 
 
 def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A pull fetches a limited number of referrers. If the registry lists more, the pull prints a warning."""
+    """A pull fetches a limited number of referrers. It prints a warning if the registry lists more."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     for number in range(MAX_REFERRERS + 5):
         attach(fake, Digest.of(KIT.manifest), b"%d" % number)
@@ -178,7 +184,7 @@ def test_the_number_of_referrers_is_bounded(kitfs: Kitfs, fake: FakeRegistry) ->
 
 
 def test_a_referrer_that_cannot_be_read_is_left_out(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """A pull ignores listed manifests that do not exist or are not valid."""
+    """A pull skips referrers whose manifests do not exist or are not valid."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     fake.referrers_api = False
     attach(fake, Digest.of(KIT.manifest), b"a document")

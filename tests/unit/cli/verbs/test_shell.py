@@ -31,7 +31,7 @@ def fetched(kitfs: Kitfs) -> Iterator[str]:
 
 
 def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache info prints kit's words. cache clear empties the cache, and does not remove packed or pulled kits."""
+    """cache info prints the same words as kit. cache clear removes all blobs except those of packed and pulled kits."""
     (tmp_path / "t").mkdir()
     (tmp_path / "t/Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: d}]\n")
     (tmp_path / "t/d").write_text("kept\n")
@@ -49,7 +49,7 @@ def test_the_cache_is_what_nobody_packed_or_pulled(kitfs: Kitfs, fetched: str, t
 
 
 def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache clear does not remove a leased blob, and warns that the blob is in use."""
+    """cache clear does not remove a blob in use. It prints a warning about the blob."""
     import fcntl
 
     biggest = max((tmp_path / "store/blobs/sha256").glob("*/*"), key=lambda d: (d / "rest").stat().st_size)
@@ -62,9 +62,9 @@ def test_clear_leaves_what_is_in_use(kitfs: Kitfs, fetched: str, tmp_path: Path)
 
 
 def test_changed_bytes_are_an_integrity_error(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache verify removes each changed blob, prints a line about the blob, and exits with 6.
+    """cache verify removes each changed blob, prints a line about it, and exits with 6.
 
-    A removed blob is fetched again when it is next read.
+    The next read fetches the blob again.
     """
     assert kitfs("unpack", fetched, "-d", tmp_path / "first").code == 0
     done = kitfs("cache", "verify")
@@ -107,7 +107,7 @@ def test_help(kitfs: Kitfs) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(kitfs: Kitfs, shell: str) -> None:
-    """The script calls kitfs and is valid in the shell."""
+    """The printed script calls kitfs, and the shell accepts it."""
     script = kitfs("completion", shell).out
     assert "_KITFS_COMPLETE" in script
     program = shutil.which(shell)

@@ -1,4 +1,4 @@
-"""The verbs sign, verify and generate-key-pair store, accept and refuse signatures by keys."""
+"""The verbs sign, verify and generate-key-pair create keys, and store and check signatures by keys."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def write_key(path: Path, key: PrivateKey) -> Path:
 
 @pytest.fixture(scope="module")
 def signer() -> PrivateKey:
-    """Return the private key that belongs to PUB."""
+    """Return the private key whose public key is PUB."""
     return private_key(ENCRYPTED.read_bytes(), "test-only.key", lambda: b"pw")
 
 
 @pytest.fixture
 def key(tmp_path: Path, signer: PrivateKey) -> Path:
-    """Return the file of the private key that belongs to PUB, without a password."""
+    """Return the path of a file with the private key whose public key is PUB. The file has no password."""
     return write_key(tmp_path / "signer.pem", signer)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Return the file of another private key. Its public key is in a file with the suffix .pub."""
+    """Return the path of a file with another private key. The public key is in a file with the suffix .pub."""
     made = ec.generate_private_key(ec.SECP256R1())
     path = write_key(tmp_path / "other.key", PrivateKey(made, PublicKey(made.public_key(), b"")))
     pem = made.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -72,7 +72,7 @@ def other(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["referrers API", "fallback tag"])
 def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry:
-    """Return a registry with the referrers API, and then a registry without the API."""
+    """Return a registry. Each test runs twice: with the referrers API and without it."""
     fake.referrers_api = request.param == "referrers API"
     return fake
 
@@ -83,7 +83,7 @@ def kit(registry: FakeRegistry) -> str:
 
 
 def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
-    """Store a bundle as a referrer, as every user with permission to push can."""
+    """Store a bundle as a referrer of ``subject``. Every user with permission to push can do this."""
     empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": fake.put_blob("team/kit", b"{}"), "size": 2}
     layer = {"mediaType": MEDIA_TYPE, "digest": fake.put_blob("team/kit", bundle), "size": len(bundle)}
     manifest = json.dumps(
@@ -106,14 +106,14 @@ def put_bundle(fake: FakeRegistry, subject: Digest, bundle: bytes) -> None:
 
 
 def statement_bundle(key: PrivateKey, digest: Digest, predicate_type: str = SIGN) -> bytes:
-    """Return a bundle with a statement about `digest` that `key` has signed."""
+    """Return a bundle with a statement about ``digest``, signed by ``key``."""
     payload = statement_about(digest, predicate_type, {})
     return bundle_of(payload, key.sign(signed_bytes(PAYLOAD_TYPE, payload)), key.public.hint)
 
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path) -> None:
-    """verify accepts the signature that sign has stored, in both formats."""
+    """sign stores a signature, and verify accepts it, in both formats."""
     signed = kitfs("sign", kit, "--key", key, "--signature-format", shape)
     assert (signed.code, signed.out) == (0, f"{Digest.of(ONE.manifest)} signed by {NAME} ({shape})\n"), signed.err
     verified = kitfs("verify", kit, "--key", PUB)
@@ -128,7 +128,7 @@ def test_a_signed_kit_is_verified(kitfs: Kitfs, kit: str, shape: str, key: Path)
 def test_signing_again_stores_nothing(
     kitfs: Kitfs, registry: FakeRegistry, kit: str, shape: str, key: Path, other: Path
 ) -> None:
-    """A second signature by the same key in the same format is not stored. A signature by another key is added."""
+    """A second signature by the same key in the same format is not stored. A signature by another key is stored."""
     assert kitfs("sign", kit, "--key", key, "--signature-format", shape).code == 0
     pushes = len(registry.served(method="PUT"))
     again = kitfs("sign", kit, "--key", key, "--signature-format", shape)
@@ -147,7 +147,10 @@ def test_a_kit_without_a_signature_is_refused(kitfs: Kitfs, kit: str) -> None:
 
 @pytest.mark.parametrize("shape", ["bundle", "tag"])
 def test_another_key_is_refused(kitfs: Kitfs, kit: str, other: Path, shape: str, key: Path) -> None:
-    """The error names the signers that were found. A signature in cosign's tag format does not name its key."""
+    """The error lists the signers that were found.
+
+    A signature in cosign's tag format does not say which key made it.
+    """
     kitfs("sign", kit, "--key", key, "--signature-format", shape)
     done = kitfs("verify", kit, "--key", other.with_suffix(".pub"))
     assert done.code == 11
@@ -192,7 +195,7 @@ def test_a_changed_statement_is_refused(kitfs: Kitfs, registry: FakeRegistry, ki
 def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
     kitfs: Kitfs, fake: FakeRegistry, data: bytes, key: Path
 ) -> None:
-    """Anyone with permission to push can add an invalid referrer. The kit can be signed and verified all the same."""
+    """If a registry contains a referrer that is not valid, the kit can still be signed and verified."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     put_bundle(fake, Digest.of(ONE.manifest), data)
     assert kitfs("verify", kit, "--key", PUB).code == 11
@@ -201,7 +204,7 @@ def test_a_bundle_that_cannot_be_read_does_not_hide_a_good_one(
 
 
 def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """The hint that a bundle gives about its key is untrusted text, so it is escaped and shortened."""
+    """The name of the key in a bundle is not trusted. It is escaped and shortened before it is printed."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     bundle = bundle_of(statement_about(Digest.of(ONE.manifest), SIGN, {}), b"x", "\x1b[2J" + "x" * 1000)
     put_bundle(fake, Digest.of(ONE.manifest), bundle)
@@ -215,7 +218,7 @@ def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeR
 def test_an_error_of_the_registry_is_not_a_missing_signature(
     kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
 ) -> None:
-    """If the registry fails for one format, verify fails too, unless it finds a signature in the other format."""
+    """If the registry fails for one format, and no valid signature exists in the other format, verify fails."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     fake.fail(shape, Status(500))
     assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
@@ -238,14 +241,17 @@ def test_a_mirror_without_signatures_does_not_hide_those_of_the_registry(
 
 
 def test_the_layout_that_cosign_signed_is_verified(kitfs: Kitfs, other: Path, key: Path) -> None:
-    """Both signatures by cosign 3 in the golden layout are accepted with cosign's key, and not with another key."""
+    """The golden layout has two signatures by cosign 3.
+
+    Both are accepted with cosign's key, and refused with another key.
+    """
     found = kitfs("verify", SIGNED_LAYOUT, "--key", PUB, "--json").json["signatures"]
     assert sorted(one["format"] for one in found) == ["bundle", "tag"]
     assert kitfs("verify", SIGNED_LAYOUT, "--key", other.with_suffix(".pub")).code == 11
 
 
 def test_one_kit_of_an_index_is_signed_by_its_label(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """--label selects the kit that is signed or verified."""
+    """--label selects the kit of an index that is signed or verified."""
     for name, kit in (("a", ONE), ("b", TWO)):
         fake.put_kit("team/kit", kit, name)
         assert kitfs("pull", f"{fake.host}/team/kit:{name}").code == 0
@@ -284,7 +290,7 @@ def test_a_wrong_command_line_is_exit_code_2(kitfs: Kitfs, fake: FakeRegistry, w
 def test_a_missing_password_is_exit_code_2(
     kitfs: Kitfs, fake: FakeRegistry, monkeypatch: pytest.MonkeyPatch, key: Path
 ) -> None:
-    """An encrypted key needs a password from a variable or a terminal. A wrong password is an error."""
+    """The password of an encrypted key comes from a variable or a terminal. A wrong password is an error."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     monkeypatch.setenv("KITFS_KEY_PASSWORD", "wrong")
     assert "the password is wrong" in kitfs("sign", kit, "--key", ENCRYPTED).err
@@ -308,7 +314,10 @@ def test_a_new_key_pair_is_private_and_overwrites_nothing(kitfs: Kitfs, tmp_path
 def test_a_key_of_the_settings_file_is_the_client_key(
     kitfs: Kitfs, tmp_path: Path, fake: FakeRegistry, key: Path
 ) -> None:
-    """For sign too, the setting ``key`` is the key of the client certificate. ``sign: key`` is the signing key."""
+    """The setting ``key`` is the key of the client certificate, also for sign.
+
+    The setting for the signing key is ``sign: key``.
+    """
     kit = fake.put_kit("team/kit", ONE, "v1")
     settings = tmp_path / "settings.yaml"
     settings.write_text(f"key: {key}\nsign: {{key: {key}}}\nverify-key: {PUB}\n")
@@ -322,7 +331,7 @@ def test_a_key_of_the_settings_file_is_the_client_key(
 
 @pytest.mark.parametrize("verb", [["pull"], ["unpack", "-d", "out"]])
 def test_a_kit_is_used_only_if_it_is_signed(kitfs: Kitfs, kit: str, key: Path, other: Path, verb: list[str]) -> None:
-    """With --verify-key, a kit that the key has not signed is refused, and nothing is stored."""
+    """With --verify-key, a kit without a signature by the key is refused, and nothing is stored."""
     refused = kitfs(*verb, kit, "--verify-key", PUB)
     assert (refused.code, refused.err.count("\n")) == (11, 1)
     assert "no signature was found" in refused.err
@@ -340,9 +349,9 @@ def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRe
 
 
 def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """The signature of a stored kit is checked at its registry.
+    """If a kit is in the store, its signature is checked at the registry.
 
-    If the registry cannot be reached, it is enough that the pull has verified the signature.
+    If the registry cannot be reached, the kit is accepted if the pull verified the signature.
     """
     kit = fake.put_kit("team/kit", ONE, "v1")
     assert kitfs("pull", kit).code == 0
@@ -372,7 +381,7 @@ def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry
 def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
     """The error names the rule and the policy file.
 
-    If --verify-key is given too, the policy and the key must be satisfied.
+    With --verify-key, a kit needs a valid signature for the policy and for the key.
     """
     kit = fake.put_kit("team/kit", ONE, "v1")
     policy = tmp_path / "policy.json"
@@ -390,6 +399,6 @@ def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path
 
 
 def test_a_signed_layout_is_unpacked(kitfs: Kitfs, other: Path) -> None:
-    """The kit in the golden layout is unpacked only with the key of its signature."""
+    """unpack accepts the kit in the golden layout only with the key that signed it."""
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "a", "--verify-key", other.with_suffix(".pub")).code == 11
     assert kitfs("unpack", SIGNED_LAYOUT, "-d", "b", "--verify-key", PUB).code == 0

@@ -1,4 +1,4 @@
-"""sign --oms and verify --oms sign and compare the files of a kit."""
+"""sign --oms signs the files of a kit, and verify --oms compares the files with the signature."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def write_pair(path: Path, made: Any) -> Path:
 
 @pytest.fixture
 def key(tmp_path: Path) -> Path:
-    """Return the file of a private key. Its public key is in a file with the suffix .pub."""
+    """Return the path of a file with a private key. The public key is in a file with the suffix .pub."""
     return write_pair(tmp_path / "k.key", ec.generate_private_key(ec.SECP256R1()))
 
 
@@ -45,7 +45,7 @@ def kit(fake: FakeRegistry) -> str:
 
 
 def signed(path: Path, key: Path, statement: bytes) -> Path:
-    """Write a bundle with the statement, signed by the key."""
+    """Write a bundle with ``statement``, signed by ``key``, to ``path``."""
     private = private_key(key.read_bytes(), "k", lambda: b"")
     path.write_bytes(bundle_of(statement, private.sign(signed_bytes(PAYLOAD_TYPE, statement)), ""))
     return path
@@ -56,7 +56,7 @@ def statement_in(bundle: Path) -> Any:
 
 
 def test_the_files_of_a_kit_are_signed_and_verified(kitfs: Kitfs, kit: str, key: Path, tmp_path: Path) -> None:
-    """The signature is attached to the kit. It contains the digest of every file, including the Kitfile."""
+    """The signature is attached to the kit. It contains the digest of every file of the kit, also of the Kitfile."""
     done = kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "model.sig")
     assert done.code == 0, done.err
     assert done.out.endswith("(oms, 4 files)\n")
@@ -79,7 +79,7 @@ def test_a_kit_of_raw_layers_is_verified_without_fetching_a_layer(kitfs: Kitfs, 
 
 
 def test_a_signature_of_files_is_not_one_of_the_kit(kitfs: Kitfs, kit: str, key: Path) -> None:
-    """A signature by sign --oms is not accepted by verify without --oms."""
+    """verify without --oms does not accept a signature by sign --oms."""
     kitfs("sign", kit, "--oms", "--key", key)
     assert kitfs("verify", kit, "--key", key.with_suffix(".pub")).code == 11
     kitfs("sign", kit, "--key", key)
@@ -97,7 +97,7 @@ def test_another_key_is_refused(kitfs: Kitfs, kit: str, key: Path, tmp_path: Pat
 def test_a_kit_with_other_files_is_refused(
     kitfs: Kitfs, fake: FakeRegistry, kit: str, key: Path, tmp_path: Path
 ) -> None:
-    """The error counts and names files that are missing, added or changed."""
+    """The error gives the number and the names of missing, added and changed files."""
     kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "model.sig")
     docs = kits.part("docs", "docs", kits.kit_tar({"docs/a.txt": b"changed", "docs/c.txt": b"more"}))
     other = fake.put_kit("team/kit", kits.build([RAW, docs]), "v2")
@@ -126,7 +126,7 @@ def test_a_kit_with_other_files_is_refused(
 def test_a_statement_that_contradicts_itself_is_refused(
     kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path, change: Any, text: str
 ) -> None:
-    """A signed statement is refused if it violates OMS v1.0 or if its root digest is wrong."""
+    """A signed statement is refused if it does not conform to OMS v1.0, or if its root digest is wrong."""
     kit = fake.put_kit("team/raw", kits.build([RAW]), "v1")
     statement = json.loads(statement_of("raw", {"model/w.bin": Digest.of(b"weights" * 1000).hex}))
     change(statement)
@@ -136,7 +136,7 @@ def test_a_statement_that_contradicts_itself_is_refused(
 
 
 def test_paths_that_the_signature_ignores_may_exist(kitfs: Kitfs, kit: str, key: Path, tmp_path: Path) -> None:
-    """Files that are not signed are accepted only below a path that the signature ignores."""
+    """A file that is not in the signature is accepted only below a path that the signature ignores."""
     files = {"model/w.bin": Digest.of(b"weights" * 1000).hex, "Kitfile": ""}
     kitfs("sign", kit, "--oms", "--key", key, "--bundle", tmp_path / "all.sig")
     files = {one["name"]: one["digest"] for one in statement_in(tmp_path / "all.sig")["predicate"]["resources"]}
@@ -149,7 +149,7 @@ def test_paths_that_the_signature_ignores_may_exist(kitfs: Kitfs, kit: str, key:
 
 
 def test_what_cannot_be_signed_is_a_usage_error(kitfs: Kitfs, fake: FakeRegistry, key: Path, tmp_path: Path) -> None:
-    """OMS requires an ECDSA key. Options for OMS require --oms."""
+    """sign --oms requires an ECDSA key. --bundle and --ignore-path require --oms."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     edwards = write_pair(tmp_path / "ed.key", ed25519.Ed25519PrivateKey.generate())
     assert "needs an ECDSA key" in kitfs("sign", kit, "--oms", "--key", edwards).err

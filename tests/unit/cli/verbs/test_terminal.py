@@ -1,4 +1,4 @@
-"""On a terminal, verbs of the store shorten digests unless --no-trunc is given, and unpack prints a summary."""
+"""On a terminal, digests are shortened unless --no-trunc is given, and unpack prints a summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return a function that runs a verb with a terminal of 80 columns as stdout, and returns the output.
+    """Return a function that runs a verb with a terminal of 80 columns as stdout, and returns its output.
 
     The store contains the kits t/k:v1 and t/k:v2 and the index t/k:all.
     """
@@ -66,10 +66,7 @@ def on_terminal(kitfs: Kitfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_digests_are_short_on_a_terminal_and_full_where_asked(
     on_terminal: Callable[..., str], args: tuple[str, ...]
 ) -> None:
-    """On a terminal, digests are shortened, except with --no-trunc.
-
-    --no-trunc is tested only with verbs that can be run twice.
-    """
+    """--no-trunc is tested only with verbs that can be run twice."""
     printed = on_terminal(*args)
     assert SHORT.search(printed)
     assert not FULL.search(printed)

@@ -1,4 +1,4 @@
-"""``kitfs pack`` and ``kitfs push`` print the same lines on stdout as kit 1.7.0 for the same trees."""
+"""``kitfs pack`` and ``kitfs push`` print the same lines on stdout as kit 1.7.0."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def lines(
     config: str = "Saved configuration",
     manifest: str = "Saved manifest to storage",
 ) -> list[str]:
-    """Return the lines that kit prints for a golden tree. The arguments are the words that differ between runs."""
+    """Return the lines that kit prints when it packs a golden tree.
+
+    The lines for layers, config and manifest can vary.
+    """
     kit = GOLDEN_KITS[name]
     found = [f"{layers} {kind} layer: {digest}" for kind, digest in zip(KINDS[name], kit["diff_ids"], strict=True)]
     found += [
@@ -43,9 +46,9 @@ MANIFEST_KNOWN = "Manifest already exists in storage"
 
 
 def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """A layer or a config is reported as already saved if any kit in the store contains it.
+    """A layer or a config is reported as already saved if a kit in the store contains it.
 
-    A manifest is reported as existing only if it is stored in the same repository.
+    A manifest is reported as existing only if the same repository in the store contains it.
     """
 
     def said(name: str, *options: str) -> list[str]:
@@ -62,7 +65,7 @@ def test_pack_says_what_kit_says(box: Host, golden_trees: Path) -> None:
 
 
 def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_trees: Path, tmp_path: Path) -> None:
-    """A Kitfile on stdin (``-f -``) or elsewhere (``-f FILE``) gives the same kit as a Kitfile in the directory."""
+    """With ``-f -`` (stdin) and ``-f FILE``, the kit is the same as with a Kitfile in the packed directory."""
     text = (golden_trees / "basic/Kitfile").read_bytes()
     (tmp_path / "other.yaml").write_bytes(text)
     with (tmp_path / "other.yaml").open("rb") as file:
@@ -73,7 +76,7 @@ def test_pack_reads_a_kitfile_from_stdin_and_from_elsewhere(box: Host, golden_tr
 
 
 def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
-    """push prints the destination and the digest, for the first and the second push. A missing kit is an error."""
+    """The first push and the second push print the destination and the digest. A push of a missing kit fails."""
     digest = GOLDEN_KITS["parts"]["manifest"]
     with FakeRegistry() as registry:
         ref, other, absent = (f"{registry.host}/t/{name}" for name in ("parts:v1", "renamed:v9", "absent:v1"))
@@ -117,7 +120,7 @@ def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
     ],
 )
 def test_a_kitfile_that_kit_refuses_is_refused(box: Host, tmp_path: Path, kitfile: str, said: str) -> None:
-    """stdout is empty, stderr is one line in kit's words, and nothing is stored."""
+    """stdout is empty, stderr has one line in kit's words, and nothing is stored."""
     (tmp_path / "Kitfile").write_text(kitfile)
     done = box.kitfs("pack", tmp_path, "-t", "a:b", check=False)
     assert done.returncode in (8, 10)
@@ -168,7 +171,7 @@ def test_a_name_that_would_drive_a_terminal_is_escaped(box: Host, tmp_path: Path
 
 
 def test_a_kit_has_more_layers_than_files_may_be_open_at_first(box: Host, tmp_path: Path) -> None:
-    """To pack 150 layers, the soft limit of 100 descriptors is raised to the hard limit."""
+    """The soft limit of 100 descriptors is raised to the hard limit, so 150 layers can be packed."""
     names = [f"f{number}" for number in range(150)]
     for name in names:
         (tmp_path / name).write_text(name)
