@@ -1,8 +1,8 @@
 """Parse the regular expressions of patterns, and match a path against many of them at once.
 
-The parser accepts the part of RE2 that ``patterns`` writes. The machine simulates all expressions together. Its states
-are the bits of an integer, so the time of a match is proportional to the length of the path. Threading: a machine
-caches states, so only one thread at a time may use it.
+The parser accepts those parts of RE2 that the module ``patterns`` writes. A ``Machine`` simulates all expressions
+together. Its states are the bits of an integer, so the time of a match is proportional to the length of the path.
+Threading: a machine caches states, so only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ NAMED: Final[dict[str, Ranges]] = {
 
 
 class Characters(NamedTuple):
-    """A set of code points, or its complement (``negated``). The ranges are sorted and do not overlap."""
+    """A set of code points. If ``negated`` is True, it contains all code points outside the ranges.
+
+    The ranges are sorted and do not overlap.
+    """
 
     ranges: Ranges
     negated: bool = False
@@ -63,8 +66,8 @@ NOT_NEWLINE: Final = Characters(((NEWLINE, NEWLINE),), negated=True)
 class Item(NamedTuple):
     """A step of an alternative.
 
-    It matches a character of ``characters`` once ("one"), at most once ("optional") or any number of times ("star"),
-    the group DEEP ("deep"), or the beginning of the path ("begin").
+    ``kind`` is what the step matches: a character of ``characters`` once ("one"), at most once ("optional") or any
+    number of times ("star"), the group DEEP ("deep"), or the beginning of the path ("begin").
     """
 
     kind: str  # "one", "optional", "star", "deep", "begin"
@@ -178,7 +181,7 @@ class Parser:
         return ord(c)
 
     def _class(self) -> Characters:
-        """Read a class of characters after its opening bracket."""
+        """Read a character class. Its opening bracket has already been read."""
         text = self._text
         negated = text.startswith("^", self._at)
         self._at += negated
@@ -222,8 +225,8 @@ class _State:
     """A state of a machine.
 
     Bit k of ``main`` is set if all steps before step k have matched. Bit k of ``deep`` is set if the match is inside
-    step k, which is a DEEP. ``found`` is the last pattern that matches whatever characters follow. ``ended`` is the
-    last pattern that matches if the path or one of its components ends here.
+    step k and this step is a DEEP. ``found`` is the last pattern that has already matched, and ``ended`` is the last
+    pattern that matches if the path or one of its components ends here. Both are -1 if there is no such pattern.
     """
 
     __slots__ = ("after", "deep", "ended", "found", "main")
@@ -237,7 +240,10 @@ class _State:
 
 
 def _bits(places: Iterable[int], size: int) -> int:
-    """Return the integer with these bits set. It is made from bytes, which avoids a copy for each bit."""
+    """Return the integer whose set bits are ``places``.
+
+    It is made from bytes, which is faster than setting each bit.
+    """
     found = bytearray(size // 8 + 1)
     for place in places:
         found[place >> 3] |= 1 << (place & 7)
@@ -245,10 +251,10 @@ def _bits(places: Iterable[int], size: int) -> int:
 
 
 class Machine:
-    """A bit-parallel simulation of expressions, by Baeza-Yates and Gonnet's shift-and.
+    """A bit-parallel simulation of expressions (the shift-and algorithm of Baeza-Yates and Gonnet).
 
-    Stars are processed with carries, as in Parabix. Each alternative has a run of bits, and an extra bit at its end, so
-    no carry leaves the run. Later patterns have higher bits.
+    Stars are processed with carries, as in Parabix. Each alternative has consecutive bits and an extra bit after them,
+    so no carry reaches the next alternative. Later patterns have higher bits.
     """
 
     def __init__(self, patterns: Sequence[tuple[int, Sequence[Alternative]]]) -> None:
@@ -306,7 +312,10 @@ class Machine:
 
     @staticmethod
     def _close(main: int, skip: int) -> int:
-        """Add the steps that are reached by skipping steps of ``skip``. A carry passes through adjacent steps."""
+        """Add to ``main`` the steps that are reached by skipping steps.
+
+        ``skip`` has the bits of the steps that can be skipped.
+        """
         return (((main & skip) + skip) ^ skip) | main
 
     def _state(self, main: int, deep: int) -> _State:
@@ -317,11 +326,11 @@ class Machine:
         return state
 
     def _number(self, ends: int) -> int:
-        """Return the number of the pattern that has the highest bit of ``ends``; -1 if ``ends`` is 0."""
+        """Return the number of the pattern with the highest bit of ``ends``, or -1 if ``ends`` is 0."""
         return self._numbers[bisect_left(self._ends, ends.bit_length() - 1)] if ends else -1
 
     def last_match(self, path: str) -> int:
-        """Return the number of the last pattern that matches the path or a directory above it; -1 if none matches."""
+        """Return the number of the last pattern that matches the path or a directory above it, or -1 for none."""
         state = self._first
         last = -1
         for c in path:

@@ -77,7 +77,10 @@ def _no_constant(text: str) -> Any:
 
 
 def _checked(value: Any, depth: int, seen: list[int]) -> Any:
-    """Return a parsed value without surrogates. Raises ValueError if it exceeds a limit. ``seen[0]`` counts values."""
+    """Return a parsed value without surrogates. Raises ValueError if the value exceeds a limit.
+
+    ``seen[0]`` is the number of values so far.
+    """
     seen[0] += 1
     if seen[0] > MAX_VALUES:
         raise ValueError(f"more than {MAX_VALUES} values")
@@ -95,7 +98,7 @@ def _checked(value: Any, depth: int, seen: list[int]) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Write compact JSON. The keys of a dict are not sorted, as with Go's structs.
+    """Write compact JSON. The keys of a dict keep their order, like the fields of Go's structs.
 
     If a dict is a map in Go, the caller must sort it. Raises ValueError for NaN and infinity.
     """
@@ -131,7 +134,7 @@ def string(text: str) -> str:
 
 
 def number(value: float) -> str:
-    """Write a float64 as encoding/json does: the shortest digits, with an exponent below 1e-6 and from 1e21 on."""
+    """Write a float64 as encoding/json does: the shortest digits, and an exponent below 1e-6 and from 1e21 on."""
     if not math.isfinite(value):
         raise ValueError(f"{value} cannot be JSON")
     digits, exponent = shortest(value)
@@ -145,7 +148,7 @@ def number(value: float) -> str:
 
 
 def shortest(value: float) -> tuple[str, int]:
-    """Return the fewest digits that are parsed as ``value``, and the decimal exponent of the first digit.
+    """Return the shortest digits that are parsed as ``value``, and the decimal exponent of the first digit.
 
     The digits have no trailing zeros.
     """

@@ -2,15 +2,15 @@
 
 Go's ``filepath.Match`` decides which patterns are malformed. A pattern without wildcards is compared with the path. A
 pattern whose only wildcard is a ``**`` at its beginning or end is compared as a suffix or prefix. Any other pattern
-becomes a regular expression of RE2, in which ``|``, ``^``, ``{2}`` and ``[[:alpha:]]`` have their meaning as in RE2.
-kit has the same behaviour. The expression runs on a machine whose states are the bits of one integer, so the time of a
-match is proportional to the length of the path, whatever the pattern is. A backslash before a letter or digit is an
-error, because in RE2 it never means the character itself.
+becomes a regular expression of RE2. As in kit, ``|``, ``^``, ``{2}`` and ``[[:alpha:]]`` in such a pattern mean what
+they mean in RE2. A backslash before a letter or digit is an error, because in RE2 it never means the character itself.
 
-Paths and patterns are strings with surrogateescape. In a regular expression, a byte that is not UTF-8 is U+FFFD, as in
-Go. The patterns of a ``GlobSet`` form one machine, in which later patterns have the higher bits. google-re2 returns the
-same results, but cannot compile thousands of patterns into one set. Threading: a Glob caches states, so only one thread
-at a time may use it.
+A ``Machine`` runs the expressions. Its states are the bits of one integer, so the time of a match is proportional to
+the length of the path, whatever the pattern is. All patterns of a ``GlobSet`` have one machine, in which later patterns
+have the higher bits. google-re2 returns the same results, but cannot compile thousands of patterns into one set.
+
+Paths and patterns are decoded with surrogateescape. A regular expression sees a byte that is not UTF-8 as U+FFFD, as in
+Go. Threading: a Glob caches states, so only one thread at a time may use it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Glob:
 class GlobSet:
     """Many patterns that are matched together.
 
-    Patterns that are not expressions are found in tables. All expressions are matched by one machine. More patterns
-    make the integers of the machine longer, but do not add steps to a match.
+    A pattern that is not an expression is looked up in a table. One machine matches all expressions. More patterns make
+    the integers of the machine longer, but do not add steps to a match.
     """
 
     def __init__(self, globs: Iterable[Glob]) -> None:
@@ -99,7 +99,7 @@ class GlobSet:
         self._machine = Machine(expressions) if expressions else None
 
     def last_match(self, path: str) -> int:
-        """Return the number of the last pattern that matches the path or a directory above it; -1 if none matches."""
+        """Return the number of the last pattern that matches the path or a directory above it, or -1 for none."""
         last = -1 if self._machine is None else self._machine.last_match(path)
         for length in self._prefix_lengths:
             if length > len(path):
@@ -120,7 +120,8 @@ class GlobSet:
 def check(pattern: str) -> None:
     """Raise ValueError if Go's ``filepath.Match(pattern, ".")`` returns ErrBadPattern.
 
-    Go checks the first part between stars, and the second part only if the first is one element that matches ".".
+    Stars split a pattern into parts. Go checks the first part. Go checks the second part only if the first part is a
+    single element that matches ".".
     """
     at = 0
     for _ in range(2):
@@ -163,7 +164,10 @@ def _elements(part: str) -> list[bool]:
 
 
 def _class(part: str, at: int) -> tuple[bool, int]:
-    """Read the class whose opening bracket is before ``at``. Return (whether it matches a dot, its end)."""
+    """Read a character class. ``at`` is the position after its opening bracket.
+
+    Returns (whether the class matches a dot, the position after the class).
+    """
     negated = part.startswith("^", at)
     at += negated
     takes = False
@@ -233,7 +237,7 @@ STEPS: Final = {"**": Item("deep"), "**/": Item("deep"), "*": Item("star", NOT_S
 
 
 def _plain_kind(pattern: str) -> str:
-    """Return the kind of a pattern that has no special characters except ``*`` and ``?``, as ``_expression`` does."""
+    """Return the same kind as ``_expression``, for a pattern without special characters other than ``*`` and ``?``."""
     if "*" not in pattern and "?" not in pattern:
         return "exact"
     rest = pattern[2 + pattern.startswith("**/") :] if pattern.startswith("**") else pattern
@@ -244,7 +248,7 @@ def _plain_kind(pattern: str) -> str:
 
 
 def _plain_alternatives(pattern: str) -> tuple[Alternative, ...]:
-    """Return the only alternative of an expression that has no special characters except ``*`` and ``?``."""
+    """Return the only alternative of an expression without special characters other than ``*`` and ``?``."""
     tokens = TOKEN.findall(pattern)
     items = [BEGIN]
     for token in tokens:

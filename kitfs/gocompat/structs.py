@@ -3,8 +3,8 @@
 The metadata of a dataclass field replaces Go's struct tags: ``key`` (the key, if it is not the name of the field),
 ``always`` (without omitempty), ``texts`` (a list of strings), ``of`` (a list of structs), ``one`` (a struct, or a
 pointer to a struct if its default is None), ``any`` (interface{}). A field without ``texts``, ``of``, ``one`` or
-``any`` is a string. ``digest`` and ``diff_id`` are in JSON only. This module knows no particular struct and does no
-I/O.
+``any`` is a string. The fields ``digest`` and ``diff_id`` are written to JSON, but not to YAML. This module knows no
+particular struct and does no I/O.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ JSON_ONLY: Final = frozenset(("digest", "diff_id"))
 
 
 def from_json(cls: Any, value: Any, where: str) -> Any:
-    """Read a struct from a JSON object. Unknown keys are ignored, keys match in any case, and null sets nothing.
+    """Read a struct from a JSON object.
 
-    Raises ValueError if a value has the wrong type, and Ambiguous if two keys match one field.
+    Unknown keys and null values are ignored, and keys match in any case. Raises ValueError if a value has the wrong
+    type, and Ambiguous if two keys match one field.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")
@@ -71,8 +72,8 @@ def _string(value: Any, where: str) -> str:
 def from_node(cls: Any, node: yaml.Node, wrong: list[str]) -> Any:
     """Read a struct from a YAML node. Return None for null. Port of mappingStruct (decode.go:878 of yaml.v3 v3.0.1).
 
-    A value that does not fit is added to ``wrong`` in yaml.v3's words. Raises KitfileError for errors that end
-    yaml.v3's decoding.
+    If a value has the wrong type, yaml.v3's message is appended to ``wrong``. Raises KitfileError for errors after
+    which yaml.v3 stops.
     """
     if goyaml.short_tag(node) == "!!null":
         return None
@@ -116,7 +117,10 @@ def _from_node(meta: Any, node: yaml.Node, wrong: list[str]) -> Any:
 
 
 def _text_of(node: yaml.Node, wrong: list[str]) -> str | None:
-    """Return the value of a string field: the text of a scalar, the content of a binary, or None for null."""
+    """Return the value of a string field: the text of a scalar, the decoded text of a !!binary, or None for null.
+
+    If ``node`` is not a scalar, a message is appended to ``wrong``.
+    """
     if not isinstance(node, yaml.ScalarNode):
         _misfit(node, "string", wrong)
         return None
@@ -158,7 +162,7 @@ def to_json(section: Any) -> dict[str, Any]:
 def to_yaml(section: Any) -> Fields:
     """Return the values that yaml.v3 writes, in its order.
 
-    These are the fields of the JSON without the digests, and without empty structs that are not pointers.
+    Unlike ``to_json``, this function omits the digests, and empty structs that are not behind a pointer.
     """
     out = Fields()
     for f in fields(section):
@@ -181,12 +185,12 @@ def _name(f: Any) -> str:
 
 
 def _filled(meta: Any, value: Any) -> bool:
-    """Return whether omitempty lets a value be written. An interface is written unless it is nil."""
+    """Return whether Go writes this value of a field with omitempty. An interface is written unless it is nil."""
     return value is not None and (bool(meta.get("any")) or value not in ("", ()))
 
 
 def _plain(value: Any) -> Any:
-    """Return parameters with all maps sorted by key, as in Go's JSON."""
+    """Return a copy of ``value`` in which all maps are sorted by key, as in Go's JSON."""
     if isinstance(value, goyaml.AnyMap):
         raise ValueError("json: unsupported type: map[interface {}]interface {}")
     if isinstance(value, dict):

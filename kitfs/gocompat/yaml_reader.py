@@ -1,9 +1,10 @@
 """Read YAML as Go's yaml.v3 (v3.0.1) does, from the nodes that ``yaml_scanner`` composes.
 
-``parse`` returns nodes whose scalars are not resolved. For a field of type string, the value is the literal text of the
-scalar. For a field of any type, the text is resolved as in resolve.go:126, which is YAML 1.2 with some of 1.1: ``0o17``
-and ``010`` are numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go continues (such as a key that
-occurs twice) are appended to the caller's list ``wrong``. ``yaml_writer`` writes YAML. This module does no I/O.
+``parse`` returns nodes whose scalars are not resolved. For a field of Go's type string, the value is the literal text
+of the scalar. For a field of Go's type any, the text is resolved as in resolve.go:126, which follows YAML 1.2 and parts
+of YAML 1.1: ``0o17`` and ``010`` are numbers, ``yes`` and ``1:30`` are strings. Problems after which decode.go
+continues (such as a key that occurs twice) are appended to the caller's list ``wrong``. ``yaml_writer`` writes YAML.
+This module does no I/O.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _check_aliases(root: yaml.Node) -> None:
-    """Raise KitfileError if the expanded aliases would be endless, or would exceed the limits of a document.
+    """Raise KitfileError if the expansion of the aliases never ends or exceeds the limits of a document.
 
     yaml.v3 has a different limit, which depends on the size of the text (allowedAliasRatio, decode.go:468).
     """
@@ -128,7 +129,7 @@ def _check_aliases(root: yaml.Node) -> None:
 
 
 def children(node: yaml.Node) -> list[yaml.Node]:
-    """Return the items of a sequence, or the keys and values of a mapping; a scalar has no children."""
+    """Return the items of a sequence, or the keys and values of a mapping. A scalar has no children."""
     if isinstance(node, yaml.MappingNode):
         return [n for pair in node.value for n in pair]
     return list(node.value) if isinstance(node, yaml.SequenceNode) else []
@@ -205,9 +206,9 @@ def _unique(node: yaml.MappingNode, wrong: list[str]) -> bool:
 
 
 def value_of(node: yaml.Node, wrong: list[str]) -> Any:
-    """Return the value for a field of any type, as unmarshal (decode.go:484) does.
+    """Return the value of a node for a field of Go's type any, as unmarshal (decode.go:484) does.
 
-    It is a dict (AnyMap if a key is not a string), list, str, int, float, bool, Timestamp or None.
+    The value is a dict (AnyMap if a key is not a string), list, str, int, float, bool, Timestamp or None.
     """
     if isinstance(node, yaml.MappingNode):
         entries = pairs(node, wrong)
@@ -251,7 +252,10 @@ def _binary(text: str) -> str:
 
 
 def resolve(text: str, *, times: bool = True) -> Any:
-    """Resolve the text of a plain scalar. With ``times``, it may be a timestamp. Port of resolve (resolve.go:126)."""
+    """Resolve the text of a plain scalar. Port of resolve (resolve.go:126).
+
+    The result can be a Timestamp only if ``times`` is True.
+    """
     if text in WORDS:
         return WORDS[text]
     if text[0] not in "+-.0123456789":

@@ -1,9 +1,9 @@
-"""Scan YAML as yaml.v3's scannerc.go (v3.0.1) does, with a changed loader of PyYAML and limits on its nodes.
+r"""Scan YAML as yaml.v3's scannerc.go (v3.0.1) does, with a changed loader of PyYAML and limits on its nodes.
 
-Both scanners are ports of libyaml. PyYAML differs in four ways: it forbids tabs between tokens and inside plain
-scalars, ends a flow scalar at ``:]``, accepts the escape ``\\/`` but not ``\\'``, and rejects an anchor that is defined
-again. The loader is PyYAML's loader in Python and not the loader in C, because deep nesting raises an exception in
-Python and crashes in C. Threading: only one thread may use a loader.
+scannerc.go and PyYAML's scanner are both ports of libyaml. PyYAML's scanner differs in four ways: it forbids tabs
+between tokens and inside plain scalars, ends a flow scalar at ``:]``, accepts the escape ``\/`` but not ``\'``, and
+rejects an anchor that is defined again. The changed loader is PyYAML's loader in Python and not its loader in C,
+because deep nesting raises an exception in Python and crashes in C. Threading: only one thread may use a loader.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Write YAML exactly as Go's yaml.v3 does with SetIndent(2). ``kit info`` prints it, and ``kit unpack`` writes it.
+"""Write YAML exactly as Go's yaml.v3 does with SetIndent(2), for the output of ``info`` and the Kitfile of ``unpack``.
 
 This is a port of encode.go, emitterc.go and sorter.go of yaml.v3 v3.0.1 for structs, maps, lists and scalars without
 comments, anchors and tags. Oddities are ported too, because the bytes of every Kitfile that kit wrote depend on them.
@@ -60,7 +60,7 @@ def dump(value: Any, *, printable: bool = False) -> str:
     """Write a document as yaml.v3 does, with a final newline. Strings must not contain lone surrogates.
 
     With ``printable``, a string with characters that are unsafe for a terminal (``escaping``) is quoted, and these
-    characters are escaped. yaml.v3 escapes only some of them. A reader of the result gets the same string.
+    characters are escaped. yaml.v3 escapes only some of them. A YAML parser reads the same string in both cases.
     """
     writer = _Writer(printable=printable)
     if isinstance(value, Mapping) and value:
@@ -143,7 +143,10 @@ class _Writer:
         self.indicator("]")
 
     def scalar(self, text: str, style: str, analysis: Analysis, indent: int, *, key: bool = False) -> None:
-        """Port of yaml_emitter_select_scalar_style (emitterc.go:1004); then call the writer of that style."""
+        """Choose the style of a scalar, and write the scalar.
+
+        Port of yaml_emitter_select_scalar_style (emitterc.go:1004).
+        """
         if style == "" and (
             not (analysis.flow_plain if self.flow else analysis.block_plain) or (not text and (self.flow or key))
         ):
@@ -211,7 +214,10 @@ class _Writer:
                 self.indention = breaks = False
 
     def indent(self, indent: int) -> None:
-        """Move to column ``indent`` of a line without content. Port of yaml_emitter_write_indent (emitterc.go:1490)."""
+        """Move to column ``indent``, on a new line if this line has content.
+
+        Port of yaml_emitter_write_indent (emitterc.go:1490).
+        """
         if not self.indention or self.column > indent or (self.column == indent and not self.whitespace):
             self.break_line()
         if self.column < indent:
@@ -371,7 +377,10 @@ def _digits_before(text: str, end: int) -> str:
 
 
 def _number(text: str, at: int, number: int) -> tuple[int, int]:
-    """Append the digits from ``at`` on to ``number``; return (value, end). The value overflows as Go's int64 does."""
+    """Append the digits of ``text`` from ``at`` on to ``number``, and return (value, end).
+
+    The value overflows as Go's int64 does.
+    """
     while at < len(text) and text[at].isdecimal():
         number = number * 10 + ord(text[at]) - 48
         at += 1

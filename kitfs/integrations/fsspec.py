@@ -3,12 +3,13 @@
     fsspec.open("kitfs://registry.example.com/team/llama:v1/config.json")
     pandas.read_csv("kitfs://registry.example.com/team/llama:v1/data/train.csv", storage_options={"read_timeout": 10})
 
-A URL is ``kitfs://registry/repository:tag/path`` or ``kitfs://registry/repository@sha256:…/path``; without a registry
-(``kitfs:///llama:v1/path``) it names a kit of the store. The tag or digest is required, because the path follows it.
+A URL is ``kitfs://registry/repository:tag/path`` or ``kitfs://registry/repository@sha256:…/path``. A URL without a
+registry (``kitfs:///llama:v1/path``) names a kit of the store. The tag or digest is required, because the path follows
+it.
 
 This module is an entry point of fsspec, and only fsspec imports it, so kitfs works without fsspec. The file system is
-read-only. Threading: any number of threads may use an instance. A kit stays open, and its tag names the same digest as
-at its first use, until ``invalidate_cache`` or the end of the file system. A forked child opens its own kits.
+read-only. Threading: any number of threads may use an instance. A kit stays open as long as the file system exists, or
+until ``invalidate_cache`` is called. Meanwhile, its tag names the same digest. A forked child opens its own kits.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ OWN: Final = ("asynchronous", "loop", "skip_instance_cache", "use_listings_cache
 class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """A file system that contains the files of all kits.
 
-    All arguments are storage options. ``only`` and ``labels``: see ``kitfs.open``. ``options``: the options of
-    ``kitfs.ReadOptions``, and fsspec's own options. The constructor raises TypeError for an unknown option, and
-    UsageError for an invalid value.
+    All arguments are storage options. ``only`` and ``labels`` are explained in ``kitfs.open``. ``options`` are the
+    options of ``kitfs.ReadOptions`` and fsspec's own options. The constructor raises TypeError for an unknown option,
+    and UsageError for an invalid value.
     """
 
     protocol = "kitfs"
@@ -62,7 +63,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
         self._kits: dict[str, Kit] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the options, without user names and passwords in URLs, and the open kits with their digests."""
+        """Pickle the options and the digests of the open kits. User names and passwords in URLs are not pickled."""
         with self._lock:
             kits = dict(self._kits)
         return _unpickled, (type(self), without_secrets(dict(self.storage_options)), kits)
@@ -104,7 +105,10 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
             return self._kits[name], text[: len(text) - len(inside)].rstrip("/"), inside
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forget the open kits, so that each tag is looked up again at its next use. Open files can still be read."""
+        """Forget the open kits, so that each tag is looked up again when it is next used.
+
+        Open files can still be read.
+        """
         with self._lock:
             self._kits.clear()
 
@@ -142,7 +146,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
     modified = created
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
-        """Read a file from ``start`` to ``end``. Negative positions count from its end.
+        """Read a file from ``start`` to ``end``. Negative positions count from the end of the file.
 
         Raises FileNotFoundError, IsADirectoryError, KitfsError.
         """
@@ -184,7 +188,7 @@ class KitFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no 
 class KitBufferedFile(AbstractBufferedFile):  # type: ignore[misc]  # fsspec has no types
     """A file of a kit with the attributes of fsspec's files: ``size``, ``blocksize`` and ``cache``. It can be pickled.
 
-    Its kit stays open, even after ``invalidate_cache`` of its file system.
+    The kit stays open while this file is open, even after ``invalidate_cache`` of the file system.
     """
 
     def __init__(self, fs: KitFileSystem, path: str, mode: str = "rb", *, kit: Kit, inside: str, **kwargs: Any) -> None:
@@ -210,9 +214,9 @@ def _reopened(
 
 
 def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[str, Kit]) -> KitFileSystem:
-    """Make a file system whose tags name the same digests as where it was pickled.
+    """Return a file system in which tags name the same digests as in the file system that was pickled.
 
-    It is this process's cached instance if that has the same digests, otherwise a new instance.
+    This is the cached instance of this process if its tags name these digests, and otherwise a new instance.
     """
     fs = kind(**options)
     if not fs.adopt(kits):
@@ -223,7 +227,7 @@ def _unpickled(kind: type[KitFileSystem], options: dict[str, Any], kits: dict[st
 
 @contextmanager
 def _missing() -> Iterator[None]:
-    """Raise FileNotFoundError, as users of fsspec expect, instead of NotFound."""
+    """Translate NotFound in the block into FileNotFoundError, which users of fsspec expect."""
     try:
         yield
     except NotFound as e:
@@ -233,8 +237,8 @@ def _missing() -> Iterator[None]:
 def _info(kit: Kit, root: str, entry: FileInfo) -> dict[str, Any]:
     """Describe an entry as fsspec does.
 
-    ``ETag`` changes when a tag has moved, so that caches notice. Times are those of the kit, in seconds since the
-    epoch.
+    ``ETag`` contains the kit's digest, so caches notice when a tag names another kit. The times are those of the kit,
+    in seconds since the epoch.
     """
     created = float(kit.created)
     info: dict[str, Any] = {

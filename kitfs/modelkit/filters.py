@@ -22,9 +22,10 @@ TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter ``<type1>,<type2>[:<name1>,<name2>]``. It selects entries of these types with these names or paths.
+    """A filter ``<type1>,<type2>[:<name1>,<name2>]``.
 
-    A filter without names selects all entries of its types.
+    It selects the entries that have one of the types and one of the names or paths. A filter without names selects all
+    entries of its types.
     """
 
     types: tuple[str, ...]
@@ -34,7 +35,7 @@ class Filter:
     def parse(cls, text: str) -> Filter:
         """Parse a filter. Raises UsageError in kit's words.
 
-        A colon without names is also an error; kit accepts it and selects nothing.
+        A colon without names is an error. kit accepts a colon without names, and then selects nothing.
         """
         types, colon, rest = text.partition(":")
         names = tuple(n for n in rest.split(",") if n)

@@ -1,8 +1,8 @@
 """Read, edit and write indexes of kits. An index lists several variants of a model, which labels distinguish.
 
 Source: KitOps 1.17 (pkg/lib/index: index.go, edits.go, select.go). An index is an OCI image index with its own
-artifactType, and the labels of a variant are the ``modelMetadata`` of its descriptor. The JSON of a label's value stays
-as it was written, so an index that is read and written has the same digest. This module does no I/O.
+artifactType, and the labels of a variant are the ``modelMetadata`` of its descriptor. The JSON of a label's value is
+kept as it was written, so reading and writing an index does not change its digest. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class KitIndex:
         return next((v for v in self.variants if v.digest == digest), None)
 
     def added(self, variant: Variant) -> KitIndex:
-        """Return a copy with a variant. It replaces the variant with the same digest, or is appended."""
+        """Return a copy of the index with ``variant``, which is appended, or replaces the variant with its digest."""
         if self.get(variant.digest) is None:
             return replace(self, variants=(*self.variants, variant))
         return replace(self, variants=tuple(variant if v.digest == variant.digest else v for v in self.variants))
@@ -127,7 +127,7 @@ class KitIndex:
 
 
 def is_kit_index(data: bytes) -> bool:
-    """Return whether these bytes are an index of kits. A manifest or another index is not."""
+    """Return whether these bytes are an index of kits."""
     try:
         fields = loads(data)
     except ValueError:

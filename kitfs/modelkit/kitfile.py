@@ -273,7 +273,7 @@ class Kitfile:
             raise KitfileError("errors while validating Kitfile: \n" + "\n".join(f"  * {p}" for p in sorted(problems)))
 
     def warnings(self) -> list[str]:
-        """Return warnings about a Kitfile that may be packed but is probably a mistake.
+        """Return warnings about a Kitfile that can be packed but is probably a mistake.
 
         The warnings are about an unknown manifestVersion (kit after 1.7 also warns) and about entries whose paths are
         equal after cleaning (an error in kit after 1.7).
@@ -343,7 +343,7 @@ class Kitfile:
 def clean_path(path: str) -> str:
     """Clean a path as Go's path.Clean does.
 
-    The empty path becomes ".". Repeated and trailing slashes are removed, and ".." is resolved after a directory.
+    The empty path becomes ".". Repeated and trailing slashes are removed, and "a/.." is removed.
     """
     rooted = path.startswith("/")
     out: list[str] = []

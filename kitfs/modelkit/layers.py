@@ -1,4 +1,4 @@
-"""Match layers with the entries of the Kitfile, and find where the files of a layer go in the tree.
+"""Match layers with the entries of the Kitfile, and find the path of each layer in the tree.
 
 Since KitOps 0.5, the config of a ModelKit has the digest of each entry's layer. In older ModelKits, entries and layers
 are matched by their order within a type. The layers of a ModelPack have their path in an annotation. This module does
@@ -97,8 +97,8 @@ def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
 def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
     """Remove and return the entry of a layer: the candidate with its annotated path, or else the first candidate.
 
-    With ``keep_last``, the last candidate is not removed, because a manifest may have more layers of one digest (from
-    equal files) than the Kitfile has entries.
+    With ``keep_last``, the last candidate is not removed. Equal files make several layers with one digest, so a
+    manifest can have more layers with this digest than the Kitfile has entries.
     """
     if not candidates:
         return None
@@ -107,7 +107,7 @@ def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) ->
 
 
 def _relative(path: str) -> str:
-    """Normalize a path. The context itself is "". A path out of the context stays; the layer index skips it later."""
+    """Normalize a path. The context itself is "". A path that leads out of the context is not refused here."""
     cleaned = clean_path(path)
     return "" if cleaned == "." else cleaned
 
@@ -122,7 +122,7 @@ def has_kitfile(manifest: Manifest) -> bool:
 
 
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
-    """Return the Kitfile of a kit, from its config or its annotation, or made from the layers' paths.
+    """Return the Kitfile in a kit's config or annotation, or generate one from the paths of the layers.
 
     Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer of a ModelPack has no path,
     or if the number of diffIds differs from the number of layers.

@@ -52,8 +52,9 @@ REGULAR: Final = 48  # the type flag "0" of tar
 class PackedLayer(NamedTuple):
     """A finished layer.
 
-    ``kind`` is the kind of its ``Entry``, ``path`` is the path in its annotation, and ``size`` is in bytes. A ``raw``
-    layer is a single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of that file.
+    ``kind`` is the kind of its ``Entry``, ``path`` is the path in its annotation, and ``size`` is in bytes. If ``raw``
+    is True, the layer is a single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of
+    that file.
     """
 
     kind: str

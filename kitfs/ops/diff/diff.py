@@ -27,7 +27,7 @@ REMOTE_PREFIX: Final = "remote://"
 
 
 class DiffSide(NamedTuple):
-    """One of the two kits. ``remote``: whether the kit was read from its registry or layout instead of the store."""
+    """One of the two kits. ``remote``: whether the kit was read from its registry or layout, and not from the store."""
 
     reference: Reference | LayoutReference
     remote: bool
@@ -68,8 +68,9 @@ def diff(
 
     ``local://REF`` is looked up in the store, and ``remote://REF`` at its registry. A reference without a prefix is
     looked up in the store and then at its registry. ``files``: compare files by the indexes of their layers.
-    ``content``: also read files that may differ. ``tensors``: compare the headers of safetensors and GGUF files. The
-    files and tensors of identical kits are not compared. Raises NotFound, ManifestError, LayerError, RegistryError.
+    ``content``: also compare the bytes of files if the indexes do not show whether they differ. ``tensors``: compare
+    the headers of safetensors and GGUF files. The files and tensors of identical kits are not compared. Raises
+    NotFound, ManifestError, LayerError, RegistryError.
     """
     a, b = _side(workspace, first, 1), _side(workspace, second, 2)
     layers = compare_layers(a.manifest, b.manifest)
@@ -86,7 +87,7 @@ def diff(
 
 
 def _side(workspace: Workspace, text: str, number: int) -> DiffSide:
-    """Find one of the kits. Errors keep their class, and their message begins with kit's words."""
+    """Find one of the kits. An error keeps its class, and its message begins with the words that kit uses."""
     try:
         return _found(workspace, text)
     except KitfsError as e:
@@ -116,7 +117,7 @@ def _found(workspace: Workspace, text: str) -> DiffSide:
 
 @contextmanager
 def _files(workspace: Workspace, a: DiffSide, b: DiffSide) -> Iterator[tuple[KitFiles, KitFiles]]:
-    """List the files of both kits, including the files of their parents, without layers that are equal in both.
+    """List the files of both kits and of their parents, except files in layers that are equal in both kits.
 
     The files can be read until the end of the block.
     """

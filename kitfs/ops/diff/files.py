@@ -34,7 +34,7 @@ class ComparedFile(NamedTuple):
     read: Callable[[int, int], bytes]
 
     def same_bytes(self, other: ComparedFile | None) -> bool:
-        """Return whether both files are the same bytes of the same layer."""
+        """Return whether both files have their bytes at the same place in the same layer."""
         return other is not None and (self.layer, self.position) == (other.layer, other.position)
 
 
@@ -64,10 +64,10 @@ class FileChanges(NamedTuple):
 
 
 class KitFiles(Mapping[str, ComparedFile]):
-    """The files and symbolic links of ``tree``, which shows ``kit``, by path.
+    """The files and symbolic links of a kit, keyed by path. ``tree`` is the tree of ``kit``.
 
-    A kit may have millions of names, so only the path and the inode number of each are kept. A ComparedFile is made
-    when it is looked up.
+    A kit can have millions of names, so only the path and the inode number of each are kept. A ComparedFile is made
+    when its path is looked up.
     """
 
     def __init__(self, kit: Kit, tree: Tree) -> None:

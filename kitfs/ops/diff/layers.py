@@ -50,7 +50,7 @@ def _by_media_type(layers: list[Descriptor]) -> list[Descriptor]:
 
 
 class DeclaredLayer(Protocol):
-    """A layer with its declared path, such as ``kit.layer.Layer``, for ``without_equal_layers``."""
+    """A layer with its declared path, as ``without_equal_layers`` needs it (for example ``kit.layer.Layer``)."""
 
     @property
     def digest(self) -> str: ...
@@ -64,10 +64,11 @@ L = TypeVar("L", bound=DeclaredLayer)
 
 
 def without_equal_layers(first: Sequence[L], second: Sequence[L]) -> tuple[list[L], list[L]]:
-    """Return the layers of two kits without the layers that are the same in both.
+    """Return the layers of two kits without the layers that are equal in both.
 
-    A layer is omitted if both kits have it in the same order and its path does not overlap the path of any other layer.
-    To make the index of a compressed layer, the whole layer must be read, and this function saves that.
+    If the kits have their common layers in different orders, all layers are returned. A common layer is also returned
+    if its path overlaps the path of a layer that only one kit has. Omitting layers saves time, because the index of a
+    compressed layer can only be made by reading the whole layer.
     """
     pairs, left, right = pair(first, second, lambda layer: (layer.digest, layer.path))
     if [id(a) for a, _ in pairs] != [id(a) for a in first if not any(a is other for other in left)]:

@@ -39,7 +39,8 @@ class UnreadableFile(NamedTuple):
 class TensorChanges(NamedTuple):
     """The differences between the tensors of two kits.
 
-    ``same``: how many tensors have the same name, type and shape in both kits, in files whose bytes may differ.
+    ``same``: the number of tensors that have the same name, type and shape in both kits. Tensors in files that both
+    kits share are not counted.
     """
 
     added: list[KitTensor]
@@ -52,8 +53,8 @@ class TensorChanges(NamedTuple):
 def compare_tensors(first: Mapping[str, ComparedFile], second: Mapping[str, ComparedFile]) -> TensorChanges:
     """Compare the tensors of two kits by file and name.
 
-    A tensor has moved to another file if its name is unpaired and occurs exactly once in each kit. Only the headers of
-    files are read. Files that are the same bytes of the same layer in both kits are not read.
+    A tensor without a counterpart has moved to another file if its name occurs exactly once in each kit. Only the
+    headers of files are read. A file that both kits have in the same layer is not read.
     """
     unreadable: list[UnreadableFile] = []
     left = _tensors(first, second, 1, unreadable)
@@ -82,7 +83,10 @@ def _tensors(
     kit: int,
     unreadable: list[UnreadableFile],
 ) -> list[KitTensor]:
-    """List the tensors of all files that differ from the ``other`` kit. Unreadable files go to ``unreadable``."""
+    """List the tensors of all files that differ from the ``other`` kit.
+
+    Unreadable files are appended to ``unreadable``.
+    """
     found: list[KitTensor] = []
     for path, file in sorted(files.items()):
         if file.kind != "file" or not has_tensors(path) or file.same_bytes(other.get(path)):

@@ -71,7 +71,7 @@ def arrange(
     """Arrange the files of a repository into layers.
 
     ``ignore``: the content of its .kitignore, or None if it has none. ``max_layers``: if there would be more layers, no
-    directory is split. Raises ContextError if the path of an entry does not exist, KitfileError for an invalid
+    directory is split. Raises ContextError if the path of an entry does not exist, and KitfileError for an invalid
     .kitignore.
     """
     rules = IgnoreRules.parse(ignore)
@@ -125,7 +125,7 @@ class _Arranger:
         return Arrangement(kitfile, tuple(self._layers), tuple(self._warnings))
 
     def _sections(self, kind: str, section: Any) -> list[Any]:
-        """Return the entries that an entry becomes, and add their layers. Return [] if no file is left."""
+        """Return the entries that replace an entry, and add their layers. Return [] if no file is left."""
         path = clean_path(section.path)
         if path in self._by_path:
             if self._is_out(path, path):

@@ -81,9 +81,9 @@ def split_login(url: str, token: str | None) -> tuple[str, Login | None]:
 def environment(
     directory: str, url: str, login: Login | None, *, object_format: str, proxy: str | None, environ: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the environment variables for git in ``directory`` and a repository at ``url`` (without a login).
+    """Return the environment variables for a git that runs in ``directory`` and fetches from ``url``.
 
-    ``object_format``: "sha1" or "sha256".
+    ``url`` contains no user and password; ``login`` has them. ``object_format``: "sha1" or "sha256".
     """
     options = [
         *NEUTRAL.items(),
@@ -118,10 +118,10 @@ def environment(
 
 
 def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Add the proxy that ``environ`` names for ``url`` to ``variables``, chosen as for every connection of kitfs.
+    """Add the proxy for ``url`` to ``variables``. It is chosen from ``environ`` as for every connection of kitfs.
 
-    git cannot choose the proxy itself, because it uses curl, which reads NO_PROXY differently. Raises the UsageError of
-    ``proxy_for``.
+    git cannot choose the proxy itself, because it uses curl, which reads NO_PROXY differently. Raises UsageError as
+    ``proxy_for`` does.
     """
     names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
     kept = {name: value for name, value in variables.items() if name.lower() not in names}
@@ -138,7 +138,10 @@ def with_proxies(variables: Mapping[str, str], url: str, environ: Mapping[str, s
 
 
 def _settings(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the settings in GIT_CONFIG_COUNT, by which other programs pass a login. kitfs's settings override them."""
+    """Return the git settings in the variables GIT_CONFIG_COUNT, GIT_CONFIG_KEY_n and GIT_CONFIG_VALUE_n.
+
+    Other programs use these variables to pass a login. The settings of kitfs take precedence over them.
+    """
     text = environ.get("GIT_CONFIG_COUNT", "")
     count = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
     found = [(environ.get(f"GIT_CONFIG_KEY_{i}"), environ.get(f"GIT_CONFIG_VALUE_{i}")) for i in range(count)]

@@ -72,10 +72,10 @@ LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a revision. ``size``: its bytes.
+    """A file of a revision. ``size`` is in bytes.
 
-    ``digest``: the digest of an LFS object. ``git``: the SHA-1 of the file's git blob, which for an LFS object is the
-    blob of its pointer.
+    ``digest``: the digest of an LFS object. ``git``: the SHA-1 of the file's git blob. The git blob of an LFS object is
+    its pointer.
     """
 
     path: str
@@ -257,8 +257,8 @@ class Hub:
     def blob(self, url: str, file: HubFile, what: str) -> RemoteBlob:
         """Return a file as a Source. No request is sent until it is read.
 
-        The target of the hub's redirect is used until it expires, so many ranges of a file need only one request to the
-        hub.
+        The target of the hub's redirect is used until it expires, so one request to the hub is enough for many ranges
+        of a file.
         """
 
         def request(endpoint: Endpoint, headers: dict[str, str]) -> httpx.Response:

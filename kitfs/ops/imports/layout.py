@@ -1,7 +1,7 @@
-"""Import a kit from an OCI layout on disk (a directory or an archive), by a pull whose source is the layout.
+"""Import a kit from an OCI layout on disk, which is a directory or an archive.
 
-Only the requested manifest and its blobs are copied, and each blob is verified. A parent kit, which contains the model
-of this kit, is pulled from its registry.
+An import is a pull that reads from the layout instead of a registry. Only the requested manifest and its blobs are
+copied, and each blob is verified. A parent kit, which contains the model of this kit, is pulled from its registry.
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _write(pointer: Pointer, pieces: Iterator[bytes], moved: Any) -> None:
 
 
 def _led_from(named_by: str, host: str) -> AddressScope | None:
-    """Return the address scope from which an LFS server was named, or None if any address is permitted.
+    """Return the address scope of the repository that named an LFS server, or None if any address is permitted.
 
     Any address is permitted for a repository on this machine and for a server on the repository's own host.
     """
@@ -260,7 +260,10 @@ class _Server:
         return self._source(href, header, pointer)
 
     def _source(self, href: httpx.URL, header: Mapping[str, str], pointer: Pointer) -> RemoteBlob:
-        """Return an object as a Source. The server named its URL (``href``) and the headers for the request."""
+        """Return an object as a Source.
+
+        ``href`` and ``header`` are the URL and the request headers that the server returned.
+        """
         what = f"LFS object of {os.path.basename(pointer.path)}"
         http = self._client.http
         sent = {k: v for k, v in header.items() if k.lower() not in ("range", "accept-encoding", "host")}
@@ -291,5 +294,5 @@ def _pieces(source: RemoteBlob) -> Iterator[bytes]:
 
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:
-    """Return the endpoint without credentials, because the server named the headers to send."""
+    """Return a copy of the endpoint without credentials. The LFS server has named the headers to send instead."""
     return replace(endpoint, auth=TokenAuth(""))

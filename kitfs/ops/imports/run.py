@@ -1,8 +1,8 @@
 """Import a kit from a Hugging Face repository, a git repository or an OCI layout (the verb ``kitfs import``).
 
 Names are interpreted as in KitOps' pkg/cmd/kitimport: a URL of a hub and owner/name are Hugging Face repositories,
-other URLs and local directories are git repositories, and oci: and oci-archive: name layouts. Threading: ``import_kit``
-starts threads, and returns when they have ended.
+other URLs and local directories are git repositories, and names that begin with oci: or oci-archive: are layouts.
+Threading: ``import_kit`` starts threads, and returns when they have ended.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def import_kit(
 
 @dataclass(frozen=True, slots=True)
 class _ImportJob:
-    """The state of one import, which the three kinds of sources share."""
+    """The state of one import from any of the three kinds of sources."""
 
     workspace: Workspace
     references: list[Reference]
@@ -202,7 +202,7 @@ class _ImportJob:
 
 
 def _package(name: str) -> Package:
-    """Return a package with name and author from owner/name. The path of a local directory contains no author."""
+    """Return a package with name and author from owner/name. For the path of a local directory, there is no author."""
     owner, _, last = public(name).rstrip("/").removesuffix(".git").rpartition("/")
     owner = "" if _is_path(name) else owner.rpartition("/")[2]
     if ":" in owner and "@" in owner:

@@ -44,7 +44,7 @@ class Verified(NamedTuple):
 
 
 def usage(store: Store) -> dict[str, int]:
-    """Return the bytes on disk by form: "blobs" as registries store them, and "decoded" blobs."""
+    """Return the bytes on disk of blobs as registries store them ("blobs") and of decoded blobs ("decoded")."""
     pinned = store.pinned()
     found = dict.fromkeys(FORMS, 0)
     for entry in store.entries():
@@ -71,8 +71,8 @@ def verify(store: Store, *, report: Report) -> Verified:
     """Read every verified blob back from the disk, compare its digest, and remove it if its bytes have changed.
 
     A changed blob is reported as a warning. Blobs that mounts use are verified too. A mount that uses a removed blob
-    drops it soon (``Store.look``); a sealed mount serves the changed bytes until it is mounted again. Raises StoreError
-    if a blob cannot be read or removed.
+    drops it soon (``Store.look``). A sealed mount serves the changed bytes until the kit is mounted again. Raises
+    StoreError if a blob cannot be read or removed.
     """
     found = sorted(store.sealed())
     report(Total(EVERYTHING, sum(blob.size for blob in found)))

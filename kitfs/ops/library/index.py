@@ -49,7 +49,10 @@ class IndexRow(NamedTuple):
 
 
 class Deleted(NamedTuple):
-    """The result of a deletion: the tags of ``name`` (registry/repository), and whether the ``whole`` index is gone."""
+    """The result of a deletion: the deleted tags of ``name`` (registry/repository).
+
+    ``whole``: whether the index itself was deleted.
+    """
 
     name: str
     digest: Digest
@@ -120,7 +123,7 @@ def add(
     """Add a kit to an index, or change its labels and annotations, and return the new digest of the index.
 
     The kit is looked up in the store, or with ``remote`` at its registry. Raises NotFound, UsageError for a kit of
-    another repository, and ManifestError if ``kit`` names something else than a kit.
+    another repository, and ManifestError if ``kit`` does not name a kit.
     """
     if kit.name != reference.name:
         raise UsageError(
@@ -141,7 +144,7 @@ def add(
 def _kit(store: Store, kit: Reference, origin: Manifests | None) -> tuple[Descriptor, Manifest]:
     """Return a kit's descriptor for an index, and its manifest.
 
-    They are read from ``origin``, or from the store if it is None.
+    The manifest is read from ``origin``, or from the store if ``origin`` is None.
     """
     if origin is not None:
         found, data = origin.manifest(kit.identifier)
@@ -184,7 +187,7 @@ def remove(store: Store, reference: Reference, kit: Reference) -> tuple[Digest, 
 def delete(store: Store, reference: Reference, *, force: bool = False) -> Deleted:
     """Delete a tag of an index. With ``force`` or a digest, or for the last tag, the index itself is deleted.
 
-    Its kits stay. Raises NotFound, and UsageError if the reference names a kit.
+    The kits that the index lists are not deleted. Raises NotFound, and UsageError if the reference names a kit.
     """
     digest = reference.digest or _tagged(store, reference)
     row = next((row for row in listed(store) if row.name == reference.name and row.digest == digest), None)
@@ -200,7 +203,7 @@ def delete(store: Store, reference: Reference, *, force: bool = False) -> Delete
 
 
 def delete_all(store: Store) -> list[Deleted]:
-    """Delete every index of the store. Their kits stay."""
+    """Delete every index of the store. The kits that they list are not deleted."""
     return [_delete(store, row) for row in listed(store)]
 
 
@@ -230,8 +233,8 @@ def push(
 ) -> Digest:
     """Push the index ``source`` of the store to all tags of ``destination``, and return its digest.
 
-    Kits of the index that the registry does not have are pushed first. Raises NotFound if the store does not have the
-    index, or if a kit is neither at the registry nor in the store, and the errors of pushing a kit.
+    Kits of the index that the registry does not have are pushed first. Raises the errors of pushing a kit. Raises
+    NotFound if the store does not have the index, or if a kit is neither at the registry nor in the store.
     """
     store, target = workspace.store, workspace.push_to(destination)
     found = stored(store, source)
@@ -309,7 +312,7 @@ def _tagged(store: Store, reference: Reference) -> Digest | None:
 
 
 def _required(store: Store, reference: Reference) -> IndexDocument:
-    """Read an index that a verb will change. The NotFound that it raises advises to create the index."""
+    """Read an index that a verb will change. Raises NotFound with the advice to create the index."""
     try:
         return stored(store, reference)
     except NotFound as e:
@@ -322,7 +325,7 @@ def _write(store: Store, reference: Reference, index: KitIndex) -> Digest:
 
 
 def _save(store: Store, reference: Reference, digest: Digest, data: bytes) -> Digest:
-    """Store an index and set its tag. The index that had the tag is removed if it has no other tag."""
+    """Store an index and set its tag. An index that loses its last tag is removed."""
     assert is_kit_index(data)
     before = _tagged(store, reference)
     with store.pin([digest]):

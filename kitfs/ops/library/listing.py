@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def of_store(store: Store, filters: Sequence[Filter] = (), *, report: Report) -> list[Row]:
-    """List the kits of the store that contain something that a filter selects.
+    """List the kits of the store. With filters, list only the kits in which a filter selects something.
 
     A damaged kit is listed with only its name and tags, and a warning is reported.
     """
@@ -62,10 +62,8 @@ def of_repository(
 ) -> list[Row]:
     """List the kits of a repository, one row per tag, or only the kit that the reference names.
 
-    Tags of other artifacts are omitted.
-
-    Raises NotFound if the repository or the reference does not exist, ManifestError if the reference does not name a
-    kit, and RegistryError.
+    Tags of other artifacts are omitted. Raises NotFound if the repository or the reference does not exist,
+    ManifestError if the reference does not name a kit, and RegistryError.
     """
     if reference.identifier:
         documents = inspecting.fetched(repository, reference.identifier)
@@ -102,7 +100,7 @@ def _row(repo: str, tags: tuple[str, ...], documents: KitDocuments) -> Row:
 
 
 def _has(kitfile: Kitfile, filters: Sequence[Filter]) -> bool:
-    """Return whether a filter selects something in a kit, including models and datasets of other kits."""
+    """Return whether a filter selects something in a kit. A reference to another kit's model or dataset is included."""
     entries = [*kitfile.entries(), *(Entry("dataset", d.name, d.path) for d in kitfile.datasets if d.remote_path)]
     if kitfile.model is not None and kitfile.parent is not None:
         entries.append(Entry("model", kitfile.model.name, kitfile.model.path))

@@ -22,7 +22,10 @@ UNRELATED: Final = (401, 403, 408, 429)  # statuses that do not mean that the re
 
 
 class Removed(NamedTuple):
-    """The result of a removal: the tags of ``name`` (registry/repository), and whether the ``kit`` itself is gone."""
+    """The result of a removal: the removed tags of ``name`` (registry/repository).
+
+    ``kit``: whether the kit itself was removed.
+    """
 
     name: str
     digest: Digest
@@ -110,7 +113,7 @@ def _free(store: Store, digest: Digest) -> None:
 
 
 def free(store: Store, blobs: set[str]) -> None:
-    """Delete those of ``blobs`` that are not pinned.
+    """Delete each of ``blobs`` that is not pinned.
 
     A blob that a process has open stays until the store needs space.
     """

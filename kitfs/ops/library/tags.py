@@ -1,8 +1,8 @@
 """Manage the tags of the kits in the store.
 
 A tag is a ref with the same name (``store.refs``). A kit without a tag has a ref whose name is its digest, so the kit
-stays pinned until it is removed. As in kit, it is listed. Threading and processes: each tag is a separate file, and the
-last writer of a tag wins.
+stays pinned until it is removed. Kits without a tag are listed, as in kit. Threading and processes: each tag is a
+separate file, and the last writer of a tag wins.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def is_untagged(tag: str) -> bool:
 
 
 def _names(store: Store, name: str, digest: Digest) -> list[str]:
-    """Return the names of those refs of a repository that point to a digest."""
+    """Return the names of the refs of a repository that point to a digest."""
     return [tag for other, tag, value in store.refs.items() if other == name and value["digest"] == digest]
 
 

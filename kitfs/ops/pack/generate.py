@@ -268,7 +268,7 @@ class _Guess:
     def add_directory(self, directory: Directory) -> bool:
         """Add a subdirectory of the root as an entry.
 
-        Returns False if its kind is unknown. Its models are added in any case.
+        Returns False if the kind of the subdirectory is unknown. Its model files are added even then.
         """
         path = directory.path
         if directory.name == "docs":
@@ -353,7 +353,7 @@ def front_matter(text: str) -> dict[str, str]:
 def save(path: str, text: str, *, overwrite: bool) -> None:
     """Write a Kitfile. With ``overwrite``, an existing file is replaced atomically.
 
-    Raises UsageError if the file exists and ``overwrite`` is False, ContextError if it cannot be written.
+    Raises UsageError if the file exists and ``overwrite`` is False, and ContextError if the file cannot be written.
     """
     try:
         with whole_file(path, private=False, durable=False) if overwrite else open(path, "xb") as f:

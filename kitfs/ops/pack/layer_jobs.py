@@ -60,7 +60,7 @@ def plan_jobs(
     """Plan a job for each entry of the Kitfile, in layer order, and report warnings about the Kitfile and the files.
 
     Raises ContextError if the directory cannot be read or an entry's path does not exist, UsageError if the format
-    cannot hold an entry, KitfileError for an invalid .kitignore.
+    cannot store an entry, and KitfileError for an invalid .kitignore.
     """
     entries = kitfile.entries()
     if kit_format.model_pack and kitfile.mcp_servers:
@@ -81,7 +81,7 @@ def plan_jobs(
 
 
 def _private_warning(entries: Sequence[ScannedFile]) -> str:
-    """Return a warning about files that only their owner can read. The kit records these modes.
+    """Return a warning about files that only their owner can read, because the kit records these modes.
 
     For example, safetensors writes such files.
     """
@@ -137,9 +137,9 @@ def run_jobs(
 ) -> None:
     """Run ``do`` for every job, several at once, and report the layers in the Kitfile's order once all are done.
 
-    The first error stops the other jobs, and is raised when they have ended. ``patient``: also wait for the jobs after
-    KeyboardInterrupt. If False, KeyboardInterrupt is raised at once, because a request to a registry may block for a
-    long time.
+    The first error stops the other jobs, and is raised when they have ended. If ``patient`` is True, KeyboardInterrupt
+    is also raised when they have ended. If it is False, KeyboardInterrupt is raised at once, because a request to a
+    registry can block for a long time.
     """
     stop = threading.Event()
     failures: list[BaseException] = []  # in chronological order, because later failures may be caused by the first
@@ -198,7 +198,7 @@ def upload_layer(
     report: Report,
     stop: threading.Event,
 ) -> None:
-    """Upload one layer unless the repository has it. The layer is read once for its digest, and again to be sent.
+    """Upload one layer unless the repository has it. The layer is read once for its digest, and again if it is sent.
 
     To resume the upload of a compressed layer, the layer is compressed again from its beginning.
     """
@@ -252,7 +252,7 @@ def _hashed(pieces: Iterator[bytes], hasher: Any) -> Iterator[bytes]:
 
 
 def _with_progress(pieces: Iterator[bytes], job: LayerJob, report: Report, stop: threading.Event) -> Iterator[bytes]:
-    """Yield the pieces unchanged, and report each piece once it is used. Raises ContextError when ``stop`` is set."""
+    """Yield the pieces unchanged, and report each piece after it was used. Raises ContextError when ``stop`` is set."""
     for piece in pieces:
         if stop.is_set():
             raise ContextError(STOPPED)

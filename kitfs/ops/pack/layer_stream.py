@@ -31,7 +31,7 @@ ZSTD_LEVEL: Final = 3
 
 
 class LayerStream:
-    """The uncompressed bytes of a layer: a tar, or with ``raw`` its single file. ``size`` is their number.
+    """The uncompressed bytes of a layer: a tar, or with ``raw`` its single file. ``size`` is the number of bytes.
 
     The constructor raises ContextError for a name that cannot be stored in a tar.
     """

@@ -52,9 +52,9 @@ def pack(
     """Pack ``directory`` as ``kitfile`` describes, and tag the kit with ``references`` (see ``references_of``).
 
     ``push``: send the kit directly to the registry of the first reference, without a copy in the store.
-    ``concurrency``: how many layers are packed at once; None means that the number of CPUs decides. Raises UsageError
-    if ``push`` is True and the references have no registry, and the errors of ``parent_paths``, ``pack_to_store`` and
-    ``pack_to_registry``.
+    ``concurrency``: how many layers are packed at once; None means that the number of CPUs decides. Raises the errors
+    of ``parent_paths``, ``pack_to_store`` and ``pack_to_registry``, and UsageError if ``push`` is True and the
+    references have no registry.
     """
     if push and references[0].registry == LOCAL:
         raise UsageError("--push: registry is required when pushing (name it with --tag registry/repository:tag)")

@@ -24,8 +24,8 @@ class Subject(NamedTuple):
 def subject_of(source: Manifests, reference: Reference | LayoutReference, labels: Mapping[str, str]) -> Subject:
     """Return the kit that a reference names at ``source``. If it names an index, ``labels`` select one of its kits.
 
-    Raises NotFound, ManifestError for something else than a kit, UsageError unless the labels select exactly one kit,
-    and the errors of ``source``.
+    Raises NotFound, ManifestError if the reference does not name a kit, UsageError unless the labels select exactly one
+    kit, and the errors of ``source``.
     """
     found, data = source.manifest(reference.digest or reference.tag or ("" if _in_layout(reference) else "latest"))
     if is_kit_index(data):

@@ -34,10 +34,10 @@ def verify(
     *,
     labels: Mapping[str, str],
 ) -> tuple[Digest, list[Verified]]:
-    """Return the digest that a reference names, and the signatures of that digest by ``key`` (at least one).
+    """Return the digest that a reference names, and the signatures of that digest by ``signer`` (at least one).
 
     The signatures are read from the registry or the layout. If the reference names an index, ``labels`` select the kit.
-    Raises NotFound, RegistryError, ManifestError or UsageError, and SignatureError if no signature is by ``key``.
+    Raises NotFound, RegistryError, ManifestError or UsageError, and SignatureError if no signature is by ``signer``.
     """
     places = workspace.asked_apart(reference)
     digest = subject_of(workspace.asked(reference), reference, labels).descriptor.digest

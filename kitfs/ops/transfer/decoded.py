@@ -58,7 +58,10 @@ def _decode(store: Store, layer: Layer, stop: threading.Event) -> None:
 
 
 def _spare(store: Store, layer: Layer) -> int:
-    """Return how many bytes may be decoded until the next check, at least ``STEP``. Raises StoreFull."""
+    """Return how many bytes can be decoded before the free space must be checked again (at least ``STEP``).
+
+    Raises StoreFull if there is less space.
+    """
     spare = min(GRANT, store.room.spare(layer.digest) - MARGIN)
     if spare < STEP:
         raise StoreFull("the store has no room for it beside its other blobs")

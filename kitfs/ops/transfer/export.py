@@ -142,7 +142,7 @@ class _Content:
         self._report = report
 
     def add(self, entry: Descriptor, data: bytes, others: Sequence[Attached]) -> list[Descriptor]:
-        """Add the manifest of a kit and its referrers. Return their entries of index.json."""
+        """Add the manifest of a kit and its referrers. Return their entries for index.json."""
         lists = [
             (Descriptor(IMAGE_INDEX, Digest.of(index), len(index), {REF_NAME: tag}), index)
             for tag, index in indexes_of(others).items()

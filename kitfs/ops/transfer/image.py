@@ -1,7 +1,7 @@
 """Convert a kit to an ordinary OCI image, for example for Kubernetes image volumes and containerd.
 
 The image follows image-spec v1.1 (config.md, layer.md). Its config and its manifest are new; its layers are the blobs
-of the kit. If the kit is at the same registry, they are mounted from its repository, and no layer is sent. One small
+of the kit. If the kit is at the same registry, the layers are mounted from the kit's repository and not sent. One small
 layer with the Kitfile is added, so that the image shows the same tree as a mount. Every layer of an image must be a
 tar. The conversion is reproducible. Threading: ``convert`` starts threads, and returns when they have ended.
 """
@@ -42,8 +42,9 @@ Platform = tuple[str, str, str]  # os, architecture, variant ("": none)
 class Converted(NamedTuple):
     """The image that was made.
 
-    ``digest``: the digest of its manifest, or of its index if it has several platforms. The other fields are the bytes
-    of layers that were sent, that were mounted from another repository, and that the repository already had.
+    ``digest``: the digest of its manifest, or of its index if it has several platforms. The other fields are numbers of
+    bytes: of layers that were sent, of layers that were mounted from another repository, and of layers that the
+    repository already had.
     """
 
     digest: Digest
@@ -211,7 +212,10 @@ def _small_blob(descriptor: Descriptor, data: bytes, label: str) -> _Blob:
 def _send(
     blobs: dict[Digest, _Blob], layers: set[Digest], store: Store, target: Destination, concurrency: int, report: Report
 ) -> dict[str, int]:
-    """Upload every blob, several at once. Return how many bytes of ``layers`` were uploaded, mounted or existed."""
+    """Upload every blob, several at once.
+
+    Returns how many bytes of ``layers`` were uploaded, how many were mounted, and how many existed already.
+    """
     stop = threading.Event()
     lock = threading.Lock()
     sent = {"uploaded": 0, "mounted": 0, "exists": 0}

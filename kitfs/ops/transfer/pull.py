@@ -79,7 +79,7 @@ def pull_from(
     """Do what ``pull`` does, but read from the origins that ``origin_of`` returns for the kit and for its parents.
 
     ``admit`` is called for the kit and for each parent before their blobs are fetched. It raises SignatureError for a
-    kit that may not be used.
+    kit without a required signature.
     """
     return _pull(reference, store, origin_of, admit, labels or {}, concurrency, report, ())
 

@@ -80,7 +80,8 @@ def push_to(
 def put_manifest(target: Destination, destination: Reference, media_type: str, data: bytes) -> None:
     """Push a manifest under every tag of a reference.
 
-    Without a tag, push it under the digest, otherwise under ``latest``.
+    If the reference has a digest, the manifest is pushed under its digest. If it has neither a digest nor a tag, the
+    manifest is pushed under ``latest``.
     """
     tags = (destination.tag or "latest", *destination.extra_tags)
     for identifier in tags if destination.digest is None else (str(destination.digest),):
@@ -136,7 +137,7 @@ def upload_all(
 
 
 def label(descriptor: Descriptor) -> str:
-    """Return the name of a blob for display: its path, or without a path its kind and the start of its digest."""
+    """Return the name of a blob for display: its path, or its kind and the start of its digest if it has no path."""
     for name in FILEPATH:
         if name in descriptor.annotations:
             return descriptor.annotations[name]

@@ -1,10 +1,10 @@
 """Transfer the referrers of a kit: signatures, attestations, and every other manifest whose subject is the kit.
 
-Referrers are found by the referrers API, by the tag that replaces that API, and by the tags of cosign before version 3
-(``sha256-HEX.sig``, ``.att``, ``.sbom``). Referrers of referrers are included. The store lists the referrers of a kit
-in an image index. The index has the tag ``sha256-HEX`` in the kit's repository, which is the referrers tag of
-distribution-spec. An annotation of the index contains the tags of those referrers that have a tag. Threading: ``keep``
-and ``push`` start threads, and return when they have ended.
+Referrers are found by the referrers API, by the referrers tag (at registries without the API), and by the tags of
+cosign before version 3 (``sha256-HEX.sig``, ``.att``, ``.sbom``). Referrers of referrers are included. The store lists
+the referrers of a kit in an image index. The index has the tag ``sha256-HEX`` in the kit's repository, which is the
+referrers tag of distribution-spec. An annotation of the index contains the tags of those referrers that have a tag.
+Threading: ``keep`` and ``push`` start threads, and return when they have ended.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def attached_to(source: SignatureSource, digest: Digest, report: Report) -> list
 
 
 def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: int, report: Report) -> int:
-    """Fetch the referrers of a kit of the repository ``name`` into the store, and return how many manifests there are.
+    """Fetch the referrers of a kit of the repository ``name`` into the store, and return the number of manifests.
 
     They stay in the store as long as the kit. Raises IntegrityError, StoreFull, or the errors of ``source``.
     """
@@ -105,7 +105,7 @@ def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: i
 
 
 def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
-    """Return the referrers that ``keep`` has stored for a kit. Raises StoreError if the store has lost a part of it."""
+    """Return the referrers that ``keep`` has stored for a kit. Raises StoreError if the store has lost one of them."""
     value = store.refs.get(name, tag_of(digest))
     if value is None:
         return []

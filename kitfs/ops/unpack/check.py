@@ -30,11 +30,11 @@ class Checked:
     has_kitfile: bool
 
     def stays(self, item: Item) -> bool:
-        """Return whether the file of an item need not be written."""
+        """Return whether the file of an item is done or kept, and so is not written."""
         return item.path in self.done or item.path in self.kept
 
     def is_due(self, layer: PlannedLayer) -> bool:
-        """Return whether a layer must be read. An empty layer must be read, because its digest must be verified."""
+        """Return whether a layer must be read. An empty layer is read too, to verify its digest."""
         return not layer.items or not all(self.stays(item) for item in layer.items)
 
 
@@ -49,7 +49,8 @@ def check(
 ) -> Checked:
     """Check every name that the plan writes, layer by layer in kit's order.
 
-    Raises ContextError for the first name that cannot be written. As in kit, the steps before it are reported first.
+    Raises ContextError for the first name that cannot be written. The steps before the step of that name are reported
+    first, as in kit.
     """
     checker = _Checker(planned, directory, journal, overwrite=overwrite, ignore_existing=ignore_existing)
     problems = checker.layers()
@@ -111,7 +112,10 @@ class _Checker:
         )
 
     def layers(self) -> dict[int, str]:
-        """Return the first problem, keyed by the number of its layer. Later layers are not checked."""
+        """Return the first problem, keyed by the number of its layer, or {}.
+
+        Layers after the first problem are not checked.
+        """
         problems = self._directories()
         for number, layer in enumerate(self._planned.layers):
             if number in problems:
@@ -123,7 +127,10 @@ class _Checker:
         return problems
 
     def _directories(self) -> dict[int, str]:
-        """Find the missing directories, and return the first name that exists but is not a directory."""
+        """Find the missing directories.
+
+        Return the first name that exists but is not a directory, keyed by its layer, or {}.
+        """
         for path, item in self._planned.tree.directories.items():
             parent = path.rpartition("/")[0]
             about = None if parent in self._missing else self._directory.lstat(path)

@@ -64,7 +64,7 @@ class ContentSource(Protocol):
     """A layer to unpack, or a file that is stored elsewhere.
 
     ``fetches`` returns how many bytes must be fetched before anything is written. ``index`` reads the index; ``room``
-    is the most bytes that the decoded content may take. ``open`` returns the content; ``kept`` is how many of its files
+    is the largest size of the decoded content in bytes. ``open`` returns the content; ``kept`` is how many of its files
     an earlier run has written or begun.
     """
 
@@ -194,10 +194,10 @@ class LayerContent:
 
     @staticmethod
     def _is_right(content: Blob, stop: threading.Event) -> bool:
-        """Read a blob that the store has verified before back from the disk, and compare its digest.
+        """Read a blob back from the disk, and compare its digest.
 
-        Returns False if its bytes have changed and can be fetched again. Raises Stopped, and IntegrityError if they
-        cannot be fetched again.
+        Returns False if its bytes have changed and can be fetched again. Raises Stopped, and IntegrityError if changed
+        bytes cannot be fetched again.
         """
         try:
             return content.check(stop.is_set)
@@ -209,7 +209,8 @@ class LayerContent:
     def _decode(self, content: Blob, stop: threading.Event, room: int) -> None:
         """Decode a whole layer into the store.
 
-        Raises LayerLimit if it grows beyond its limit or ``room``, StoreFull if it does not fit into the store.
+        Raises LayerLimit if the layer grows beyond its limit or ``room``, and StoreFull if it does not fit into the
+        store.
         """
         at = 0
         try:
@@ -251,8 +252,8 @@ class LayerContent:
     def _open_direct(self, source: Source, count: CountBytes, stop: threading.Event, kept: int) -> Direct | None:
         """Return the content of ``source``, or None if the layer must go through the store.
 
-        That is so if the store has most of the layer, or if the layer has so many small files that their headers would
-        take much memory.
+        A layer must go through the store if the store has most of it, or if it has so many small files that their
+        headers would take much memory.
         """
         layer, headers, index = self.layer, None, self._index
         if index is None or not self.fetches():
@@ -315,11 +316,11 @@ class Verified:
             self._count(done)
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0, because the bytes are copied."""
+        """Use no bytes of an earlier run, and return 0: ``copy`` copies all bytes."""
         return 0
 
     def finish(self) -> bool:
-        """Return True, because the content was verified before."""
+        """Return True, because the content has already been verified."""
         return True
 
     def close(self) -> None:

@@ -35,9 +35,9 @@ LITTLE: Final = 4 << 20  # bytes between two files of an earlier run that are wo
 class Headers:
     """The bytes of an archive outside the files of ``index``.
 
-    ``index_tar`` reads them from here; the bytes of the files read as zeros. Headers of an archive are never inside its
-    files. So an index that is made from these bytes is equal to ``index`` only if ``index`` is the index of the
-    archive. ``size``: the size of the archive in bytes. ``outside``: how many bytes will be kept.
+    ``index_tar`` reads these bytes to make the index again. Inside the files, it reads zeros. If the result is equal to
+    ``index``, then ``index`` is the right index of the archive, because the headers of an archive are never inside its
+    files. ``size``: the size of the archive in bytes. ``outside``: how many bytes will be kept.
     """
 
     def __init__(self, index: LayerIndex, size: int) -> None:
@@ -134,7 +134,10 @@ class Direct:
         return done
 
     def _reach(self, at: int) -> bool:
-        """Read the bytes before ``at`` from the store, which fetches them if necessary, if they are few."""
+        """Read the bytes before ``at`` if they are few. Return whether the content has been read up to ``at``.
+
+        The bytes are read from the store, which fetches them if necessary.
+        """
         if not 0 <= at - self._at <= LITTLE:
             return False
         if at > self._at:
@@ -188,7 +191,8 @@ class Direct:
     def finish(self) -> bool:
         """Read the rest, and compare the digest and the index.
 
-        Returns False if they are wrong but another attempt may succeed. Raises IntegrityError if it cannot.
+        Returns True if both are right, and False if another attempt may succeed. Raises IntegrityError if the digest is
+        wrong and another attempt cannot help.
         """
         while self._at < self._layer.size:
             self._next()

@@ -8,10 +8,11 @@
         {"f": path, "i": inode, "s": size, "m": mtime}   before a whole file gets its name
 
 The command is identified by the digest of the manifest, the filters, and the digests of the layers. A file with the
-inode that the journal records was written by this command. If its size and mtime match too, and the machine has not
-been restarted since, the file is complete: nothing is fsynced before the end of an unpack, so a restart may have lost
-bytes. A file that was only begun is resumed: its bytes are hashed again, so that lost bytes are noticed. The journal is
-only appended to, so a kill never loses what an earlier run has recorded. Threading: any thread may write; one lock.
+inode that the journal records was written by this command. The file is complete if its size and mtime match too and the
+machine has not been restarted since. A restart can lose bytes, because nothing is fsynced before the end of an unpack.
+A file that was only begun is resumed: its bytes are hashed again, so lost bytes are noticed. The journal is only
+appended to, so a kill never loses what an earlier run has recorded. Threading: any thread may write; one lock
+serializes the writes.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ class Journal:
 
     @property
     def empty(self) -> bool:
-        """Return whether no command has started writing to this directory."""
+        """Return True if no command has started writing to this directory."""
         return self._file.stat().st_size == 0
 
     def close(self) -> None:

@@ -144,7 +144,7 @@ class _ObjectStream:
         self._stop = stop
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0, because the object is read from its beginning."""
+        """Use no bytes of an earlier run, and return 0: the object is read from its beginning."""
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:

@@ -70,7 +70,8 @@ class ForwardReader:
 class Streamed:
     """Content that the store cannot keep. It is read once, from its beginning to its end, and hashed meanwhile.
 
-    ``index``: given if the layer is one file, whose size is then checked at the end.
+    ``index``: the index of a layer that is one file, or None for an archive. The size of the one file is checked at the
+    end.
     """
 
     verified: Final = False
@@ -98,7 +99,7 @@ class Streamed:
             yield piece
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Return 0, because the digest is that of the compressed bytes."""
+        """Use no bytes of an earlier run, and return 0: the digest can only be computed from the compressed bytes."""
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
@@ -124,7 +125,7 @@ class Streamed:
     def finish(self) -> bool:
         """Read the rest without decoding it, and return True.
 
-        Raises IntegrityError if the digest is wrong, or the size of the only file.
+        Raises IntegrityError if the digest or the size of the only file is wrong.
         """
         more = 0
         if self._index is not None:

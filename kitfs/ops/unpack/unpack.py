@@ -155,7 +155,7 @@ def unpack_kit(
 
 
 def _check_directory(directory: str) -> None:
-    """Raise ContextError if the name of the directory belongs to something that is not a directory."""
+    """Raise ContextError if ``directory`` exists but is not a directory."""
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise ContextError(f"{directory} exists and is not a directory (choose another directory with --dir)")
 

@@ -253,8 +253,8 @@ class _Writer:
 def _hard_links(checked: Checked) -> tuple[list[HardLink], set[str]]:
     """Return the hard links to write, and the names that are written as files instead of hard links.
 
-    If an existing file is kept under the first name of a file, its other names cannot be links to it. The second name
-    is then written as a file.
+    If an existing file is kept under the first name of a file, further names cannot be links to it, because its content
+    may differ. The second name is then written as a file.
     """
     links: list[HardLink] = []
     instead: dict[str, str] = {}  # first name → the name that is written as a file instead
