@@ -1,4 +1,4 @@
-"""The same tree is mounted from a kit in every format. Only the manifests differ."""
+"""A kit is packed in every format. All formats are mounted as the same tree; only the manifests differ."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_mcp_servers_are_no_part_of_a_model_pack(tmp_path: Path, store: Store) -
 
 
 class Registry:
-    """A repository for ``pack_to`` that reads each blob from the given start offsets."""
+    """A fake repository for ``pack_to``. It reads each blob from its start and from each offset in ``starts``."""
 
     def __init__(self, starts: Sequence[int]) -> None:
         self.blobs: dict[Digest, bytes] = {}

@@ -130,7 +130,7 @@ def asked(hub: FakeHub) -> list[str]:
     [(1000, "absolute", True), (2, "relative", True), (1, "absolute", True), (2, "relative", False)],
 )
 def test_every_file_is_listed(fake: FakeHub, snapshot: Open, page: int, links: str, recursive: bool) -> None:
-    """A listing is complete with several pages, relative or absolute links, and a request for each directory.
+    """Every file is listed, with several pages, with relative or absolute links, and with one request per directory.
 
     Files of git, such as .gitattributes, are left out.
     """
@@ -472,7 +472,7 @@ def test_a_hub_that_asks_for_too_much_patience(fake: FakeHub, client: RegistryCl
 def test_what_a_registry_has_never_moves(fake: FakeHub, snapshot: Open, store: Store, client: RegistryClient) -> None:
     """A blob that the registry has is not transferred.
 
-    Other files are sent to the registry without being stored. The exceptions are small files, whose digest is not known
+    Other files are sent to the registry and not stored. Only small files are stored first, if their digest is not known
     in advance.
     """
     with FakeRegistry() as registry:
@@ -532,9 +532,9 @@ def layers(
 
 
 def test_directories_become_their_files() -> None:
-    """An entry for a directory is replaced by one entry for each file below the directory. The fields are copied.
+    """An entry for a directory is replaced by one entry for each file below the directory.
 
-    Files that belong to another entry are left out.
+    Each new entry has the fields of the old entry. Files that belong to another entry are left out.
     """
     kitfile = Kitfile(
         "1.0.0",

@@ -110,7 +110,7 @@ def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, v
 
 
 def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
-    """A pull reports a total with a label for each blob, the moved bytes, and each verified blob."""
+    """For each blob, a pull reports a total with a label, the moved bytes, and the verification."""
     kit = kit_of()
     told: list[Event] = []
     bring(fake.put_kit("team/kit", kit, "v1"), told=told)
@@ -205,10 +205,10 @@ def test_after_a_part(fake: FakeRegistry, store: Store, client: RegistryClient, 
 def test_while_a_mount_reads(
     fake: FakeRegistry, store: Store, client: RegistryClient, bring: Pull, open_store: Opener
 ) -> None:
-    """A pull and a mount that read the same blob at the same time transfer most bytes only once.
+    """If a pull and a mount read the same blob at the same time, most bytes are transferred only once.
 
-    A long request is aborted when it reaches bytes that the other process has fetched. The bytes in the request's
-    socket buffers are lost.
+    A long request is aborted when it reaches bytes that the other process has fetched. The bytes in the socket buffers
+    of the request are lost.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -238,7 +238,7 @@ def test_twice_at_once(fake: FakeRegistry, open_store: Opener, store: Store, bri
 def test_a_registry_without_ranges(fake: FakeRegistry, store: Store, bring: Pull) -> None:
     """If the registry ignores ranges, one stream transfers the whole blob.
 
-    The other requests are aborted, and the bytes in their socket buffers are lost.
+    The other requests are aborted. The bytes in their socket buffers are lost.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -300,7 +300,7 @@ def test_a_kit_larger_than_the_limit(fake: FakeRegistry, open_store: Opener, bri
 def test_a_limit_takes_what_is_not_pinned(
     fake: FakeRegistry, open_store: Opener, client: RegistryClient, bring: Pull
 ) -> None:
-    """A pull into a full store evicts other blobs that are not pinned."""
+    """If the store is full, a pull evicts blobs that are not pinned."""
     tiny = open_store(size_limit=2 * MiB)
     read = random.Random(9).randbytes(3 * MiB)
     other = Descriptor("", Digest.parse(fake.put_blob("team/kit", read)), len(read))
@@ -493,7 +493,7 @@ def test_without_credentials(fake: FakeRegistry, bring: Pull) -> None:
 
 
 class Expire:
-    """A fault that expires all tokens after every ``every`` authorized responses. The responses are not changed."""
+    """A fault that does not change responses. At every ``every``-th authorized response, all tokens expire."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -578,7 +578,7 @@ def test_labels_of_a_kit_are_ignored_and_told(fake: FakeRegistry, store: Store, 
 
 
 class BusyUntilItExpires:
-    """A fault that answers the first ``times`` requests with 429 and lets the token expire before the retry."""
+    """A fault that answers the first ``times`` requests with 429. The token expires before a request is retried."""
 
     def __init__(self, registry: FakeRegistry, times: int) -> None:
         self.registry = registry
@@ -595,7 +595,7 @@ class BusyUntilItExpires:
 def test_a_busy_registry_whose_tokens_do_not_live_that_long(
     fake: FakeRegistry, store: Store, client: RegistryClient
 ) -> None:
-    """If the token has expired during the wait, a new token is requested."""
+    """If the token expires while a pull waits after a 429, a new token is requested."""
     kit = kit_of(kits.part("code", "a", SMALL, format="raw"))
     ref = fake.put_kit("team/kit", kit, "v1")
     fake.require_token()
@@ -668,7 +668,10 @@ def test_nothing_is_evicted_for_decoded_layers(fake: FakeRegistry, open_store: O
 
 
 def test_a_layer_that_cannot_be_decoded_is_pulled(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """A pull checks only the digest of a layer. A mount reports layers that cannot be decoded."""
+    """A pull checks only the digest of a layer, so the pull succeeds.
+
+    A mount reports that the layer cannot be decoded.
+    """
     kit = kit_of(kits.part("model", "m", b"", compression="gzip", blob=b"not gzip"))
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)

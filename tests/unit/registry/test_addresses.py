@@ -1,4 +1,4 @@
-"""A URL that a registry, a kit or a repository names may lead only to some addresses, whatever the kind of URL."""
+"""A URL that comes from a registry, a kit or a repository is followed only to allowed addresses."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.so
 
 @pytest.mark.parametrize("led_from", [None, "host"])
 def test_who_may_lead_to_loopback(listener: socket.socket, led_from: AddressScope | None) -> None:
-    """A URL on loopback may be named by the user, or by a registry on loopback."""
+    """The user and a registry on loopback may name a URL on loopback."""
     stream = GuardedBackend(SyncBackend(), led_from).connect_tcp("localhost", listener.getsockname()[1], 5.0)
     assert scope_of(stream.get_extra_info("server_addr")[0]) == "host"
     stream.close()
@@ -172,7 +172,7 @@ def hub(elsewhere: str) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def inner() -> Iterator[FakeRegistry]:
-    """Yield a running server on loopback. Servers elsewhere must not lead to it."""
+    """Yield a running server on loopback. URLs of servers elsewhere must not lead to this server."""
     with FakeRegistry() as running:
         running.put_manifest("team/kit", BODY, tag="v1")
         running.put_blob("team/kit", DATA)
@@ -304,7 +304,7 @@ def test_an_lfs_object_of_a_server_elsewhere_is_not_on_loopback(
 def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
     hub: FakeHub, inner: FakeRegistry, client: Clients, tmp_path: Path
 ) -> None:
-    """The repository, not the user, names lfs.url in .lfsconfig. So this URL may not be on loopback."""
+    """The lfs.url in .lfsconfig comes from the repository and not from the user. It is refused if it is on loopback."""
     with pytest.raises(RegistryError, match="this machine itself"):
         _lfs(f"{inner.url}/lfs", client(plain_http=True), tmp_path, named_by=f"{hub.url}/a.git")
     assert inner.served() == []
@@ -313,7 +313,7 @@ def test_a_repository_elsewhere_does_not_name_an_lfs_server_on_loopback(
 def test_an_open_connection_to_loopback_is_not_used_for_a_redirect_from_elsewhere(
     outer: FakeRegistry, inner: FakeRegistry, client: Clients
 ) -> None:
-    """The redirect is refused, even if a connection to the registry on loopback is open."""
+    """A redirect from elsewhere to loopback is refused, even if a connection to the registry on loopback is open."""
     one = client(plain_http=True)
     one.repository(Reference.parse(f"{inner.host}/team/kit")).manifest("v1")
     inner.forget()
@@ -333,7 +333,7 @@ def test_a_registry_on_loopback_does_not_lead_to_the_link(fake: FakeRegistry, cl
 
 
 def test_a_registry_on_loopback_leads_to_loopback(fake: FakeRegistry, inner: FakeRegistry, client: Clients) -> None:
-    """A registry on loopback may name a URL with another port, or with another name of this machine."""
+    """A registry on loopback may name a URL that has another port or another name of this machine."""
     fake.fail(
         "/manifests/",
         Status(302, {"Location": f"http://localhost:{inner.host.rpartition(':')[2]}/v2/team/kit/manifests/v1"}),
@@ -350,7 +350,7 @@ def test_a_parent_on_loopback_of_a_kit_that_is_here(
 ) -> None:
     """A kit from this machine may name a parent on loopback.
 
-    Such a kit was packed here, or is in a layout on disk or in a registry on loopback.
+    The kit was packed here, or is in a layout on disk, or is in a registry on loopback.
     """
     parent = Reference.parse(f"{inner.host}/team/kit:v1").held_by(holder)
     assert client().repository(parent).manifest("v1")[1] == BODY
@@ -360,7 +360,7 @@ def test_a_parent_on_loopback_of_a_kit_that_is_here(
     "to", ["http://127.0.0.1:1/x", "http://0x7f.1:1/x", "http://localhost:1/x", "http://169.254.169.254/x"]
 )
 def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry, client: Clients, to: str) -> None:
-    """Behind a proxy, which resolves names itself, only the spelling of the host is checked.
+    """A proxy resolves host names itself, so kitfs checks only the spelling of a host.
 
     Addresses and names of this machine are refused without a request to the proxy.
     """
@@ -373,7 +373,10 @@ def test_behind_a_proxy_the_host_is_checked_as_it_is_spelled(fake: FakeRegistry,
 
 @pytest.mark.parametrize("credentials", [False, True])
 def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Clients, credentials: bool) -> None:
-    """A registry over TLS may not name a token server without TLS, not even on loopback or without credentials."""
+    """A registry over TLS may not name a token server without TLS.
+
+    This is also true on loopback, and if there are no credentials.
+    """
     with FakeRegistry(tls=server_context()) as secure:
         secure.fail("/manifests/", Status(401, {"WWW-Authenticate": f'Bearer realm="{inner.url}/token"'}))
         auths = {secure.host: {"auth": base64.b64encode(b"u:p").decode()}} if credentials else {}
@@ -384,7 +387,7 @@ def test_a_realm_does_not_lead_away_from_tls(inner: FakeRegistry, client: Client
 
 
 def test_cookies_are_not_kept(fake: FakeRegistry, client: Clients) -> None:
-    """A cookie of a registry is not sent back."""
+    """A cookie from a registry is not sent back."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/v2/", Headers({"Set-Cookie": "a=b; Path=/"}))
     one = client().repository(Reference.parse(f"{fake.host}/team/kit"))

@@ -52,9 +52,9 @@ def test_basic_without_the_right_password(
 
 
 def test_an_anonymous_token(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without credentials, the realm is asked once for an anonymous token, which is used for many requests.
+    """Without credentials, an anonymous token is requested once and used for many requests.
 
-    The token request has the service and the scope.
+    The token request contains the service and the scope.
     """
     fake.require_token()
     one = repository()
@@ -104,7 +104,10 @@ def test_an_expired_token_is_replaced(fake: FakeRegistry, repository: Repositori
 
 
 def test_a_token_is_not_used_to_its_last_moment() -> None:
-    """A token is used for nine tenths of its lifetime. A refusal discards only the refused token."""
+    """A token is replaced after nine tenths of its lifetime.
+
+    If the registry refuses a token, only this token is discarded.
+    """
     now = [0.0]
     tokens = Tokens(lambda: now[0])
     tokens.put("h", "s", "Bearer a", 100)
@@ -202,14 +205,14 @@ def test_a_token_server_that_answers_nonsense(
     "asks", ["Bearer", 'Bearer realm=""', 'Bearer realm="ftp://x/"', 'Bearer realm="http://[::bad"', "Negotiate", ""]
 )
 def test_challenges_that_cannot_be_met(fake: FakeRegistry, repository: Repositories, asks: str) -> None:
-    """The error has the class KitfsError."""
+    """A challenge that kitfs cannot meet raises KitfsError."""
     fake.fail("/manifests/", Status(401, {"WWW-Authenticate": asks} if asks else {}))
     with pytest.raises(RegistryError):
         repository(auths={fake.host: USER}).manifest("v1")
 
 
 def test_challenges_are_read_as_they_come() -> None:
-    """A header may have several schemes, upper-case names, no blanks, quotes, and commas in quotes."""
+    """A WWW-Authenticate header may have several schemes, upper-case names, no blanks, quotes, and commas in quotes."""
     assert challenges('Bearer realm="https://a/t",service="r",scope="repository:x:pull,push"') == {
         "bearer": {"realm": "https://a/t", "service": "r", "scope": "repository:x:pull,push"}
     }
@@ -267,7 +270,10 @@ HEAPS = ['a="', "bearer ", "basic,", "a ", " ", ",", "\\", "a=b,", '"', "=", 'a=
 @pytest.mark.parametrize("heap", HEAPS)
 @pytest.mark.parametrize("start", ["", "Bearer ", 'Bearer realm="'])
 def test_a_challenge_is_read_in_steps_that_go_forward(start: str, heap: str) -> None:
-    """Parsing takes linear time. Every step consumes a character, and no step starts after the limit."""
+    """Every step of the parser consumes a character, so parsing takes linear time.
+
+    A challenge after the first MAX_CHALLENGE characters is ignored.
+    """
     header = (start + heap * MAX_CHALLENGE)[:MAX_CHALLENGE]
     steps, at = 0, 0
     while (match := CHALLENGE_PART.match(header, at)) is not None:
@@ -301,10 +307,10 @@ def flow(url: str, realm: str, *, plain_http: bool) -> httpx.Request:
     ],
 )
 def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> None:
-    """Credentials are sent over TLS.
+    """Credentials are sent to a realm with TLS.
 
-    Without TLS, they are sent only with --plain-http, to loopback, or to the registry's own host if the registry uses
-    plain HTTP.
+    A realm without TLS gets credentials in three cases: with --plain-http, on loopback, and on the host of a registry
+    that uses plain HTTP.
     """
     assert flow(url, realm, plain_http=plain_http).headers["Authorization"].startswith("Basic ")
 
@@ -319,7 +325,7 @@ def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
 def test_public_content_needs_no_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """If a credential helper is missing, anonymous access is tried, with a warning.
+    """If a credential helper is missing, a warning is logged and anonymous access is tried.
 
     If anonymous access is refused, the error names the helper.
     """
@@ -345,7 +351,7 @@ def test_a_refusal_names_the_missing_credential_helper(
 def test_a_registry_that_repeats_our_credentials_is_not_quoted(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """An error contains neither the Authorization header nor its decoded form, however the response spells them."""
+    """An error does not contain the credentials, even if the response repeats them, encoded or decoded."""
     header = "Basic " + base64.b64encode(b"u:hunter22").decode()
     fake.require_basic({"u": "hunter22"})
     message = f"you sent {header}, that is u:hunter22; hunter22 is wrong"
@@ -393,12 +399,12 @@ def test_a_token_server_that_is_gone_is_named_with_its_registry(fake: FakeRegist
     ],
 )
 def test_scopes_are_joined_by_resource(asked: str, own: str, whole: str) -> None:
-    """The scopes of the request, the challenge and the client are joined, with each resource once."""
+    """The scopes of the request, of the challenge and of the client are merged. Each resource occurs once."""
     assert widened(asked, own) == whole
 
 
 def test_a_login_in_the_url_of_a_mirror_is_used_and_not_shown(fake: FakeRegistry, repository: Repositories) -> None:
-    """User and password in the URL of a mirror are sent to that mirror only. No message shows them."""
+    """A user and password in the URL of a mirror are sent only to that mirror. No message contains them."""
     with FakeRegistry() as mirror:
         mirror.put_manifest("team/kit", BODY, tag="v1")
         mirror.require_basic({"u": "hunter22"})

@@ -53,7 +53,7 @@ def blob_of(fake: FakeRegistry, repository: Repositories, size: int = -1, **opti
 
 
 def test_a_range_asks_for_itself_only(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """A range is read by one request with identity encoding. Bytes and requests are counted."""
+    """A range is read by one request with identity encoding. The counters count its bytes and the request."""
     assert read(blob_of(fake, repository), 1000, 5096) == DATA[1000:5096]
     (served,) = fake.served()
     assert (served.method, served.range, served.sent) == ("GET", "bytes=1000-5095", 4096)
@@ -115,7 +115,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 
 
 def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 200 to a range request, ``ranged`` is False and the body counts from byte 0.
+    """If a range request gets a 200, ``ranged`` becomes False. The body is read as the blob from byte 0.
 
     No byte is requested twice.
     """
@@ -141,7 +141,7 @@ def test_200_to_a_range_of_everything_proves_nothing(fake: FakeRegistry, reposit
 
 
 def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry ignores ranges, the second body starts at byte 0.
+    """If a body breaks off and the registry ignores ranges, the next body starts at byte 0.
 
     The bytes that were already yielded are skipped.
     """
@@ -158,9 +158,9 @@ def test_a_stream_that_breaks_off_goes_on_behind_what_came(fake: FakeRegistry, r
 
 
 def test_a_node_without_ranges_amid_a_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a range breaks off and the next response is 200, the range is still read to its end.
+    """If a range breaks off and the next response is a 200, the range is still read to its end.
 
-    Later reads are streams.
+    Afterwards, ``ranged`` is False.
     """
     blob = blob_of(fake, repository)
     fake.fail("/blobs/", Cut(1_000), times=1)
@@ -224,7 +224,7 @@ def test_client_errors_are_not_retried(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob that is too short is found by the Content-Length of a 200 or by the total of a 206."""
+    """A blob that is too short is detected from the Content-Length of a 200 or the Content-Range of a 206."""
     with pytest.raises(IntegrityError, match="has 1000000 bytes, but the descriptor declares 1000001"):
         read(blob_of(fake, repository, len(DATA) + 1), 0, 10)
     fake.fail("/blobs/", IgnoreRange())
@@ -248,9 +248,9 @@ def test_a_stream_without_length_that_is_shorter_or_longer(
 
 
 def test_a_stall_fails_after_the_read_timeout(fake: FakeRegistry, repository: Repositories) -> None:
-    """If no byte arrives for the read timeout, the read fails without a retry.
+    """If no byte arrives within the read timeout, the read fails without a retry.
 
-    The error names the host and the seconds.
+    The error names the host and the timeout.
     """
     blob = blob_of(fake, repository, read_timeout=0.3)
     stall = Stall(100_000)
@@ -270,7 +270,7 @@ def test_a_slow_drip_is_not_a_stall(fake: FakeRegistry, repository: Repositories
 
 
 def test_a_drip_below_the_least_speed_is_a_stall(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error states how many bytes arrived."""
+    """A body below the minimum speed fails the read. The error states how many bytes arrived."""
     blob = blob_of(fake, repository, read_timeout=0.5)
     fake.fail("/blobs/", Drip(1, 0.05))
     got = read_until(Unavailable, rf"{fake.host} sent only \d+ bytes in 0.5 s \(--read-timeout\)", blob, 0, None)
@@ -290,7 +290,7 @@ def test_every_byte_that_came_before_a_stall_is_given_at_once(fake: FakeRegistry
 
 
 def test_a_redirects_target_is_kept_and_gets_no_authorization(fake: FakeRegistry, repository: Repositories) -> None:
-    """The target of a redirect is reused for later ranges. It gets no credentials."""
+    """The target of a redirect is reused for later ranges. No credentials are sent to the target."""
     fake.require_basic({"u": "p"})
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn)
@@ -352,7 +352,10 @@ def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, re
 
 
 def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all endpoints fail, the error has the class of the registry's error, and names the cause for each mirror."""
+    """If all endpoints fail, the error's class is that of the registry's error.
+
+    The message names each mirror's cause.
+    """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
         blob = blob_of(fake, repository, mirrors={fake.host: (empty.url, dead.url)})

@@ -36,7 +36,7 @@ BODY = json.dumps({"schemaVersion": 2, "config": {}, "layers": []}).encode()
 
 
 def test_a_tag_is_resolved_to_its_manifest(fake: FakeRegistry, repository: Repositories, counters: Counters) -> None:
-    """The result has the bytes of the manifest and a descriptor with the response's media type.
+    """Resolving a tag returns the manifest's bytes, and a descriptor with the response's media type.
 
     Manifests and indexes are accepted.
     """
@@ -61,7 +61,7 @@ def test_a_manifest_by_digest_is_checked(fake: FakeRegistry, repository: Reposit
 def test_a_manifest_by_tag_must_have_the_digest_that_its_registry_claims(
     fake: FakeRegistry, repository: Repositories
 ) -> None:
-    """The digest must be that of the header Docker-Content-Digest, unless the header is missing or invalid."""
+    """If the header Docker-Content-Digest is valid, the manifest must have that digest."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": "nonsense"}), times=1)
     assert repository().manifest("v1")[1] == BODY
@@ -90,7 +90,7 @@ def test_manifests_are_capped(fake: FakeRegistry, repository: Repositories) -> N
 
 
 def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repository: Repositories) -> None:
-    """A manifest that breaks off is requested three times in all. Then an error names the registry."""
+    """If a manifest always breaks off, it is requested three times. Then an error names the registry."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     fake.fail("/manifests/", Cut(20), times=2)
     assert repository().manifest("v1")[1] == BODY
@@ -113,7 +113,7 @@ def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repo
 
 
 def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
-    """The method sends HEAD. It returns True or False, or raises an error."""
+    """``exists`` sends a HEAD request. It returns True or False, or raises an error."""
     fake.put_blob("team/kit", BODY)
     assert repository().exists(descriptor(BODY))
     assert not repository().exists(descriptor(b"other"))
@@ -127,7 +127,7 @@ def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
 def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> None:
     """Referrers come from the API, or from the tag sha256-<hex> if the registry has no such API.
 
-    A filter selects by artifact type.
+    They can be filtered by artifact type.
     """
     fake.referrers_api = api
     subject = fake.put_manifest("team/kit", BODY, tag="v1")
@@ -282,7 +282,7 @@ def test_a_server_that_speaks_something_else(repository: Repositories) -> None:
 
 
 def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, repository: Repositories) -> None:
-    """The URL of a mirror may have a path."""
+    """Mirrors are tried in their order before the host. The URL of a mirror may have a path."""
     with FakeRegistry(prefix="/proxy/up") as first, FakeRegistry() as second:
         second.put_manifest("team/kit", BODY, tag="v1")
         one = repository(mirrors={fake.host: (f"{first.url}/", second.url)})
@@ -303,7 +303,7 @@ def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repos
 def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositories) -> None:
     """If all endpoints fail, the error has the class of the registry's own error.
 
-    For example, only the registry can decide that a tag does not exist.
+    Only the registry can decide, for example, that a tag does not exist.
     """
     with FakeRegistry() as mirror:
         mirror.stop()
@@ -354,6 +354,6 @@ def test_docker_io_is_asked_at_its_registry(client: Clients) -> None:
 def test_plain_http_is_for_loopback_unless_asked(
     client: Clients, registry: str, plain: bool | None, scheme: str
 ) -> None:
-    """By default, only localhost, 127.0.0.0/8 and ::1 use plain HTTP."""
+    """By default, plain HTTP is used only for localhost, 127.0.0.0/8 and ::1."""
     repository = client(plain_http=plain).repository(Reference.parse(f"{registry}/team/kit:v1"))
     assert repository.endpoints[-1].base == f"{scheme}://{registry}/v2/team/kit"

@@ -1,4 +1,4 @@
-"""Credentials come from the files of kit and docker, from credsStore and from credHelpers."""
+"""Credentials come from the files of kit and docker, and from the helpers that credsStore and credHelpers name."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None
     ],
 )
 def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
-    """The longest matching repository is used, then the host as kit writes it, then other spellings of the host.
+    """A key with the longest matching repository comes first, then the host as kit writes it, then its other spellings.
 
     Source: containers-auth.json(5).
     """
@@ -106,7 +106,7 @@ def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
 
 
 def test_an_empty_entry_hides_no_other(tmp_path: Path) -> None:
-    """docker leaves an empty entry if a store has the credentials. Such an entry is ignored."""
+    """An empty entry in auths is ignored. docker writes such an entry if the credentials are in a credential store."""
     path = written(tmp_path / "c.json", {"auths": {HOST: {}, f"https://{HOST}": AUTH}})
     assert Credentials((path,)).of(HOST) == Credential("u", "p:w")
 
@@ -156,7 +156,10 @@ def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Pat
 
 
 def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> None:
-    """If the user name is <token>, the secret is an identity token. docker.io has a key of its own."""
+    """If the user name from a store is <token>, the secret is an identity token.
+
+    For docker.io, the store gets the key https://index.docker.io/v1/.
+    """
     path = written(tmp_path / "c.json", {"credsStore": "token"})
     assert Credentials((path,)).of("docker.io") == Credential(identity_token="s3cret")
     assert helper.read_text().splitlines() == ["https://index.docker.io/v1/"]
@@ -176,7 +179,7 @@ def test_a_store_that_holds_an_identity_token(tmp_path: Path, helper: Path) -> N
     ],
 )
 def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, words: str) -> None:
-    """A missing or broken helper, and an invalid name of a helper, raise UsageError with the name."""
+    """A missing helper, a broken helper and an invalid helper name raise UsageError with the name."""
     with pytest.raises(UsageError, match=words):
         Credentials((written(tmp_path / "c.json", {"credsStore": store}),)).of(host)
 
@@ -193,14 +196,14 @@ def test_a_helper_that_fails_is_named(tmp_path: Path, store: str, host: str, wor
     ],
 )
 def test_a_file_that_is_broken_is_named(tmp_path: Path, config: Any) -> None:
-    """The UsageError has the path of the file."""
+    """An invalid credential file raises UsageError with its path."""
     path = written(tmp_path / "c.json", config)
     with pytest.raises(UsageError, match=r"c\.json"):
         Credentials((path,)).of(HOST)
 
 
 def test_a_file_that_is_a_fifo_is_named(tmp_path: Path) -> None:
-    """A FIFO raises UsageError with its path. kitfs does not wait for a writer of the FIFO."""
+    """A credential file that is a FIFO raises UsageError with its path. kitfs does not wait for a writer."""
     os.mkfifo(tmp_path / "c.json")
     with pytest.raises(UsageError, match=r"c\.json: .*c\.json is not a regular file"):
         Credentials((str(tmp_path / "c.json"),)).of(HOST)
@@ -215,7 +218,7 @@ def test_sections_of_another_shape_are_passed_over(tmp_path: Path, config: Any) 
 def test_a_helper_of_the_current_directory_is_not_run(
     tmp_path: Path, helper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This is true even if PATH contains the current directory."""
+    """A helper in the current directory is not run, even if PATH contains the current directory."""
     monkeypatch.chdir(tmp_path / "bin")
     monkeypatch.setenv("PATH", ".::bin")
     with pytest.raises(UsageError, match="docker-credential-here is not on PATH"):
@@ -224,7 +227,7 @@ def test_a_helper_of_the_current_directory_is_not_run(
 
 
 def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Line ends of Windows are removed too."""
+    """A helper's output may end with LF or CRLF. The line end is not part of the secret."""
     script = tmp_path / "bin/docker-credential-crlf"
     written(script, '#!/bin/sh\nprintf \'{"Username":"u\\\\r\\\\n",\\r\\n"Secret":"s3cret\\\\r\\\\n"}\\r\\n\'\n')
     script.chmod(0o755)

@@ -22,7 +22,7 @@ Repositories = Callable[..., Repository]
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repository: Repositories) -> None:
-    """The yielded pieces are contiguous, whatever the sizes of TLS records or network segments."""
+    """The pieces have no gaps between them, whatever the sizes of TLS records or network segments."""
     with FakeRegistry(tls=server_context() if tls else None) as fake:
         fake.put_blob("team/kit", DATA)
         options = {"plain_http": not tls, "tls_certs": (str(TLS / "ca.pem"),)}
@@ -41,7 +41,7 @@ def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repos
 def test_the_pieces_of_a_fast_body_are_what_arrives_within_4_ms(mib_per_second: int, step: int) -> None:
     """The pieces of a slow body are yielded as they arrive.
 
-    Those of a fast body end at multiples of the store's chunk size.
+    The pieces of a fast body end at multiples of the store's chunk size.
     """
     assert fast_step(UNIT, UNIT / (mib_per_second << 20)) == step
 
@@ -51,7 +51,7 @@ def test_a_body_that_took_no_measurable_time_comes_in_the_largest_pieces() -> No
 
 
 def test_many_bodies_stay_below_the_memory_budget(client: Callable[..., RegistryClient], fake: FakeRegistry) -> None:
-    """Twenty large bodies that are received at once use no more memory than the budget, and arrive unchanged."""
+    """Twenty large bodies are received at once. They stay below the memory budget and arrive unchanged."""
     fake.put_blob("team/kit", DATA)
     buffers = Buffers(16 * UNIT)
     repository = client(buffers=buffers).repository(Reference.parse(f"{fake.host}/team/kit"))

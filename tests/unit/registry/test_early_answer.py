@@ -1,6 +1,6 @@
-"""A response may arrive before the whole body was sent.
+"""A server may respond before it has received the whole body of a request.
 
-The server then stops reading but leaves the connection open.
+It then stops reading, but leaves the connection open.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def serve() -> Iterator[Servers]:
 
 
 def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]:
-    """Send a PUT.
+    """Send a PUT whose body is made of pieces of 1 MiB.
 
-    Return the status of the response, and the number of pieces of 1 MiB that were taken from the body.
+    Return the status of the response, and the number of pieces that the client took from the body.
     """
     made = 0
 
@@ -80,7 +80,7 @@ def put(url: str, pieces: int = 64, *, timeout: float = 20.0) -> tuple[int, int]
 
 
 def head(one: socket.socket) -> bytes:
-    """Read the head of a request, and the part of the body that arrived with the head."""
+    """Receive the head of a request. Return the part of the body that arrived with the head."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += one.recv(4096)
@@ -96,7 +96,7 @@ def hear(one: socket.socket, heard: int, size: int) -> int:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("after", [0, 3 * MiB])
 def test_an_early_answer_is_heard(serve: Servers, tls: bool, after: int) -> None:
-    """After an early response, no more of the body is sent, and the response is returned.
+    """After an early response, the client stops sending the body and returns the response.
 
     The server leaves the connection open.
     """
@@ -148,7 +148,7 @@ def test_an_interim_response_is_not_final(serve: Servers) -> None:
 
 
 def test_a_server_that_reads_nothing_times_out(serve: Servers) -> None:
-    """The error is WriteTimeout."""
+    """A server that does not read the body causes a WriteTimeout."""
     with pytest.raises(httpx.WriteTimeout):
         put(serve(head), timeout=0.2)
 
@@ -163,7 +163,7 @@ def test_a_close_without_a_response_is_an_error(serve: Servers) -> None:
 
 
 def test_what_came_early_is_read_first() -> None:
-    """Reads return the bytes of an early response before those of the socket, and never more than requested."""
+    """A read returns the bytes of an early response first, then those of the socket, and never more than requested."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\n")

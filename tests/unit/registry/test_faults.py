@@ -68,7 +68,7 @@ def error_of(attempt: Callable[[], object], error: type[KitfsError]) -> str:
 
 
 def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) -> None:
-    """If a port accepts a connection but does not respond to TLS, the attempt ends after the connect timeout."""
+    """If a server accepts a connection but does not respond to TLS, the attempt ends after the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         team = repository(registry=f"127.0.0.1:{silent.getsockname()[1]}", plain_http=False, connect_timeout=0.3)
         message = error_of(lambda: team.manifest("v1"), Unavailable)
@@ -77,7 +77,7 @@ def test_a_handshake_that_never_ends_is_no_connection(repository: Repositories) 
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_retry_after_is_waited_for(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """The second request is sent after the one second that Retry-After specifies."""
+    """If Retry-After is 1, the request is sent again after one second."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "1"}), times=1)
     began = time.monotonic()
     assert repository().manifest("v1")[1] == MANIFEST
@@ -101,7 +101,7 @@ def test_a_registry_cannot_write_the_log(fake: FakeRegistry, repository: Reposit
 def test_200_to_a_range_becomes_one_stream_for_every_reader(
     fake: FakeRegistry, repository: Repositories, tmp_path: Path
 ) -> None:
-    """If a registry ignores ranges, many readers of a cold blob share a single request."""
+    """If a registry ignores ranges, many readers of a blob that is not in the store share a single request."""
     big = random.Random(8).randbytes(8 * MiB)
     digest = Digest.parse(fake.put_blob("team/kit", big))
     fake.fail("/blobs/", IgnoreRange())
@@ -135,7 +135,7 @@ def in_parallel(run: Callable[[int], object], count: int) -> None:
 
 
 def test_locations_that_serve_once_are_resolved_for_every_range(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a location is valid for one request only, the registry is asked for a new location before each range."""
+    """If a redirect target serves one request only, the registry is asked for a new target before each range."""
     with FakeRegistry() as cdn:
         fake.redirect_blobs_to(cdn, uses=1)
         blob = repository().blob(BLOB)
@@ -207,7 +207,7 @@ def test_a_target_whose_bodies_break_off_is_not_asked_for_ever(fake: FakeRegistr
 def test_a_retry_after_beyond_the_read_timeout_is_not_waited_for(
     fake: FakeRegistry, repository: Repositories, status: int
 ) -> None:
-    """The response is an error at once, and no second request is sent."""
+    """If Retry-After is longer than the read timeout, the request fails at once and is not sent again."""
     fake.fail("/manifests/", Status(status, {"Retry-After": "20"}))
     error_of(lambda: repository(read_timeout=2.0).manifest("v1"), RateLimited if status == 429 else Unavailable)
     assert len(fake.served()) == 1
@@ -235,7 +235,7 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, name: str) -> None:
-    """The error has the right class and names the token server. After the fault, requests succeed."""
+    """The error has the right class and names the token server. When the token server works again, requests succeed."""
     fault, error = TOKENS[name]
     with FakeRegistry() as desk:
         fake.require_token(server=desk)
@@ -259,7 +259,7 @@ def test_a_login_while_mounted_is_seen(fake: FakeRegistry, repository: Repositor
     "body", [b"<html>", b"[]", b'{"manifests": 5}', b" " * (6 * MiB)], ids=["html", "list", "number", "long"]
 )
 def test_referrers_that_are_not_an_index(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """If the body of a 200 is not an index, ManifestError is raised. The result is not an empty list."""
+    """If a list of referrers is requested and the body of a 200 is not an index, ManifestError is raised."""
     fake.fail("/referrers/", Status(200, {"Content-Type": INDEX}, body=body))
     error_of(lambda: repository().referrers(Digest.of(MANIFEST)), ManifestError)
 
@@ -283,7 +283,7 @@ def test_a_redirect_away_from_tls_is_refused(secure: FakeRegistry, repository: R
 
 
 class Tunnel(http.server.BaseHTTPRequestHandler):
-    """A proxy that supports only CONNECT. It connects to ``target``, whatever host was requested."""
+    """A proxy that supports only CONNECT. The proxy connects to ``target``, whatever host a client requests."""
 
     target: tuple[str, int]
     asked: list[str]
@@ -307,7 +307,7 @@ class Tunnel(http.server.BaseHTTPRequestHandler):
             pass  # one of the two sides has closed the connection
 
     def log_message(self, *_: object) -> None:
-        """Log nothing. The attribute ``asked`` records the requests."""
+        """Log nothing."""
 
 
 @pytest.mark.parametrize("environment", [False, True])

@@ -1,8 +1,8 @@
-"""Properties of the errors of OpenSSL, httpx, httpcore and h11 on which kitfs relies, tested with these libraries.
+"""kitfs relies on some texts and classes of the errors of OpenSSL, httpx, httpcore and h11.
 
-``http_errors`` parses OpenSSL's reasons where faults cannot be distinguished in another way, and shortens messages of
-h11 that quote foreign bytes. If a new version of a library changes its words, these tests fail. Every connection in
-these tests is a real connection, made as kitfs makes it.
+``http_errors`` parses OpenSSL's reason if nothing else distinguishes two faults. It also shortens messages of h11 that
+quote bytes of a server. These tests fail if a new version of a library changes such a text. They use real connections,
+which are opened as kitfs opens them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ Servers = Callable[..., str]
 def serve() -> Iterator[Servers]:
     """Return a function that starts a server and returns its host:port.
 
-    The server sends ``data`` after the first bytes of each connection and closes the connection. With ``tls``, a TLS
-    handshake comes first.
+    On each connection, the server waits for the first bytes, sends ``data`` and closes the connection. With ``tls``, it
+    performs a TLS handshake first.
     """
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
@@ -95,7 +95,7 @@ def error_of(url: str, *, headers: dict[str, str] | None = None, trusts: bool = 
 
 @pytest.mark.parametrize("alert", [ALERT, UNEXPECTED], ids=["without a line end", "with a line end"])
 def test_an_alert_in_reply_to_plain_http_is_a_tls_alert(serve: Servers, alert: bytes) -> None:
-    """A TLS alert is recognized by its first bytes. The error names it as the cause."""
+    """A TLS alert is recognized by its first bytes. The alert is the cause of the error."""
     url = f"http://{serve(alert)}/"
     error = error_of(url)
     assert isinstance(error, httpx.RemoteProtocolError)
@@ -145,7 +145,7 @@ def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
     ids=["HTTP", "SSH", "SMTP", "zeros", "a record that is too long", "an alert", "nothing"],
 )
 def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: bytes, expected: bool) -> None:
-    """OpenSSL's reason distinguishes this permanent failure from a handshake that failed, which is retried."""
+    """OpenSSL's reason distinguishes a server without TLS from a failed handshake. Only the handshake is retried."""
     error = error_of(f"https://{serve(data)}/")
     cause = root_cause(error)
     found = isinstance(cause, ssl.SSLError) and speaks_no_tls(cause)
@@ -173,7 +173,7 @@ def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
 
 
 def test_a_refused_connection_is_not_permanent() -> None:
-    """The cause of the error is an OSError of the system, and the request is retried."""
+    """The cause of the error is ConnectionRefusedError, so the failure is not permanent."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         host = f"127.0.0.1:{closed.getsockname()[1]}"
     error = error_of(f"http://{host}/")
@@ -201,7 +201,7 @@ def test_messages_do_not_repeat_a_header_that_h11_refuses(serve: Servers) -> Non
 def test_httpx_reports_an_invalid_location_by_its_cause(serve: Servers) -> None:
     """httpx parses the Location of a redirect even if it does not follow the redirect.
 
-    ``mapped`` names the redirect as the fault.
+    If the Location is invalid, ``mapped`` names the redirect as the fault.
     """
     found = b"HTTP/1.1 302 Found\r\nLocation: http://[::bad/\r\nContent-Length: 0\r\n\r\n"
     url = f"http://{serve(found)}/"

@@ -1,4 +1,7 @@
-"""kit's own storage next to a registry: which blobs are used, which are refused, and kits that exist only there."""
+"""kitfs reads kits and blobs from the storage of the tool kit.
+
+Some of these kits are in a registry too, and some are only in kit's storage. Damaged blobs are refused.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ LOG = logging.getLogger("kitfs.test")
 
 
 class Storage:
-    """A home of kit, as kit 1.7 writes it."""
+    """A KITOPS_HOME directory, as kit 1.7 writes it."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -57,7 +60,7 @@ class Storage:
         return self.blobs / digest.removeprefix("sha256:")
 
     def state(self) -> dict[str, tuple[int, int, int]]:
-        """Return inode, size and time of every file. Any write changes the result."""
+        """Return the inode, size and time of every file. Any write changes at least one of them."""
         found = {path: path.stat() for path in sorted(self.home.rglob("*"))}
         return {str(path): (about.st_ino, about.st_size, about.st_mtime_ns) for path, about in found.items()}
 
@@ -126,7 +129,10 @@ FILES = {"w.bin": WEIGHTS, "src/a.py": b"print()\n"}
 def test_only_the_manifest_is_asked_of_the_registry(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    """If kit's storage has the blobs, under any name, only the manifest is requested. The storage is not changed."""
+    """If kit's storage has the blobs of a kit, only the manifest is requested. The storage is not changed.
+
+    The kit may have another name in the storage.
+    """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     storage.put(kit, "somewhere.test/else", "v7")
@@ -145,9 +151,9 @@ def test_only_the_manifest_is_asked_of_the_registry(
 def test_a_wrong_copy_is_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, wrong: str
 ) -> None:
-    """The blob is read from the registry, and the wrong copy is not changed.
+    """If kit's storage has a wrong copy of a blob, the blob is read from the registry. The copy is not changed.
 
-    If a byte is wrong, a warning is logged once.
+    If the copy has a wrong byte, a warning is logged once.
     """
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -192,7 +198,10 @@ def test_no_linked_directory_of_kits_is_entered(
 def test_a_wrong_config_and_manifest_are_not_used(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A config or manifest in kit's storage is not used if its digest is wrong, even if it is requested by digest."""
+    """A config or manifest in kit's storage is not used if its digest is wrong.
+
+    This is also true if the kit is requested by its digest.
+    """
     kit = kit_of()
     ref = f"{fake.put_kit('team/kit', kit, 'v1').removesuffix(':v1')}@{kit.digest}"
     storage.put(kit, "somewhere.test/else")
@@ -204,7 +213,7 @@ def test_a_wrong_config_and_manifest_are_not_used(
 
 
 def test_a_copy_is_checked_once(opened: Opener, storage: Storage) -> None:
-    """A later process does not hash a file again if the file has not changed."""
+    """A file in kit's storage is hashed once. A later process does not hash it again unless the file has changed."""
     storage.put(kit_of(), "somewhere.test/else")
     digest = Digest.of(WEIGHTS)
     reads: list[str] = []
@@ -240,7 +249,7 @@ class NoHints:
 
 
 class SlowStorage:
-    """A storage of kit. Its checks do not start to read before ``released`` is set."""
+    """Make kit's storage slow: the check of a file waits until ``released`` is set."""
 
     def __init__(self, home: Path) -> None:
         released = self.released = threading.Event()
@@ -253,7 +262,7 @@ class SlowStorage:
         self.storage = KitStorage(str(home), NoHints(), LOG, wait_limit=100, open_file=SlowFile.open)
 
     def blob(self, data: bytes, answer: Answer) -> Source:
-        """Return the blob ``data`` of a repository. ``answer`` stands for the registry."""
+        """Return the blob ``data`` from kit's storage. ``answer`` is the same blob in the registry."""
 
         class Repository:
             def blob(self, _: Descriptor) -> Answer:
@@ -264,7 +273,10 @@ class SlowStorage:
 
 
 class Answer:
-    """A blob of a registry, in ranges or as one stream. After ``good`` bytes it raises Unavailable."""
+    """A blob in a registry, which is read by ranges or as one stream.
+
+    After ``good`` bytes, a read raises Unavailable.
+    """
 
     def __init__(self, data: bytes, *, ranged: bool = True, good: int = 1 << 60) -> None:
         self.data = data
@@ -283,9 +295,9 @@ class Answer:
 
 
 def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
-    """While kit's copy is checked, the blob is read from the registry.
+    """While the copy in kit's storage is being checked, a read uses the registry.
 
-    If the registry fails, the reader waits for the check.
+    If the registry fails, the read waits until the copy has been checked.
     """
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
@@ -305,7 +317,7 @@ def test_a_large_copy_is_read_after_its_check(storage: Storage) -> None:
 
 
 def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
-    """If the registry fails in the middle of its stream, the other bytes are read from kit's copy."""
+    """If the registry fails in the middle of its stream, the copy in kit's storage is read for the remaining bytes."""
     data = random.Random(2).randbytes(10_000)
     storage.path(Digest.of(data)).write_bytes(data)
     slow = SlowStorage(storage.home)
@@ -321,7 +333,10 @@ def test_a_registry_without_ranges_that_goes_away(storage: Storage) -> None:
 def test_a_copy_that_is_checked_while_a_registry_without_ranges_is_read(
     fake: FakeRegistry, storage: Storage, repository: Callable[..., RemoteOrigin]
 ) -> None:
-    """The stream of the registry and later reads of the copy of kit give the same bytes."""
+    """While the copy in kit's storage is being checked, a read streams from the registry.
+
+    Later reads use the copy. Both return the same bytes.
+    """
     kit = kit_of()
     fake.put_kit("team/kit", kit, "v1")
     fake.fail("/blobs/", IgnoreRange())
@@ -346,7 +361,7 @@ def test_a_copy_that_is_checked_while_a_registry_without_ranges_is_read(
 def test_a_kit_that_only_kit_has(
     opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
-    """A kit that kit packed without a registry is found by its tag and by its digest, without any request."""
+    """A kit that was packed by kit and is in no registry is found by its tag and by its digest, without a request."""
     kit = kit_of()
     storage.put(kit, name, "v1", "latest")
     host = opened()
@@ -365,7 +380,7 @@ def test_a_kit_that_only_kit_has(
 def test_a_kit_whose_registry_does_not_have_it(
     fake: FakeRegistry, opened: Opener, storage: Storage, caplog: pytest.LogCaptureFixture, away: str, how: str
 ) -> None:
-    """If the registry does not return a kit, the kit is read from kit's storage, with one warning.
+    """If a registry does not return a kit, kitfs reads the kit from kit's storage and logs one warning.
 
     With --remote, kit's storage is not used.
     """
@@ -388,7 +403,7 @@ def test_a_kit_whose_registry_does_not_have_it(
 
 
 def test_a_tag_is_the_registrys_first(fake: FakeRegistry, opened: Opener, storage: Storage) -> None:
-    """The registry decides what a tag means, because the tag in kit's storage may be old.
+    """The registry resolves a tag, because the tag in kit's storage may be old.
 
     If the registry is unavailable, the last known manifest is used.
     """

@@ -1,4 +1,4 @@
-"""OCI layouts on disk are read, valid and broken ones, as directories and as archives."""
+"""Valid and broken OCI layouts on disk are read, as directories and as archives."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def archived(directory: Path) -> Path:
 
 @pytest.fixture(params=["oci", "oci-archive"])
 def opened(request: pytest.FixtureRequest) -> Iterator[Callable[[Path], Layout]]:
-    """Return a function that opens a layout, either its directory or an archive of the directory."""
+    """Return a function that opens a layout. The layout is a directory, or an archive of that directory."""
     made: list[Layout] = []
 
     def opening(directory: Path) -> Layout:
@@ -84,7 +84,7 @@ def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Pa
 
 
 def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """If the tag is unknown or missing, the error lists the tags of the layout."""
+    """If the layout does not have the tag, or if no tag is given, the error lists the tags of the layout."""
     layout = opened(directory)
     with pytest.raises(NotFound, match=r"the tag 'v2' does not exist \(the layout contains v1\)"):
         layout.resolve("v2")
@@ -105,7 +105,7 @@ def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layou
 def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
     opened: Callable[[Path], Layout], directory: Path
 ) -> None:
-    """The tag is sha256-<hex>, as in distribution-spec."""
+    """A layout lists referrers under the tag sha256-<hex>, as in distribution-spec."""
     row = {"mediaType": kits.MANIFEST, "digest": Digest.of(b"sig"), "size": 3, "artifactType": "a/sig"}
     listed = kits.compact({"schemaVersion": 2, "manifests": [row]})
     (directory / "blobs/sha256" / kits.sha256(listed).partition(":")[2]).write_bytes(listed)
@@ -120,7 +120,7 @@ def test_referrers_are_found_under_the_tag_that_stands_in_for_the_api(
 
 
 def test_a_blob_that_is_not_what_it_should_be(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A wrong size, wrong bytes and a missing file raise different errors."""
+    """A blob of a wrong size, a blob with wrong bytes and a missing blob raise different errors."""
     path = directory / "blobs" / KIT.layers[0].replace(":", "/")
     path.write_bytes(b"WEIGHTS" * 1000)
     with pytest.raises(IntegrityError, match="does not match its digest"):
@@ -168,7 +168,7 @@ BROKEN: list[tuple[str, bytes | None, type[KitfsError], str]] = [
 def test_broken_layouts(
     opened: Callable[[Path], Layout], directory: Path, name: str, data: bytes | None, kind: type[KitfsError], words: str
 ) -> None:
-    """The error is one line with the path of the layout."""
+    """A broken layout causes an error of one line with the layout's path."""
     (directory / name).unlink()
     if data is not None:
         (directory / name).write_bytes(data)
@@ -226,7 +226,7 @@ def _read_all(path: Path) -> None:
 
 
 def test_names_that_leave_the_archive_reach_nothing(tmp_path: Path) -> None:
-    """Names of members that lead out of the archive have no effect, because members are only looked up by name."""
+    """Members whose names lead out of the archive have no effect, because members are only looked up by name."""
     path = tmp_path / "evil.tar"
     with tarfile.open(path, "w") as tar:
         for name in ("../../oci-layout", "/index.json"):
@@ -261,7 +261,7 @@ def test_no_link_in_a_directory_is_followed(directory: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["oci-layout", "index.json", f"blobs/sha256/{KIT.digest[7:]}"])
 def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> None:
-    """The FIFO is refused without waiting for a writer."""
+    """A FIFO in a layout is refused without waiting for a writer."""
     (directory / name).unlink()
     os.mkfifo(directory / name)
     with pytest.raises(ManifestError, match="not a regular file"):
@@ -269,7 +269,6 @@ def test_a_fifo_in_a_directory_is_not_waited_for(directory: Path, name: str) -> 
 
 
 def test_an_archive_that_is_a_fifo_is_refused(tmp_path: Path) -> None:
-    """An archive must be a regular file."""
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(NotFound, match="not a regular file"):
         open_layout(LayoutReference("oci-archive", str(tmp_path / "fifo")))

@@ -1,6 +1,6 @@
-"""A response or body that arrives byte by byte ends at its deadline or if it is below the minimum speed.
+"""A response or body that arrives byte by byte fails at its deadline, or if it is below the minimum speed.
 
-A reader that pauses does not count as slow.
+Pauses of the reader do not count as slowness.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def clock() -> Clock:
 
 
 def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
-    """While the reader pauses, the clock of a pace stops."""
+    """The clock of a pace stops while the reader pauses."""
     pace = Pace(10.0, least=1, clock=clock)
     pace.begin_body()
     for _ in range(3):
@@ -60,7 +60,7 @@ def test_the_clock_runs_only_while_the_client_waits(clock: Clock) -> None:
 
 
 def test_the_least_speed_renews_the_time(clock: Clock) -> None:
-    """A new window of time starts as soon as enough bytes for the current window have moved."""
+    """A time window ends as soon as enough bytes have arrived in it. Then the next window begins."""
     pace = Pace(10.0, least=100, clock=clock)
     pace.begin_body()
     for moved, left in [(500, 8.0), (499, 6.0), (1, 10.0), (5000, 10.0)]:
@@ -72,7 +72,10 @@ def test_the_least_speed_renews_the_time(clock: Clock) -> None:
 
 
 def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
-    """Bytes of a head do not extend its deadline. The error states that the head was slow."""
+    """The head of a response has a deadline, which arriving bytes do not extend.
+
+    The error states that the head was slow.
+    """
     pace = Pace(10.0, clock=clock)
     assert pace.left() == pytest.approx(10.0)
     for _ in range(10):
@@ -83,7 +86,7 @@ def test_a_head_is_not_prolonged_by_what_comes(clock: Clock) -> None:
 
 
 def test_a_head_has_an_end() -> None:
-    """A head, together with interim responses, has a limited size."""
+    """The total size of a head and the interim responses before it is limited."""
     pace = Pace(10.0)
     pace.count_head(MAX_HEAD)
     with pytest.raises(httpcore.RemoteProtocolError, match=f"more than {MAX_HEAD} bytes"):
@@ -91,7 +94,7 @@ def test_a_head_has_an_end() -> None:
 
 
 def test_a_pace_is_its_seconds() -> None:
-    """A pace is a float whose value is the timeout in seconds."""
+    """As a float, a pace has the value of its timeout in seconds."""
     assert Pace(2.5) == 2.5
     assert f"{Pace(2.5):g}" == "2.5"
 
@@ -154,7 +157,7 @@ def team(client: RegistryClient, host: str) -> Repository:
 def dripping(start: bytes, drop: bytes, *, pause: float = 0.05, times: int = 2000) -> Handler:
     """Return a handler that sends ``start`` once, and then ``drop`` at most ``times`` times.
 
-    Because of the limit, a test fails where it would otherwise hang.
+    The handler stops after ``times``, so a test fails and does not hang.
     """
 
     def handler(one: socket.socket, _: bytes) -> None:
@@ -223,7 +226,7 @@ def test_no_token_is_waited_for_in_drips(serve: Servers, fake: FakeRegistry, cli
 
 
 def test_interim_answers_without_end_are_bounded(serve: Servers, client: Clients) -> None:
-    """If interim responses arrive at full speed, the limit of their size is reached before the deadline."""
+    """Interim responses that arrive at full speed are limited by their total size, before the deadline."""
     host = serve(dripping(b"", b"HTTP/1.1 102 Processing\r\n\r\n" * 1000, pause=0, times=10_000))
     with pytest.raises(Unavailable, match="bytes of headers and interim responses"):
         team(client(read_timeout=30.0), host).manifest("v1")
@@ -245,7 +248,7 @@ def test_an_interim_answer_is_not_the_answer(serve: Servers, client: Clients) ->
 
 
 def test_a_byte_for_each_range_is_given_up(serve: Servers, client: Clients) -> None:
-    """A registry that returns only one byte for each range causes an error, although its responses are valid."""
+    """If a registry returns only one byte for each range, the read fails, although each response is valid."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         found = re.search(rb"bytes=(\d+)", head)
@@ -272,7 +275,7 @@ def test_a_reader_that_pauses_is_not_a_stall(fake: FakeRegistry, client: Clients
 
 
 def test_attempts_that_bring_too_little_end_together() -> None:
-    """Several attempts are limited together: they fail if they are too slow in total, even if each is fast enough."""
+    """A read fails if its attempts are too slow in total, even if each attempt is fast enough."""
     speed = Speed(10.0)
     verdicts = []
     for came in (20_000, 2000, 2000, 2000):
@@ -299,7 +302,7 @@ def test_a_registry_that_is_slow_for_one_reader_is_well_for_the_next(
 
 @pytest.mark.parametrize("first", [b"", b"HTTP/1.1 100 Continue\r\n\r\n"], ids=["silent", "interim"])
 def test_a_server_that_hears_a_push_in_drips_is_given_up(serve: Servers, client: Clients, first: bytes) -> None:
-    """If a server reads a body below the minimum speed, the push fails, even after an interim response."""
+    """If a server reads a body more slowly than the minimum speed, the push fails, even after an interim response."""
 
     def handler(one: socket.socket, head: bytes) -> None:
         if head.startswith(b"HEAD"):

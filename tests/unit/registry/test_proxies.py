@@ -73,7 +73,7 @@ PROXY = "http://proxy.test:3128"
     ],
 )
 def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
-    """NO_PROXY may list names (also for names below them), suffixes, ports, addresses and CIDR blocks.
+    """NO_PROXY may list names, suffixes, ports, addresses and CIDR blocks. A name includes the names below it.
 
     Loopback never uses a proxy.
     """
@@ -96,12 +96,15 @@ def test_no_proxy(rules: str, url: str, bypassed: bool) -> None:
     ],
 )
 def test_which_variable_counts(environ: dict[str, str], expected: str | None) -> None:
-    """The variable for the scheme is used, first in lower case. A proxy without a scheme is an HTTP proxy."""
+    """The variable for the scheme of the URL is used. The lower-case variable is preferred to the upper-case variable.
+
+    A proxy without a scheme is an HTTP proxy.
+    """
     assert proxy_for(httpx.URL("http://registry.test/"), environ) == expected
 
 
 def test_a_cgi_program_takes_no_http_proxy() -> None:
-    """In a CGI program HTTP_PROXY is refused, because the client could set it by a header. HTTPS_PROXY is used."""
+    """In a CGI program, HTTP_PROXY is refused, because a client could set it by a header. HTTPS_PROXY is used."""
     environ = {"HTTP_PROXY": PROXY, "HTTPS_PROXY": PROXY, "REQUEST_METHOD": "GET"}
     with pytest.raises(UsageError, match="HTTP_PROXY in a CGI program"):
         proxy_for(httpx.URL("http://registry.test/"), environ)

@@ -1,4 +1,4 @@
-"""Manifests are pushed and deleted, referrers are listed under a tag without the API, and tags are listed."""
+"""Manifests are pushed and deleted, tags are listed, and a tag lists referrers if the registry has no API for them."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_manifest_is_tried_again(fake: FakeRegistry, repository: Repositories)
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{", b'{"subject": 7}', b'{"subject": {"digest": "x"}}'])
 def test_bytes_that_are_not_a_manifest_are_not_sent(fake: FakeRegistry, repository: Repositories, data: bytes) -> None:
-    """The bytes raise ManifestError without a request."""
+    """Bytes that are not a manifest raise ManifestError without a request."""
     with pytest.raises(ManifestError):
         repository().put_manifest("v1", IMAGE_MANIFEST, data)
     assert fake.served() == []
@@ -141,13 +141,13 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_registry_that_knows_subjects_keeps_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry returns OCI-Subject, kitfs does not write the tag of referrers."""
+    """If the registry returns OCI-Subject, kitfs does not write the index under the tag of referrers."""
     repository().put_manifest("v1", IMAGE_MANIFEST, SIGNATURE)
     assert [s.method for s in fake.served()] == ["PUT"]
 
 
 def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositories) -> None:
-    """Without OCI-Subject, the index under the tag gets an entry for each referrer.
+    """If the registry does not return OCI-Subject, kitfs adds each referrer to the index under the tag of referrers.
 
     The entry has the referrer's type and annotations.
     """
@@ -167,7 +167,7 @@ def test_for_others_the_tag_is_kept_up(fake: FakeRegistry, repository: Repositor
 
 
 def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: Repositories) -> None:
-    """Entries and fields that other clients wrote into the index are kept."""
+    """Entries and fields that other clients wrote into the index of referrers are kept."""
     fake.referrers_api = False
     other = {"mediaType": "x/y", "digest": Digest.of(b"other"), "size": 5, "new": [1]}
     fake.put_manifest(
@@ -185,7 +185,7 @@ def test_what_others_wrote_into_the_list_stays(fake: FakeRegistry, repository: R
     "there", [b"{}", b"[]", b'{"manifests": 7}', PLAIN, json.dumps({"mediaType": "x/y", "manifests": []}).encode()]
 )
 def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, repository: Repositories, there: bytes) -> None:
-    """If the tag does not name an index, the push fails. The error is one line that names the tag."""
+    """If the tag of referrers does not name an index, the push fails. The error is one line that names the tag."""
     fake.referrers_api = False
     fake.put_manifest("team/kit", there, tag=TAG)
     with pytest.raises(ManifestError, match=f"team/kit:{TAG}: "):
@@ -194,7 +194,7 @@ def test_something_else_under_the_tag_is_left_alone(fake: FakeRegistry, reposito
 
 
 def test_a_list_with_a_subject_of_its_own_ends_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the index under the tag has a subject itself, no further index is written for that subject."""
+    """If the index of referrers itself has a subject, no index of referrers is written for that subject."""
     fake.referrers_api = False
     strange = json.dumps(
         {"schemaVersion": 2, "manifests": [], "subject": {**SUBJECT, "digest": Digest.of(b"next")}}
@@ -225,7 +225,7 @@ def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_referrer_that_is_deleted_leaves_the_list(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a referrer is deleted, its entry is removed from the index under the tag."""
+    """If a referrer is deleted, its entry is removed from the index under the tag of referrers."""
     fake.referrers_api = False
     team = repository()
     digests = [
@@ -246,7 +246,7 @@ def test_damaged_manifests_can_be_deleted(fake: FakeRegistry, repository: Reposi
 
 @pytest.mark.parametrize(("status", "code"), [(400, "UNSUPPORTED"), (405, "UNSUPPORTED"), (405, "")])
 def test_registries_that_delete_nothing(fake: FakeRegistry, repository: Repositories, status: int, code: str) -> None:
-    """The error for a refused deletion has the status of the response."""
+    """If a registry refuses a deletion, the error contains the status of the response."""
     fake.fail("/manifests/", Status(status, code=code, message="no"), method="DELETE")
     with pytest.raises(RegistryError, match=f"returned {status}") as caught:
         repository().delete_manifest("v1")
@@ -277,7 +277,10 @@ def test_tags_come_page_by_page(fake: FakeRegistry, repository: Repositories, pa
 
 
 def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories) -> None:
-    """A list of tags that is null counts as empty. A repository that does not exist raises NotFound."""
+    """If the registry returns null as the list of tags, the list is empty.
+
+    If the repository does not exist, NotFound is raised.
+    """
     fake.put_manifest("team/kit", PLAIN)
     assert list(repository().tags()) == []
     with pytest.raises(NotFound, match="no/such: tags: "):
@@ -286,14 +289,14 @@ def test_a_repository_without_tags(fake: FakeRegistry, repository: Repositories)
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"tags": 7}', b'{"tags": {"a": 1}}', b"[" * 100_000])
 def test_a_response_that_is_not_a_list_of_tags(fake: FakeRegistry, repository: Repositories, body: bytes) -> None:
-    """The error is one line."""
+    """A response that is not a list of tags causes an error of one line."""
     fake.fail("/tags/", Status(200, body=body))
     with pytest.raises(RegistryError, match="did not return a list of tags"):
         list(repository().tags())
 
 
 def test_invalid_tags_are_left_out(fake: FakeRegistry, repository: Repositories) -> None:
-    """Otherwise a tag could send an escape sequence to a terminal."""
+    """An invalid tag is left out of the list, because it could send an escape sequence to a terminal."""
     fake.fail("/tags/", Status(200, body=b'{"tags": ["v1", 7, null, "\\u001b[31m", "a/b", "", "v2"]}'))
     assert list(repository().tags()) == ["v1", "v2"]
 

@@ -61,7 +61,7 @@ def put_kit(repository: Repository, kit: kits.Kit, tag: str) -> Digest:
 def test_a_blob_arrives_and_is_found_again(client: Clients, kind: FakeRegistry, size: int) -> None:
     """Every registry stores a blob of every size.
 
-    A second push finds the blob. If the registry refuses HEAD, the blob is sent again.
+    A second push finds the blob. If the registry refuses HEAD, the second push sends the blob again.
     """
     data = DATA[:size]
     repository = team(client, kind)
@@ -81,7 +81,10 @@ def headless(kind: FakeRegistry) -> bool:
 
 
 def test_a_blob_is_mounted_or_sent(client: Clients, kind: FakeRegistry) -> None:
-    """A blob is mounted, or sent if the registry does not mount it. A mount source that does not exist is ignored."""
+    """A blob is mounted from another repository, or sent if the registry does not mount it.
+
+    A mount source that does not exist is ignored.
+    """
     kind.put_blob("team/base", DATA)
     repository = team(client, kind)
     assert repository.upload(descriptor(DATA), reader(), chunk=CHUNK, mount_from=["no/such", "team/base"]) == "mounted"
@@ -124,9 +127,9 @@ def kind_answers_referrers(kind: FakeRegistry) -> bool:
 
 
 def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
-    """A registry may confuse the tag of referrers with the digest of the index, and return the index itself.
+    """Some registries return the index itself when the referrers of an index are requested.
 
-    The children of that index do not count as referrers.
+    The children of the index are not treated as referrers.
     """
     with GitLab() as fake:
         repository = team(client, fake)
@@ -145,7 +148,7 @@ def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
 def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
     client: Clients, kind: Callable[[], FakeRegistry]
 ) -> None:
-    """If a registry refuses to delete a tag (400, 404 or 405), deleting the last tag deletes the kit."""
+    """If a registry refuses to delete tags with 400, 404 or 405, deleting the last tag of a kit deletes the kit."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -174,7 +177,7 @@ def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], Fak
 
 
 def test_a_manifest_of_an_unknown_kind(client: Clients) -> None:
-    """If a registry refuses a kind of manifest, the error says so and what to do, in one line."""
+    """If a registry refuses the media type of a manifest, one line states what was refused and what to do."""
     with Quay(known=r"application/vnd\.oci\.image\..*") as fake, pytest.raises(RegistryError) as caught:
         put_kit(team(client, fake), KIT, "v1")
     message = str(caught.value)
@@ -201,7 +204,7 @@ def test_a_repository_that_a_push_does_not_make(client: Clients) -> None:
     ],
 )
 def test_no_byte_goes_in_vain_more_than_once(client: Clients, kind: Callable[[], Any], requests: list[str]) -> None:
-    """A refused chunk costs one request. An unusual Range header costs none."""
+    """At most one chunk is refused during an upload. An unusual Range header does not cause another request."""
     with kind() as fake:
         team(client, fake).upload(descriptor(DATA), reader(), chunk=CHUNK)
         assert [

@@ -64,7 +64,7 @@ def test_what_may_pass_is_tried_again(status: int) -> None:
 
 @pytest.mark.parametrize("status", [200, 206, 301, 400, 401, 403, 404, 405, 416, 501])
 def test_what_is_meant_is_not_tried_again(status: int) -> None:
-    """Every other status is returned without a retry."""
+    """A status that is not transient is returned without a retry."""
     script = Script([status])
     assert script.run()() == status
     assert script.asked == 1
@@ -81,7 +81,10 @@ def test_the_last_answer_is_handed_on() -> None:
     "error", [httpx.ReadError("reset"), httpx.RemoteProtocolError("closed"), httpx.WriteError("pipe")]
 )
 def test_a_connection_that_breaks_before_the_answer_is_tried_again(error: Exception) -> None:
-    """A request is retried after a reset, after a close, and if its idle connection was closed."""
+    """A request is retried if its connection is reset or closed before the response.
+
+    It is also retried if the connection was closed while it was idle.
+    """
     script = Script([error, error, 200])
     assert script.run()() == 200
 
@@ -98,7 +101,7 @@ def test_a_timeout_is_not_tried_again() -> None:
     "step", [503, 429, httpx.ReadError("reset"), httpx.WriteError("pipe"), httpx.RemoteProtocolError("closed")]
 )
 def test_a_streamed_body_goes_out_once(step: Step) -> None:
-    """A streamed body is sent once. If that fails, the circuit breaker does not count the failure."""
+    """A streamed body is sent once. If the attempt fails, the circuit breaker does not count the failure."""
 
     class Stream(httpx.SyncByteStream):
         def __iter__(self) -> Iterator[bytes]:
@@ -125,7 +128,7 @@ def test_a_streamed_body_may_wait_for_a_connection() -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_a_request_without_repeat_is_sent_once(method: str) -> None:
-    """The extension "repeat" of the request is False."""
+    """A request whose extension "repeat" is False is sent once."""
     script = Script([503])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
     assert (
@@ -136,14 +139,14 @@ def test_a_request_without_repeat_is_sent_once(method: str) -> None:
 
 
 def test_retry_after_in_seconds_is_honoured_and_capped() -> None:
-    """The pause has as many seconds as Retry-After states, up to half a minute."""
+    """The pause has as many seconds as Retry-After states, but at most half a minute."""
     script = Script([(429, "7"), (503, "86400"), 200])
     assert script.run()() == 200
     assert script.slept == [7.0, 30.0]
 
 
 def test_retry_after_as_a_date_is_honoured() -> None:
-    """The pause ends at the HTTP date in Retry-After, by the wall clock."""
+    """The pause ends at the HTTP date in Retry-After, according to the wall clock."""
     script = Script([(429, email.utils.formatdate(time.time() + 20, usegmt=True)), 200])
     assert script.run()() == 200
     assert 17 <= script.slept[0] <= 20
@@ -166,7 +169,7 @@ def test_retry_after_as_a_date_is_honoured() -> None:
     ids=lambda text: text[:40],
 )
 def test_an_invalid_retry_after_is_ignored(text: str) -> None:
-    """The usual pause is used instead."""
+    """If Retry-After is invalid, the usual pause is used."""
     script = Script([(429, text), 200])
     assert script.run()() == 200
     assert 0.125 <= script.slept[0] <= 0.25
@@ -189,7 +192,7 @@ def test_refused_connections_are_given_up_within_five_seconds() -> None:
 
 
 def test_many_mirrors_share_the_patience() -> None:
-    """A request may have a smaller budget for refused connections."""
+    """A request may have a smaller budget of time for refused connections."""
     script = Script([httpx.ConnectError("[Errno 111] Connection refused")])
     with pytest.raises(httpx.ConnectError):
         script.run()(connect_budget=0.4)
@@ -208,7 +211,10 @@ def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
 
 
 def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
-    """The time for a restart begins with the first refused connection. A later response renews it."""
+    """The first request that is refused waits for a restart of the host. Later requests wait for a shorter time.
+
+    After a response, the next refused request waits for a restart again.
+    """
     script = Script([200])
     ask = script.run()
     refused = httpx.ConnectError("[Errno 111] Connection refused")
@@ -224,7 +230,7 @@ def test_one_request_waits_for_a_restart_and_later_ones_do_not() -> None:
 
 
 def test_a_mirror_is_not_waited_for() -> None:
-    """The budget for a mirror is smaller, because another endpoint can respond.
+    """If a mirror refuses connections, it is retried for a shorter time, because another endpoint can respond.
 
     This is true even if the mirror has responded before.
     """
@@ -275,7 +281,7 @@ def test_the_circuit_breaks_after_failures_in_a_row() -> None:
 
 
 def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
-    """After a pause, one request is sent. If it fails, another pause begins."""
+    """After a pause, one request is sent as a probe. If the probe fails, another pause begins."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
     script.now += RETRIES.break_for

@@ -1,4 +1,4 @@
-"""Connections: TLS and its messages, client certificates, proxies in the environment, and ~/.netrc."""
+"""Connections are tested with TLS, client certificates, proxies from the environment, and ~/.netrc."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_tls_to_a_plain_server_hints_at_plain_http(fake: FakeRegistry, repositor
 
 @pytest.mark.parametrize("option", ["tls_certs", "cert"])
 def test_a_file_that_is_not_a_certificate(repository: Repositories, tmp_path: Path, option: str) -> None:
-    """UsageError names the file, and no other mirror is tried."""
+    """A certificate file that cannot be parsed raises UsageError with its path. No other mirror is tried."""
     bad = tmp_path / "bad.pem"
     bad.write_text("nothing")
     options = {"tls_certs": (str(bad),)} if option == "tls_certs" else {"cert": str(bad), "key": str(bad)}
@@ -141,7 +141,7 @@ def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repositor
 
 @pytest.mark.parametrize("says", ["nothing", "Go", "nginx"])
 def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[..., RegistryClient], says: str) -> None:
-    """A registry on loopback may close plain HTTP connections, or respond that it needs TLS. Then TLS is used."""
+    """If a registry on loopback closes plain HTTP connections, or responds that TLS is required, TLS is used."""
     secure.put_manifest("team/kit", BODY, tag="v1")
     words = {
         "Go": b"Client sent an HTTP request to an HTTPS server.\n",
@@ -162,13 +162,13 @@ def test_tls_on_loopback_is_found_out(secure: FakeRegistry, client: Callable[...
 
 
 def test_an_untrusted_certificate_on_loopback_is_told(secure: FakeRegistry, repository: Repositories) -> None:
-    """The error is about the certificate, not about plain HTTP."""
+    """The error for a registry on loopback with an untrusted certificate is about the certificate."""
     with pytest.raises(RegistryError, match=r"its certificate is not trusted .*; trust its CA with --tls-cert"):
         repository(registry=secure.host).manifest("v1")
 
 
 def test_a_plain_server_that_breaks_is_not_taken_for_tls(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the probe for TLS fails, the error of the plain HTTP request is raised."""
+    """If a plain HTTP request fails and TLS fails too, the error of the plain HTTP request is raised."""
     fake.fail("/manifests/", Deaf(0))
     with pytest.raises(RegistryError, match="broke the connection"):
         repository().manifest("v1")

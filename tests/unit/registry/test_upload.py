@@ -137,7 +137,10 @@ def test_the_least_size_of_a_chunk_is_honoured(fake: FakeRegistry, repository: R
 
 
 def test_another_digest_algorithm_is_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the algorithm is not sha256, the POST has the parameter digest-algorithm (end-4c)."""
+    """If the digest is not sha256, the POST has the parameter digest-algorithm.
+
+    Source: end-4c of distribution-spec.
+    """
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     assert push(repository(), blob) == "uploaded"
     assert fake.served(method="POST")[0].path == "/v2/team/kit/blobs/uploads/?digest-algorithm=sha512"
@@ -163,7 +166,7 @@ def test_locations_may_be_absolute(
 
 
 def test_a_location_without_tls_is_not_followed(client: Callable[..., RegistryClient]) -> None:
-    """A Location without TLS at another place is refused.
+    """If a Location leads from a registry with TLS to another host without TLS, it is refused.
 
     If a Location differs from the registry's URL only in its scheme, the registry's scheme is used.
     """
@@ -207,7 +210,7 @@ def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositor
 
 
 def test_the_session_of_a_mount_that_failed_is_used(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a mount returns 202, the blob is sent in the session of that response, without a second POST."""
+    """If a mount returns 202, the blob is sent in the session that the registry has opened, without a second POST."""
     assert push(repository(), mount_from=["lib/none"]) == "uploaded"
     assert len(fake.served(method="POST")) == 1
 
@@ -240,7 +243,7 @@ def test_mounting_asks_for_a_token_for_both(fake: FakeRegistry, repository: Repo
 def test_a_broken_chunk_goes_on_where_the_registry_stands(
     fake: FakeRegistry, repository: Repositories, keeps: bool, reset: bool
 ) -> None:
-    """If a chunk breaks off, the registry is asked for its offset, and only the missing bytes are sent."""
+    """If a chunk breaks off, the registry is asked how many bytes it has. Only the missing bytes are sent."""
     fake.fail("_state=a%2Bb.c%3D%3D102400", Deaf(50_000, keeps=keeps, reset=reset), method="PATCH", times=1)
     reported: list[int] = []
     assert push(repository(), progress=reported.append) == "uploaded"
@@ -275,14 +278,14 @@ def upload_of(client: RegistryClient, fake: FakeRegistry, **options: Any) -> upl
 
 
 def test_retry_after_is_honoured(fake: FakeRegistry, client: Callable[..., RegistryClient]) -> None:
-    """Retry-After sets the pause."""
+    """Before an upload is retried, it pauses for the time in Retry-After."""
     slept: list[float] = []
     fake.fail(UPLOAD, Status(429, {"Retry-After": "7"}), method="PATCH", times=1)
     assert (upload_of(client(), fake, sleep=slept.append).run(), slept) == ("uploaded", [7.0])
 
 
 def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """An upload succeeds even if every chunk breaks off, because the registry stores a part of each."""
+    """If every chunk breaks off but the registry stores a part of each chunk, the upload succeeds."""
     fake.fail(UPLOAD, Deaf(10_000), method="PATCH")
     assert push(repository()) == "uploaded"
     assert len(ranges(fake)) == -(-len(DATA) // 10_000)
@@ -309,7 +312,10 @@ def test_failed_attempts_without_progress_end(
 
 
 def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories) -> None:
-    """After a 404, the blob is sent in a new session. The bytes that were lost are reported as negative progress."""
+    """If the registry returns 404 for a session, the blob is sent in a new session.
+
+    The bytes that were lost are reported as negative progress.
+    """
     reported: list[int] = []
 
     def progress(n: int) -> None:
@@ -324,7 +330,7 @@ def test_a_lost_session_is_replaced(fake: FakeRegistry, repository: Repositories
 
 
 def test_a_registry_that_always_loses_its_sessions(fake: FakeRegistry, repository: Repositories) -> None:
-    """The upload fails in the end, because bytes that were sent before do not count as progress."""
+    """If a registry loses every session, the upload fails. Bytes that are sent again do not count as progress."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(404), method="PATCH")
     fake.fail(UPLOAD, Status(404, code="BLOB_UPLOAD_UNKNOWN", refuses=True), method="PUT")
     with pytest.raises(Unavailable, match="has lost the upload session"):
@@ -436,7 +442,7 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
 
 
 def test_a_later_call_goes_on(fake: FakeRegistry, repository: Repositories) -> None:
-    """A later call sends only the missing bytes. Then its hint is deleted."""
+    """After an interrupted push, a later call sends only the missing bytes and deletes the hint."""
     notes, reported = Notes(), list[int]()
     interrupted(fake, repository(), notes)
     assert push(repository(), hints=notes, progress=reported.append) == "uploaded"
@@ -492,7 +498,7 @@ def test_an_invalid_hint_is_ignored(fake: FakeRegistry, repository: Repositories
 
 
 def test_the_hint_of_a_failed_push_is_kept(fake: FakeRegistry, repository: Repositories) -> None:
-    """The hint is kept until a later push succeeds."""
+    """If a push fails, its hint is kept until a later push succeeds."""
     notes = Notes()
     fake.fail("_state=a%2Bb.c%3D%3D102400", Status(503, refuses=True), method="PATCH")
     with pytest.raises(Unavailable):
@@ -516,7 +522,7 @@ def test_the_hint_of_a_blob_that_exists_is_deleted(fake: FakeRegistry, repositor
 
 
 def test_one_token_serves_a_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """A push requests one token, for pull and push."""
+    """A push requests one token, which permits pull and push."""
     fake.require_token()
     push(repository())
     assert [s.path for s in fake.served("/token")] == [
@@ -562,7 +568,7 @@ def test_a_token_that_is_known_to_be_old_is_replaced_first(fake: FakeRegistry, r
 
 
 def test_a_token_that_may_not_push(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 401 or 403 raises Unauthorized, and no session is left behind."""
+    """If a token does not permit a push, the 401 or 403 raises Unauthorized. No session is left behind."""
     fake.require_basic({"u": "p"})
     with pytest.raises(Unauthorized, match=f"log in with kitfs login {fake.host}"):
         push(repository())
@@ -623,7 +629,7 @@ def test_an_early_answer_over_tls(client: Callable[..., RegistryClient]) -> None
 
 
 def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the registry computes another digest, the local copy is checked.
+    """If the registry computes another digest for a blob, the local copy is checked.
 
     If the local copy is damaged, it is not sent again.
     """
@@ -641,7 +647,7 @@ def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, reposit
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_local_copy_that_is_too_short(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """The error is an IntegrityError, without a retry."""
+    """A local copy that is too short raises IntegrityError without a retry."""
     with pytest.raises(IntegrityError, match="the local copy has only 460700 bytes"):
         push(repository(), data=DATA[:-100], chunk=chunk)
     assert [s.status for s in fake.served(method="PUT")] in ([], [0])
@@ -653,7 +659,7 @@ def test_a_local_copy_that_is_too_long(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_local_copy_that_cannot_be_read(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error is a StoreError, without a retry."""
+    """A local copy that cannot be read raises StoreError without a retry."""
 
     def read(offset: int) -> Iterator[bytes]:
         yield DATA[offset : offset + 10]
@@ -671,7 +677,7 @@ def test_no_location(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_nothing_there(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 404 to the POST raises NotFound."""
+    """If the POST returns 404, NotFound is raised."""
     fake.fail("/uploads/$", Status(404, code="NAME_UNKNOWN", message="x"))
     with pytest.raises(NotFound, match="the repository does not exist"):
         push(repository())

@@ -1,4 +1,7 @@
-"""Each upload method is tried once. A refused method is later tried last."""
+"""For each blob, an upload method is tried at most once.
+
+A method that a registry has refused is tried last for later blobs.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +52,7 @@ def test_where_a_put_with_a_body_is_refused_patch_is_sent(
 ) -> None:
     """If a PUT with a body is refused, the blob is sent in one PATCH, as docker does.
 
-    If the size was the reason, the blob is sent in chunks.
+    If the PUT was refused because of its size, the blob is sent in chunks.
     """
     data = DATA[:size]
     fake.refuse_bodies("PUT", status)
@@ -72,7 +75,7 @@ def test_a_registry_that_takes_a_plain_patch_only(fake: FakeRegistry, repository
 def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
     fake: FakeRegistry, repository: Repositories, limit: int, size: int
 ) -> None:
-    """After a 413, methods whose requests are as large or larger are not tried."""
+    """After a 413, only methods with smaller requests are tried."""
     data = DATA[:size]
     fake.body_limit = limit
     assert push(repository(), descriptor(data), data) == "uploaded"
@@ -85,7 +88,7 @@ def test_a_proxy_with_a_limit_is_sent_smaller_chunks(
 
 
 def test_each_method_is_tried_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all methods are refused, each is tried once, and the error is that of the first."""
+    """If all methods are refused, each is tried once, and the error is that of the first method."""
     fake.refuse_chunks(416)
     fake.refuse_bodies("PUT", 404)
     fake.refuse_bodies("PATCH", 400)
@@ -160,9 +163,9 @@ def test_a_head_that_is_refused_is_a_no(fake: FakeRegistry, repository: Reposito
 
 @pytest.mark.parametrize("status", [200, 204])
 def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """If a mount returns another 2xx, the registry is asked for the blob.
+    """If a mount returns another 2xx, the registry is asked whether it has the blob.
 
-    If it does not have the blob, the blob is sent.
+    If the registry does not have the blob, the blob is sent.
     """
     fake.put_blob("lib/base", DATA)
     fake.fail("mount=", Restatus(status))
@@ -179,7 +182,7 @@ def test_a_session_may_be_named_by_its_number_alone(fake: FakeRegistry, reposito
 
 
 def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a registry assembles chunks wrongly, the blob is sent in one request."""
+    """If the local copy is right and a registry has assembled the chunks wrongly, the blob is sent in one request."""
     fake.fail("_state=a%2Bb.c%3D%3D204800", Status(202, {"Range": "0-307199"}, refuses=True), method="PATCH", times=1)
     assert push(repository()) == "uploaded"
     assert fake.blob("team/kit", BLOB.digest) == DATA
@@ -187,7 +190,7 @@ def test_a_wrong_digest_of_a_right_copy_is_the_registrys_fault(fake: FakeRegistr
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositories, status: int) -> None:
-    """If the PUT of a manifest returns any 2xx, the push is a success if the manifest then exists."""
+    """A push succeeds if the PUT of the manifest returns any 2xx and the manifest exists afterwards."""
     fake.fail("/manifests/", Restatus(status), method="PUT")
     fake.fail("/manifests/", Headers({"Docker-Content-Digest": None, "Location": None}), method="PUT")
     repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b'{"config": {"mediaType": "x"}}')
@@ -195,7 +198,10 @@ def test_any_2xx_of_a_manifest_is_done(fake: FakeRegistry, repository: Repositor
 
 
 def test_a_page_for_people_is_not_a_manifest(fake: FakeRegistry, repository: Repositories) -> None:
-    """A 200 to the PUT of a manifest is an error without a registry's headers, as from a login page."""
+    """If the PUT of a manifest returns a 200 without a registry's headers, an error is raised.
+
+    A login page is such a 200.
+    """
     fake.fail("/manifests/", Status(200, body=b"<html>log in", refuses=True), method="PUT")
     with pytest.raises(RegistryError, match="accepted the manifest but does not have it: it may not be a registry"):
         repository().put_manifest("v1", "application/vnd.oci.image.manifest.v1+json", b"{}")

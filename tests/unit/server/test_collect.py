@@ -1,6 +1,6 @@
-"""A collection frees the blobs of removed kits, but no needed blobs.
+"""A collection frees the blobs of removed kits and keeps the blobs that are needed.
 
-Needed are manifests, everything that manifests reference, the blobs of running pushes, and young blobs.
+Needed blobs are manifests, blobs that a manifest references, blobs of a running push, and young blobs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_a_blob_that_another_repository_has_stays_there(registry: Registry, stor
 
 
 def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
-    """The children of an index keep their blobs, even if a child was deleted from its repository."""
+    """The blobs of an index's children are kept, even if a child was deleted from its repository."""
     one, two = LAYER + b"1", LAYER + b"2"
     children = [manifest(layers=[descriptor(layer)]) for layer in (one, two)]
     for layer, child in zip((one, two), children, strict=True):
@@ -89,7 +89,10 @@ def test_what_an_index_leads_to_stays(registry: Registry, store: Store) -> None:
 
 
 def test_referrers_and_their_subjects_keep_what_they_lead_to(registry: Registry, store: Store) -> None:
-    """A chain of referrers keeps its own blobs and configs, and also the layers of its subject. Tags are not needed."""
+    """A chain of referrers keeps the blobs and configs of the referrers, and the layers of their subject.
+
+    No tag is needed.
+    """
     subject = manifest(layers=[descriptor(LAYER)])
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", subject)
@@ -119,7 +122,7 @@ def test_a_young_blob_stays_until_it_is_old(registry: Registry, store: Store) ->
 
 
 def test_the_age_counts_from_the_last_time_that_a_push_was_told_of_it(registry: Registry, store: Store) -> None:
-    """An old blob counts as young after a HEAD, because a manifest may follow."""
+    """After a HEAD, an old blob counts as young, because a push may be about to send a manifest that references it."""
     digest = pushed(registry, "a", LAYER)
     link = Path(store.root, "served", "a", "blobs", f"sha256-{digest.hex}")
     os.utime(link, (1, 1))
@@ -183,7 +186,7 @@ def test_a_use_never_sets_a_time_back(registry: Registry, store: Store) -> None:
 
 
 def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
-    """The server adds the elapsed monotonic time to its start time, and never uses a later time."""
+    """If the clock jumps ahead, a running server still uses its start time plus the elapsed monotonic time."""
     clock = SteadyClock()
     clock._start -= 1000
     assert clock() < time.time() - 900
@@ -192,7 +195,7 @@ def test_a_running_server_does_not_follow_a_clock_that_jumps_ahead() -> None:
 def test_a_manifest_that_cannot_be_read_keeps_its_repository(
     registry: Registry, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If a manifest cannot be parsed, its references are unknown, so no blob of its repository is freed.
+    """If a manifest cannot be parsed, its references are unknown, so all blobs of its repository are kept.
 
     Other repositories are collected.
     """
@@ -230,7 +233,10 @@ def test_a_kit_packed_into_the_same_store_stays(registry: Registry, store: Store
 
 
 def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store: Store) -> None:
-    """A blob that is being pulled is kept, and the pull gets the right bytes. A later collection frees it."""
+    """While a blob is being pulled, it is kept, and the pull gets the right bytes.
+
+    A later collection frees the blob.
+    """
     digest = pushed(registry, "a", LAYER)
     _, file = registry.blob("a", str(digest))
     with file:
@@ -240,7 +246,7 @@ def test_a_blob_that_is_being_read_is_read_to_its_end(registry: Registry, store:
 
 
 def test_fields_that_only_go_reads_count_too(registry: Registry, store: Store) -> None:
-    """A descriptor is found at any place in a manifest, and with any case of the key "digest"."""
+    """A descriptor in any field of a manifest keeps its blob, even if the key "digest" is written as "Digest"."""
     pushed(registry, "a", LAYER)
     put(registry, "a", "v1", json.dumps({**json.loads(manifest()), "x": [{"Digest": str(Digest.of(LAYER))}]}).encode())
     gc(store)

@@ -189,7 +189,10 @@ def test_a_file_that_cannot_be_read_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_wrong_login_costs_the_same_rounds_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong password costs as many bcrypt rounds for an unknown name as for a name with a cheap or a costly hash."""
+    """A wrong password always costs the same number of bcrypt rounds.
+
+    The user name may be unknown, or may have a cheap or a costly hash.
+    """
     path = tmp_path / "htpasswd"
     path.write_text(f"cheap:{ANN}\ncostly:{bcrypt.hashpw(b'secret', bcrypt.gensalt(7)).decode()}\n")
     users = Htpasswd(str(path), log=LOG)

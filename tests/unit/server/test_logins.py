@@ -22,7 +22,7 @@ HASHED = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
 
 
 class Users(Htpasswd):
-    """Users of a file. Each check is recorded, and waits until ``open`` is set."""
+    """A fake for the users of an htpasswd file. Each check is recorded, and waits until ``open`` is set."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path, log=LOG)
@@ -78,7 +78,7 @@ async def waiting(logins: Logins, count: int) -> None:
 
 
 def test_a_login_that_is_remembered_waits_for_no_other(users: Users, pool: ThreadPoolExecutor) -> None:
-    """A cached login is answered while the only thread that checks passwords is busy and other logins are queued."""
+    """A cached login succeeds while the only thread that checks passwords is busy and other logins are queued."""
 
     async def work(logins: Logins) -> None:
         users.open.set()
@@ -111,7 +111,10 @@ def test_pulls_and_pushes_have_their_threads_while_passwords_are_checked(
 
 
 def test_a_first_login_goes_before_names_that_have_failed(users: Users, pool: ThreadPoolExecutor) -> None:
-    """A name that has not failed from its address is checked before names that have, even if it arrives later."""
+    """The first login of a name is checked before logins of names that have failed from the same address.
+
+    This is also true if the first login arrives later.
+    """
 
     async def work(logins: Logins) -> None:
         users.open.set()
@@ -134,7 +137,7 @@ def test_a_first_login_goes_before_names_that_have_failed(users: Users, pool: Th
 
 
 def test_an_address_of_its_own_goes_before_a_crowd(users: Users, pool: ThreadPoolExecutor) -> None:
-    """If one address sends many names, the logins of another address are not delayed."""
+    """If many names log in from one address, a login from another address is not delayed."""
 
     async def work(logins: Logins) -> None:
         others = [asked(logins, f"u{n}") for n in range(30)]
@@ -209,7 +212,7 @@ def test_names_that_exist_are_queued_like_those_that_do_not(users: Users, pool: 
 
 
 def test_no_check_is_made_for_a_client_that_went_away(users: Users, pool: ThreadPoolExecutor) -> None:
-    """A login is not checked if its connection is closed before its turn."""
+    """If the client closes the connection while its login is queued, the login is not checked."""
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")
@@ -226,7 +229,7 @@ def test_no_check_is_made_for_a_client_that_went_away(users: Users, pool: Thread
 
 
 def test_a_login_that_waits_too_long_is_told_to_come_back(users: Users, pool: ThreadPoolExecutor) -> None:
-    """The login gets a 429 with Retry-After. It is not checked later."""
+    """A login that waits too long gets a 429 with Retry-After. It is not checked afterwards."""
 
     async def work(logins: Logins) -> None:
         held = asked(logins, "x")

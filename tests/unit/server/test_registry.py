@@ -1,4 +1,4 @@
-"""The registry without HTTP: what repositories contain, and how invalid names and damaged files are handled."""
+"""The registry is tested without HTTP: the content of repositories, invalid names, and damaged files."""
 
 from __future__ import annotations
 
@@ -465,7 +465,10 @@ def test_referrers_come_in_pages_that_clients_can_read(registry: Registry) -> No
 
 
 def test_a_referrer_larger_than_a_page_is_a_page(registry: Registry) -> None:
-    """A referrer grows if its annotations are not UTF-8, because each wrong byte becomes the three bytes of U+FFFD."""
+    """A referrer that is larger than a page is listed alone on a page.
+
+    In the list, each byte of an annotation that is not UTF-8 becomes the three bytes of U+FFFD, so the referrer grows.
+    """
     for n in b"ab":
         data = manifest(subject=descriptor(manifest()), annotations={"fill": "FILL"}).replace(
             b"FILL", bytes([n]) + b"\xff" * (MAX_MANIFEST - 2000)

@@ -1,4 +1,4 @@
-"""Files in memory, as a diff compares them."""
+"""A file in memory for the tests of diffs."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def test_config_and_annotations_are_compared() -> None:
 
 @dataclass(eq=False)
 class Declared:
-    """A layer with its path. ``agrees`` tells whether the first entry of the layer is below that path."""
+    """A layer with its path. ``agrees`` is the result of ``first_entry_agrees``."""
 
     digest: str
     path: str | None
@@ -71,7 +71,7 @@ class Declared:
 
 
 def left(first: list[Declared], second: list[Declared]) -> tuple[list[str], list[str]]:
-    """Return the digests of the layers of each kit that must be compared."""
+    """Return the digests of the layers that must be compared, for each of the two kits."""
     a, b = without_equal_layers(first, second)
     return [layer.digest for layer in a], [layer.digest for layer in b]
 
@@ -98,6 +98,6 @@ def test_a_layer_whose_first_entry_is_outside_of_its_path_is_compared() -> None:
 
 
 def test_all_layers_are_compared_if_their_order_differs() -> None:
-    """If two layers contain the same name, the order of the layers decides which file the kit contains."""
+    """If two layers contain the same name, their order decides which file the kit contains."""
     first, second = [Declared("a", "a"), Declared("b", "b")], [Declared("b", "b"), Declared("a", "a")]
     assert left(first, second) == (["a", "b"], ["b", "a"])

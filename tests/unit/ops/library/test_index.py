@@ -84,9 +84,9 @@ def test_create_add_remove_delete(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
-    """An entry has the bytes that kit writes.
+    """The entry of a kit in an index has the bytes that kit writes.
 
-    An entry records the tag by which the kit was added, the total size of its layers, its artifact type, labels and
+    The entry contains the tag by which the kit was added, the total size of its layers, its artifact type, labels and
     annotations.
     """
     q4 = keep(store, "q4", "test/model:q4")
@@ -194,7 +194,7 @@ def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) 
 def test_equal_indexes_of_many_names(store: Store, workspace: Workspace) -> None:
     """If an index is deleted or changed under one of its names, the other names still refer to the old index.
 
-    An index is deleted from the store with its last name.
+    When the last name is deleted, the index is removed from the store.
     """
     keep(store, "q4", "other/model:q4")
     empty = index.create(store, of("test/model", "a"))
@@ -242,7 +242,7 @@ def pushed(workspace: Workspace, name: str, told: list[Event] | None = None) -> 
 def test_push_brings_the_kits_first(fake: FakeRegistry, workspace: Workspace, store: Store) -> None:
     """A push sends the kits with their blobs, and then the index. A second push sends only the index.
 
-    A pull returns the bytes of the index that was pushed.
+    A pull returns the bytes of the pushed index.
     """
     name = f"{fake.host}/team/model"
     q4, q8 = keep(store, "q4", f"{name}:q4"), keep(store, "q8", f"{name}:q8")

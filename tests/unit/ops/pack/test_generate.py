@@ -74,9 +74,9 @@ def test_one_model_gives_its_name() -> None:
 
 
 def test_the_largest_of_several_is_the_model_where_it_stands_out() -> None:
-    """One of several model files is the model if it is larger than 1.5 times the average.
+    """The largest of several model files is the model if it is larger than 1.5 times their average size.
 
-    The other model files and then the metadata files are parts of the model.
+    The other model files become parts of the model, and after them the metadata files.
     """
     kitfile = guessed("config.json", a__gguf=10, b__gguf=100, c__gguf=10)
     assert parts(kitfile) == ["b.gguf", "a.gguf", "c.gguf", "config.json"]
@@ -136,7 +136,10 @@ def test_directories_of_one_kind_are_layers() -> None:
     ids=" ".join,
 )
 def test_a_tree_of_tables_or_a_zarr_store_is_one_dataset(paths: tuple[str, ...]) -> None:
-    """The top-level directory becomes one dataset, at any depth of its files, and no code entry is generated."""
+    """The top-level directory becomes one dataset, even if its files are in subdirectories.
+
+    No code entry is generated.
+    """
     assert guessed(*paths) == Kitfile("1.0.0", datasets=(Dataset(path="data"),))
 
 

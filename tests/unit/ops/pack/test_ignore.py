@@ -1,6 +1,7 @@
-"""A .kitignore leaves out the same paths as moby does, as moby's own tables and recorded results show.
+"""A .kitignore ignores the same paths as moby does.
 
-The last tests are about layers whose paths contain each other.
+The expected results are moby's own tables and results that were recorded from moby. The last tests are about layers
+whose paths contain each other.
 """
 
 from __future__ import annotations
@@ -268,7 +269,10 @@ def test_moby(pattern: str, path: str, matches: bool) -> None:
 
 @pytest.mark.parametrize(("data", "path", "ignored"), RECORDED)
 def test_recorded(data: bytes, path: str, ignored: bool) -> None:
-    """moby gave the results for unusual lines, with regular expressions, comments, BOMs, spaces and invalid UTF-8."""
+    """The expected results for unusual lines were recorded from moby.
+
+    The lines contain regular expressions, comments, BOMs, spaces and invalid UTF-8.
+    """
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
 
@@ -286,7 +290,7 @@ def test_recorded(data: bytes, path: str, ignored: bool) -> None:
     ],
 )
 def test_the_last_that_matches_decides(data: bytes, path: str, ignored: bool) -> None:
-    """The last of several matching patterns decides, in the rows of moby's tables with exceptions."""
+    """If several patterns match, the last one decides. The cases are the rows of moby's tables that have exceptions."""
     assert IgnoreRules.parse(data).ignores(path) is ignored
 
 
@@ -320,9 +324,9 @@ def test_lines_of_any_size_but_go_has_a_limit() -> None:
 
 
 def test_a_machine_forgets_and_goes_on() -> None:
-    """The results are right even after the matcher has discarded cached states.
+    """A matcher has a limited number of cached states.
 
-    The number of cached states is limited.
+    Its results are right even after cached states were discarded.
     """
     ignore = IgnoreRules.parse(b"*[!-\xf4\x8f\xbf\xbf]x?")
     for n in range(0x100, 0x9000):
@@ -361,7 +365,7 @@ def test_what_is_below_an_ignored_directory_is_ignored(text: str, directory: str
 
 @given(LINES, PATHS)
 def test_the_last_line_decides(text: str, path: str) -> None:
-    """A path in the last line is ignored. A path in the last line after "!" is not ignored.
+    """If the last line is a path, this path is ignored. If the last line is "!" and a path, this path is not ignored.
 
     The four names that kit always ignores cannot be excepted.
     """
@@ -373,14 +377,14 @@ def test_the_last_line_decides(text: str, path: str) -> None:
 
 @given(st.binary(max_size=60), st.binary(min_size=1, max_size=20))
 def test_any_bytes_are_rules_or_an_error_of_one_line(data: bytes, name: bytes) -> None:
-    """Any bytes as a .kitignore give a result for any path, or a KitfileError of one line."""
+    """A .kitignore of any bytes gives a result for any path, or raises a KitfileError of one line."""
     said = answer(data, name.decode("utf-8", "surrogateescape"))
     assert isinstance(said, bool) or (said.startswith("line ") and "\n" not in said)
 
 
 @given(st.text(alphabet="ab[]^-\\*?{}2,|:./", max_size=12), PATHS)
 def test_operators_anywhere_are_rules_or_an_error(pattern: str, path: str) -> None:
-    """Brackets, braces, bars and backslashes in any order give a result or an error."""
+    """Brackets, braces, bars and backslashes in any order give a result or raise an error."""
     said = answer(pattern.encode(), path)
     assert isinstance(said, bool) or said.startswith("line 1 of .kitignore: invalid pattern ")
 
@@ -432,9 +436,10 @@ def test_a_hundred_thousand_lines(form: str) -> None:
     ],
 )
 def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: list[str], out: bool) -> None:
-    """A layer leaves out files within another layer's path, unless that path contains or equals the layer's own.
+    """A layer leaves out files below the path of another layer.
 
-    Paths are compared component by component.
+    This is not done if the other path contains or equals the layer's own path. Paths are compared component by
+    component.
     """
     assert left_out(path, layer, others) is out
 

@@ -137,7 +137,7 @@ def test_the_read_system_calls_of_a_pack_carry_each_byte_once(tree: Path, tmp_pa
 
 
 def test_what_is_packed_is_told(tree: Path, store: Store) -> None:
-    """For each layer, a pack reports a total, and moved bytes that add up to the total.
+    """For each layer, a pack reports a total and moved bytes. The moved bytes add up to the total.
 
     The pack reports each layer, the config and the manifest as saved, in the order of the manifest.
     """
@@ -313,9 +313,9 @@ CHANGES = [
 
 
 class Meddler:
-    """A patch for os.open and os.read.
+    """A replacement for os.open and os.read.
 
-    The patch changes a file once, before the file is opened or after its first read.
+    The replacement changes a file once, before the file is opened or after its first read.
     """
 
     def __init__(
@@ -388,7 +388,7 @@ def test_a_file_that_vanishes_while_the_tree_is_looked_at_fails_the_pack(
 def test_the_first_error_ends_a_pack_whichever_layers_it_is(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The third layer fails while the first layer is still being read, and the pack raises this error."""
+    """If the third layer fails while the first layer is still being read, the third layer's error is raised."""
     failed = threading.Event()
     real = os.read
 
@@ -413,9 +413,9 @@ def test_the_first_error_ends_a_pack_whichever_layers_it_is(
 
 
 def test_a_file_that_cannot_be_read_is_named(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error contains the path of the file in the context, and the reason.
+    """The error contains the reason, and the path of the file in the packed directory.
 
-    Root may read every file, so os.open is replaced to raise the error.
+    Root can read every file, so the test replaces os.open by a function that raises the error.
     """
     real = os.open
 
@@ -484,7 +484,7 @@ def test_a_path_below_a_link_outside_is_refused(tree: Path, store: Store) -> Non
 
 
 def test_a_link_in_the_context_is_an_empty_layer_and_a_warning(tree: Path, store: Store) -> None:
-    """As with kit, symbolic links are not followed, neither at the path of a layer nor below it."""
+    """As in kit, a symbolic link is not followed, whether it is the path of a layer or below that path."""
     (tree / "x").symlink_to("model")
     (tree / "model/link").symlink_to("/etc/passwd")
     events: list[Event] = []
@@ -539,7 +539,7 @@ def test_a_kitignore_that_makes_no_sense_fails_the_pack(tree: Path, store: Store
 
 
 def test_a_kitignore_that_is_a_fifo_fails_the_pack(tree: Path, store: Store) -> None:
-    """The pack does not wait for a writer of the fifo."""
+    """If .kitignore is a FIFO, the pack fails and does not wait for a writer."""
     os.mkfifo(tree / ".kitignore")
     with pytest.raises(ContextError, match=r"^cannot read \.kitignore: \.kitignore is not a regular file$"):
         packed(tree, store, codes("model"))
@@ -562,7 +562,7 @@ def test_a_name_that_no_tar_can_hold_fails_when_the_layer_is_planned() -> None:
 
 
 class CountingIngest:
-    """An ingest that retains the first bytes and counts the others."""
+    """An ingest that keeps the first bytes and only counts the others."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -596,7 +596,7 @@ class CountingStore:
 
 
 def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size of the file is in a pax header. The reported total of the layer is the size of the layer."""
+    """The size of the file is in a pax header. The total that the pack reports is the size of the layer."""
     size = (8 << 30) + 1
     with (tree / "big").open("wb") as file:
         file.truncate(size)
@@ -681,7 +681,7 @@ def written(host: Host) -> int:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals) -> None:
-    """Ctrl-C leaves nothing behind and prints one line.
+    """A pack that is ended by Ctrl-C leaves nothing behind and prints one line.
 
     The remains of a killed pack are removed when a store is opened.
     """
@@ -730,7 +730,7 @@ def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
 
 @pytest.mark.parametrize("before", [False, True], ids=["new layers", "layers that were there, of no kit"])
 def test_eviction_takes_nothing_that_is_being_packed(tree: Path, store: Store, before: bool) -> None:
-    """At every event of the pack, another Store on the same directory tries to evict everything."""
+    """At every event of the pack, another Store for the same directory tries to evict everything."""
     if before:
         pack_to_store(str(tree), codes("model", "README.md"), store, [], kit_format=SHAPE, report=quiet)
     greedy = Store.open(

@@ -107,7 +107,7 @@ def mounted_tree(host: Workspace, ref: str) -> dict[str, bytes | None]:
 def test_an_image_shows_what_a_mount_shows_and_no_layer_is_sent(fake: FakeRegistry, host: Workspace) -> None:
     """The registry mounts the layers from the kit's repository.
 
-    No layer is uploaded, and no compressed layer downloaded.
+    No layer is uploaded, and no compressed layer is downloaded.
     """
     kit = a_kit()
     ref, image = fake.put_kit("team/kit", kit, "v1"), f"{fake.host}/images/kit:v1"
@@ -188,9 +188,9 @@ def test_platforms_share_all_but_a_config(fake: FakeRegistry, host: Workspace) -
 
 
 def test_another_registry_is_sent_the_layers(fake: FakeRegistry, host: Workspace) -> None:
-    """Layers are copied from one registry to the other without being stored.
+    """Layers are copied from the kit's registry to the image's registry without being stored.
 
-    Layers in the store are sent from the store.
+    Layers that are in the store are sent from the store.
     """
     kit = a_kit()
     ref = fake.put_kit("team/kit", kit, "v1")
@@ -238,7 +238,7 @@ def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) 
 def test_kits_of_every_vintage(fake: FakeRegistry, host: Workspace, vintage: kits.Vintage) -> None:
     """If the kit does not declare a diffId, the layer is read to compute the diffId.
 
-    If the kit has no Kitfile or no creation time, the image has none.
+    If the kit does not have a Kitfile or a creation time, the image does not have it either.
     """
     ref, image = fake.put_kit("team/kit", a_kit(vintage=vintage), "v1"), f"{fake.host}/images/kit:v1"
     told: list[Event] = []
@@ -284,7 +284,7 @@ def test_a_kit_without_anything(fake: FakeRegistry, host: Workspace) -> None:
     ],
 )
 def test_what_is_no_layer_of_an_image(fake: FakeRegistry, host: Workspace, part: kits.Part, told: str) -> None:
-    """The error is one line that names the layer, and nothing is sent."""
+    """If an image cannot contain a layer, the error is one line that names the layer, and nothing is sent."""
     ref, image = (
         fake.put_kit("team/kit", kits.build([kits.part("model", "m", kits.kit_tar({"m": b"m"})), part]), "v1"),
         f"{fake.host}/images/kit:v1",
@@ -321,7 +321,7 @@ def conflicting() -> bytes:
 def test_names_that_an_image_would_show_otherwise(
     fake: FakeRegistry, host: Workspace, parts: list[kits.Part], told: str
 ) -> None:
-    """A kit is refused if a file in it has the name of a directory that is not empty.
+    """A kit is refused if one of its files has the name of a directory that is not empty.
 
     An image would show the later entry. A mount would show the directory.
     """
@@ -338,7 +338,7 @@ def test_a_damaged_layer_whose_diff_id_is_not_said(fake: FakeRegistry, host: Wor
 
 
 def test_a_layer_that_is_nowhere(fake: FakeRegistry, host: Workspace) -> None:
-    """If a layer does not exist, nothing is tagged."""
+    """If a layer is neither in the store nor in the registry, nothing is tagged."""
     kit = kits.build([kits.part("model", "m", kits.kit_tar({"m": NOISE}), compression="gzip")])
     blobs = {digest: content for digest, content in kit.blobs.items() if digest not in kit.layers}
     ref = fake.put_kit("team/kit", kits.Kit(kit.manifest, kit.config, blobs, kit.layers), "v1")

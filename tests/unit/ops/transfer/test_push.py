@@ -27,7 +27,10 @@ PATIENCE = 30.0
 
 
 class FakeTarget:
-    """A repository that records blobs and requests. ``how`` returns the result of an upload, such as "uploaded"."""
+    """A fake repository that records blobs and requests.
+
+    ``how`` returns the result of an upload, such as "uploaded".
+    """
 
     def __init__(self, how: Callable[[Descriptor], str] = lambda _: "uploaded") -> None:
         self.how = how
@@ -162,9 +165,9 @@ def test_the_first_error_ends_the_others_and_nothing_is_tagged(tree: Path, store
 
 
 def test_neighbours_are_repositories_of_the_same_registry(tree: Path, store: Store) -> None:
-    """A blob may be mounted from at most three other repositories whose kits, according to the store, contain the blob.
+    """A push tries to mount a blob from at most three repositories of the same registry.
 
-    The destination itself and repositories at other registries are left out.
+    According to the store, kits in these repositories contain the blob. The destination itself is not one of them.
     """
     names = [
         "registry.test/a/b",
@@ -191,7 +194,7 @@ def test_a_damaged_tag_of_another_kit_is_no_reason_to_fail(tree: Path, store: St
 
 
 def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, store: Store) -> None:
-    """A push opens the files of all blobs before the first upload, so a later removal of the files does no harm."""
+    """A push opens the files of all blobs before the first upload. They may be removed afterwards."""
     made = packed(tree, store)
 
     def how(_: Descriptor) -> str:

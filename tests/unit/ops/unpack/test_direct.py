@@ -1,4 +1,4 @@
-"""The index of a layer that is written directly to files is checked against the bytes between the files."""
+"""When a layer is written directly to files, its index is checked against the bytes between the files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Whole:
 
 
 def again(index: LayerIndex, data: bytes, piece: int) -> LayerIndex | None:
-    """Pass an archive to ``Headers`` in pieces of `piece` bytes, and index the archive again from the headers."""
+    """Pass an archive to ``Headers`` in pieces of `piece` bytes. Return an index that is built from these headers."""
     headers = Headers(index, len(data))
     for at in range(0, len(data), piece):
         headers.add(at, memoryview(data)[at : at + piece])
@@ -61,7 +61,7 @@ def test_only_bytes_outside_the_files_are_kept() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_nasty_archive(name: str) -> None:
-    """The index is the same for duplicates, sparse files, links and damaged archives."""
+    """The index is the same for archives with duplicates, sparse files, links or damage."""
     data = CASES[name].archive
     try:
         index = index_tar(Whole(data))
@@ -71,7 +71,7 @@ def test_every_nasty_archive(name: str) -> None:
 
 
 def test_the_index_of_other_bytes_is_not() -> None:
-    """If a header in the archive differs, the index differs."""
+    """If a header in the archive was changed, the two indexes differ."""
     data = kit_tar(FILES)
     index = index_tar(Whole(data))
     for changed in ({"m/a": b"a" * 5001}, {"m/x": b""}, {"m/b/c": b"short"}):

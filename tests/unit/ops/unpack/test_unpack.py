@@ -200,7 +200,7 @@ def test_a_raw_layer(world: World, compression: Compression) -> None:
 
 
 def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
-    """A later file replaces an earlier file, but the first mode of a directory remains.
+    """A file in a later layer replaces a file in an earlier layer. A directory keeps its first mode.
 
     A directory replaces a file. A file does not replace a directory that is not empty.
     """
@@ -250,7 +250,7 @@ def test_lines_are_kits_in_kits_order(world: World) -> None:
 
 
 def test_only_what_a_filter_selects_is_fetched(world: World) -> None:
-    """Even if the filter selects nothing of a parent, a line names the parent, as with kit."""
+    """As in kit, a line names each parent, even if the filter selects nothing in the parent."""
     world.put([part("model", "base.bin", b"b" * 5000, format="raw")], "r.io/parent")
     reference = world.put(
         build(
@@ -288,7 +288,7 @@ def test_a_filter_that_selects_nothing_is_told(world: World) -> None:
 
 
 def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
-    """Files and directories get the modes in the layer, even if a directory is read-only."""
+    """Files and directories get the modes that the layer declares, even if a directory is read-only."""
     data = kit_tar({"d/ro/x": b"x"}, modes={"d/ro": 0o555, "d": 0o777, "d/ro/x": 0o666})
     before = os.umask(0o077)
     try:
@@ -361,7 +361,7 @@ def test_holes_stay_holes(world: World) -> None:
 
 
 def test_a_file_in_the_way_is_an_error_before_anything_is_written(world: World) -> None:
-    """The printed lines are those of kit, up to the layer that contains the existing file."""
+    """If a file of the kit exists already, the unpack prints kit's lines up to the layer that contains the file."""
     reference = world.put([model(), part("docs", "README.md", b"new", format="raw")])
     world.out.mkdir()
     (world.out / "README.md").write_bytes(b"mine")
@@ -506,7 +506,7 @@ def test_a_link_of_one_layer_and_files_of_another_below_it(world: World) -> None
 
 @pytest.mark.parametrize("path", ["../x", "/etc/x", "a/../../x"])
 def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
-    """The path of a raw layer is in its annotation, and a path outside of the directory is refused."""
+    """The path of a raw layer is in its annotation. A path outside of the directory is refused."""
     with pytest.raises((UnsafePath, KitfsError)):
         world.unpack(world.put(build([part("model", path, b"x", format="raw")], vintage="modctl")))
     assert not world.out.exists()
@@ -516,7 +516,7 @@ def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
 def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: str) -> None:
     """Nothing is written outside of the directory.
 
-    If the tar is refused, nothing is written in the directory either.
+    If the tar is refused, nothing is written inside the directory either.
     """
     case = CASES[name]
     reference = world.put([part("model", ".", case.archive)])
@@ -699,7 +699,7 @@ def remove_deep(directory: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a", "d"], ids=["file", "directory"])
 def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> None:
-    """An unpack checks its result at the end, and fails if another program has removed a file or a directory."""
+    """At the end, an unpack checks its result. It fails if another program has removed a file or a directory."""
     one = io.BytesIO()
     with tarfile.open(fileobj=one, mode="w") as archive:
         for path, kind in (("a", tarfile.REGTYPE), ("d", tarfile.DIRTYPE)):
@@ -726,7 +726,7 @@ def test_what_is_gone_at_the_end_was_not_unpacked(world: World, name: str) -> No
 def test_a_file_of_another_size_than_its_annotation(
     world: World, monkeypatch: pytest.MonkeyPatch, said: int, full: bool
 ) -> None:
-    """The unpack fails with kit's message."""
+    """If the size of a file differs from the size in its annotation, the unpack fails with kit's message."""
     lying = build([part("model", "w", b"12345", format="raw", compression="gzip")])
     manifest = json.loads(lying.manifest)
     notes = manifest["layers"][0]["annotations"]
@@ -745,7 +745,7 @@ def test_a_file_of_another_size_than_its_annotation(
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_a_layer_that_cannot_be_decoded_is_named(world: World, compression: Compression) -> None:
-    """The digest of the layer is right, but the layer is not compressed as its media type says."""
+    """The digest of the layer is right, but the layer does not have the compression that its media type declares."""
     reference = world.put([part("model", "m", b"", compression=compression, blob=b"not compressed")])
     with pytest.raises(
         LayerError, match=rf"^layer {kits.sha256(b'not compressed')}: the blob is not {compression}, or is damaged: "
@@ -966,7 +966,7 @@ def test_a_file_that_was_begun_and_has_changed_is_written_again(world: World) ->
 
 
 def test_a_file_that_was_begun_belongs_to_its_command(world: World) -> None:
-    """Another command removes the partly written file and starts from the beginning."""
+    """If another command is run, it removes the partly written file and starts from the beginning."""
     reference, data, temporary = in_the_middle(world)
     world.unpack(reference, "model", overwrite=True)
     assert (world.out / "m/big.bin").read_bytes() == data
@@ -975,9 +975,9 @@ def test_a_file_that_was_begun_belongs_to_its_command(world: World) -> None:
 
 
 def test_directories_that_had_their_modes_already(world: World) -> None:
-    """A run that was killed after setting the modes is resumed.
+    """If a run is killed after it has set the modes of directories, the next run resumes it.
 
-    Directories are writable until the end of the resumed run.
+    The directories are writable until the end of the next run.
     """
     reference = world.put(
         [part("model", "d", kit_tar({"d/ro/x": b"x", "d/y": b"y"}, modes={"d": 0o500, "d/ro": 0o000}))]
@@ -1001,7 +1001,10 @@ def test_directories_that_had_their_modes_already(world: World) -> None:
 
 
 def test_another_command_does_not(world: World) -> None:
-    """Another command fails because the files of the first command exist. The first command can still resume."""
+    """A different command fails because the files of the first command exist.
+
+    The first command can still be resumed.
+    """
     reference = world.put(many())
     with pytest.raises(Killed):
         world.unpack(reference, report=killed_after(25))
@@ -1131,13 +1134,13 @@ def with_remote(*datasets: dict[str, str]) -> kits.Kit:
 
 
 def test_remote_datasets_are_left_out_unless_asked_for(world: World) -> None:
-    """The warning is that of kit."""
+    """If remote datasets are left out, kit's warning is printed."""
     world.unpack(world.put(with_remote({"name": "far", "path": "data", "remotePath": "r.io/data:v1"})))
     assert world.warnings == ["ModelKit contains remote datasets. To unpack, specify the --include-remote flag"]
 
 
 def test_a_dataset_of_another_kit(world: World) -> None:
-    """Only the datasets of the other kits are unpacked, each below the path of its entry."""
+    """If a dataset entry names another kit, only the datasets of that kit are unpacked, below the path of the entry."""
     world.put([part("dataset", "deep.csv", b"deep", format="raw", name="deep")], "r.io/deeper")
     world.put([model(), part("dataset", "rows/a.csv", b"a", format="raw", name="rows")], "r.io/data")
     reference = world.put(
@@ -1176,7 +1179,7 @@ def test_a_dataset_that_leads_out_or_round(world: World) -> None:
 
 
 def test_s3_without_its_client(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is one line that says which package to install."""
+    """If boto3 is not installed, the error is one line that says which package to install."""
     monkeypatch.setitem(sys.modules, "boto3", None)
     reference = world.put(with_remote({"path": "d.csv", "remotePath": "s3://bucket/key", "remoteHash": "abc"}))
     with pytest.raises(UsageError, match=r"needs boto3; run: pip install 'kitfs\[s3\]'"):
@@ -1239,7 +1242,7 @@ def test_an_object_of_s3(world: World, monkeypatch: pytest.MonkeyPatch, version:
 
 
 def test_zstd_frames_without_sizes_are_no_problem(world: World) -> None:
-    """The size of the decoded stream is not known before its end."""
+    """If a zstd stream does not declare its decoded size, the size is only known at the end of the stream."""
     content = kit_tar(TREE)
     stream = zstandard.ZstdCompressor(write_content_size=False).compress(content)
     world.unpack(world.put([part("model", "m", content, compression="zstd", blob=stream)]))
