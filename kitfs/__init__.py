@@ -5,13 +5,13 @@
 ...     print([file.path for file in kit.files()])
 ...     header = kit.read("model.safetensors", 0, 8)
 
-Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``,
-``status``, ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``,
-``list``, ``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``, ``login``,
+Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``, ``status``,
+``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``,
+``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``, ``login``,
 ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of ``kitfs index`` and ``kitfs cache`` are in
 ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keyword arguments (``kitfs.sdk.options``). Errors
 are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, and the events of ``progress=`` in
-``kitfs.events``. Each of these is imported when it is first used.
+``kitfs.events``. Every name is imported when it is first used.
 
 Threading: any thread may call the functions, and many threads may share a Kit. A file object of a kit, or a Mount, may
 be used by only one thread at a time.

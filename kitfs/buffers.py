@@ -20,9 +20,10 @@ PATIENCE: Final = 30.0  # seconds to wait for memory; then the smallest buffer i
 
 
 class Buffers:
-    """A memory of at most ``limit`` bytes. ``used`` is the number of reserved bytes, and ``peak`` is its maximum.
+    """A pool of at most ``limit`` bytes. ``used`` bytes are reserved, and ``peak`` is the highest ``used`` so far.
 
-    After a fetch has waited for ``patience`` seconds, it gets a buffer beyond the limit, because a read must not hang.
+    After a fetch has waited for ``patience`` seconds, it gets a buffer even if the limit is exceeded, because a read
+    must not hang.
     """
 
     def __init__(self, limit: int = DEFAULT_BUDGET, *, patience: float = PATIENCE) -> None:

@@ -78,17 +78,17 @@ class Option(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """Return the option's environment variable, such as ``KITFS_PACK_COMPRESSION``; "" if it has none."""
+        """Return the option's environment variable, such as ``KITFS_PACK_COMPRESSION``, or "" if it has none."""
         return "" if self.flag_only else f"KITFS_{self.key.upper().replace('-', '_')}"
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Return the words that the option accepts; an empty tuple if it accepts other values."""
+        """Return the words that the option accepts, or an empty tuple if its values are not a fixed set of words."""
         return self.parse.words if isinstance(self.parse, Choice) else ()
 
 
 def options_of(verb: str, *options: Option) -> tuple[Option, ...]:
-    """Return copies of options that belong to a verb."""
+    """Return copies of ``options`` that belong to ``verb``."""
     return tuple(option._replace(verb=verb) for option in options)
 
 
@@ -292,7 +292,7 @@ class Settings:
         return self._origins[name] != "default"
 
     def origin(self, name: str) -> str:
-        """Return the place of an option's value: ``--flag``, a variable, a key of the file, or ``default``."""
+        """Return the place of an option's value: ``--flag``, a variable, a key of the settings file, or ``default``."""
         return self._origins[name]
 
     def takes(self, name: str) -> bool:
@@ -311,8 +311,9 @@ class Settings:
         """Find the value of every option in ``flags``.
 
         ``flags`` maps the name of an option to a string, a sequence of strings, or None if the flag was not given.
-        ``own`` are the verb's own options, which may replace options of OPTIONS. ``known`` are the options of other
-        verbs, which the settings file may contain, too. If ``known`` is empty, unknown keys in the file are ignored.
+        ``own`` are the verb's own options. They replace options of the same name in OPTIONS. ``known`` are the options
+        of other verbs, which the settings file may also contain. If ``known`` is empty, unknown keys in the file are
+        ignored.
         """
         env = os.environ if environ is None else environ
         table = {**OPTIONS, **{option.name: option for option in own}}
@@ -368,9 +369,9 @@ def _parse(option: Option, texts: list[str], origin: str) -> Value:
 def _read_settings(
     flag: str | None, env: Mapping[str, str], options: Iterable[Option], *, strict: bool
 ) -> tuple[str, dict[str, list[str]]]:
-    """Return the path of the settings file, and a map from the keys of options to the strings in that file.
+    """Return the path of the settings file, and a map from the keys of options to their strings.
 
-    The default file may be missing. If ``strict`` is True, every key must belong to an option in ``options``.
+    A missing default file is not an error. If ``strict`` is True, every key must belong to an option in ``options``.
     """
     named = flag or env.get("KITFS_SETTINGS")
     home = env.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
@@ -390,7 +391,7 @@ def _read_settings(
 
 
 def _entries(loaded: Mapping[object, object], file_path: str) -> Iterable[tuple[str, object]]:
-    """Yield (key of an option, value). For the section of a verb, yield each of its options."""
+    """Yield (key, value) for every option in the settings file, including the options in the section of a verb."""
     for name, value in loaded.items():
         key = str(name).replace("_", "-")
         if key not in OWNERS or key in OPTIONS:

@@ -22,14 +22,14 @@ ReadFrom = Callable[[int], Iterator[bytes]]
 class Source(Protocol):
     """A source of the bytes of a blob: a registry, a file, a member of an archive, or a decoder over another blob.
 
-    ``size`` is the length in bytes, or None while the length is unknown (a decoder that has not reached its end).
-    ``ranged`` is False if only a whole stream from byte 0 is available: from a decoder, or from a registry that ignores
-    Range. It may change from True to False, but not back. A source does not store, verify, coalesce or prefetch bytes;
+    ``size`` is the length in bytes, or None if the source is a decoder that has not reached its end. ``ranged`` is
+    False if only a whole stream from byte 0 is available: from a decoder, or from a registry that ignores Range.
+    ``ranged`` can change from True to False, but not back. A source does not store, verify, coalesce or prefetch bytes;
     ``store.fetch`` does.
 
     ``sender`` identifies the endpoints that send the bytes. Two sources with the same endpoints have the same
-    ``sender``, and bytes that this process makes have "". ``distrust`` is called after bytes had the wrong digest. If
-    the source has another endpoint, ``distrust`` makes the source read from that endpoint, and returns True.
+    ``sender``, and ``sender`` is "" for bytes that this process makes. ``distrust`` is called after bytes had the wrong
+    digest. If the source has another endpoint, ``distrust`` makes the source read from that endpoint, and returns True.
     """
 
     @property
@@ -49,8 +49,8 @@ class Source(Protocol):
         If the source is ranged, the pieces cover [start, stop); a ``stop`` of None means the end. Otherwise the pieces
         cover the whole blob, whatever range is requested, and the caller closes the generator after the last piece that
         it needs. Closing the generator releases the connection. Raises RegistryError if a request fails, IntegrityError
-        if the source ends early or has another size, and LayerError if the blob cannot be decoded. Earlier pieces stay
-        valid.
+        if the source ends early or has another size, and LayerError if the blob cannot be decoded. Even after an error,
+        the pieces that were yielded are correct.
         """
         ...
 
@@ -62,7 +62,7 @@ class Manifests(Protocol):
 
 
 class Origin(Manifests, Protocol):
-    """The place that a kit is read from: a repository of a registry, an OCI layout on disk, or the store.
+    """A place from which kits are read: a repository of a registry, an OCI layout on disk, or the store.
 
     ``blob`` returns None if the blob has no source outside the store. ``blob_bytes`` returns the verified bytes of a
     small blob, and raises ManifestError if its descriptor declares more than ``limit`` bytes.

@@ -111,7 +111,7 @@ class Unavailable(RegistryError):
 
 
 class RangeIgnored(RegistryError):
-    """A registry returned 200 to a request with Range, although only the range can be used."""
+    """A registry returned 200 to a request with Range, with the whole blob, although only a range was requested."""
 
 
 class IntegrityError(KitfsError):
@@ -127,13 +127,13 @@ class StoreError(KitfsError):
 
 
 class StoreFull(StoreError):
-    """The store has no space left, and none of its blobs may be evicted."""
+    """The store has no space left, and no blob in the store can be evicted."""
 
     errno = _errno.ENOSPC
 
 
 class StoreBusy(StoreError):
-    """A blob is leased by another user of the store."""
+    """Another process has locked a blob of the store for too long."""
 
     errno = _errno.EBUSY
 
@@ -162,7 +162,7 @@ class LayerError(KitfsError):
 
 
 class LayerLimit(LayerError):
-    """A layer exceeds a limit of its reader, such as ``--max-entries``. Its bytes may be intact."""
+    """A layer exceeds a limit, such as ``--max-entries``. The layer is not necessarily damaged."""
 
 
 class UnsupportedLayer(LayerError):
@@ -180,21 +180,21 @@ class UnsafePath(LayerError):
 class ContextError(KitfsError):
     """A file in the directory to pack from or unpack to cannot be used.
 
-    It is missing, cannot be read or written, has changed meanwhile, or exists although it must not.
+    The file is missing, cannot be read or written, has changed meanwhile, or exists although it must not.
     """
 
     exit_code = 10
 
 
 class SignatureError(KitfsError):
-    """A kit has no signature of the key that was given, or none that a policy accepts."""
+    """A kit has no signature by the given key, or no signature that the policy accepts."""
 
     errno = _errno.EACCES
     exit_code = 11
 
 
 class MountError(KitfsError):
-    """A mount could not be made or ended. If a system call failed, ``errno`` is its error number."""
+    """Mounting or unmounting failed. If a system call failed, ``errno`` is its error number."""
 
     exit_code = 9
 

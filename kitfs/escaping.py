@@ -3,8 +3,8 @@
 Names, annotations, paths and the messages of registries are written by strangers. Every character that Unicode does not
 class as printable is escaped: C0 and C1 controls, DEL, controls of bidirectional text, separators of lines and
 paragraphs, characters without a width, and halves of surrogate pairs, by which Python represents bytes that are not
-UTF-8. Letters of any alphabet are not changed. Escaping an escaped text does not change it. ``cli.output`` and
-``LogFormatter`` escape all text; in the SDK, ``LogFilter`` does.
+UTF-8. Letters of any alphabet are not changed. Text that is already escaped is not changed. ``cli.output`` and
+``LogFormatter`` escape all text that they print. In the SDK, ``LogFilter`` escapes log messages.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter that writes a record as a line, followed by its traceback, without secrets (``redaction``)."""
+    """A formatter that writes a record as a line and its traceback. Secrets are removed (``redaction``)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line of a record."""

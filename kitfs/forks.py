@@ -2,12 +2,12 @@
 
 A forked child copies state that it cannot use: locks that are never released, because the threads that hold them exist
 only in the parent; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, which
-only the parent holds. So ``generation`` is a different number in each forked child. An object that belongs to one
-process compares the number at the start of an operation, and reopens its files and connections if the number differs.
-An object that must act during the fork itself registers with ``watch``.
+only the parent holds. ``generation`` is a different number in each forked child, so that the child can detect such
+copies. An object that belongs to one process compares the number at the start of an operation, and reopens its files
+and connections if the number differs. An object that must act during the fork itself registers with ``watch``.
 
 Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so in the child, an action under
-``guard`` is either complete or not begun. Hold it only for short actions that do not wait.
+``guard`` is either complete or not begun. Hold ``guard`` only for short actions that do not wait.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _renewed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def watch(one: Watched) -> None:
-    """Call the hooks of ``one`` at every fork. ``one`` is referenced weakly, so it may be deleted."""
+    """Call the hooks of ``one`` at every fork. ``one`` is referenced weakly, so it can be garbage collected."""
     with guard:
         _watched.add(one)
 

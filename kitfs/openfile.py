@@ -3,8 +3,8 @@
 The kernel reuses the number of a closed descriptor for the next file. So an OpenFile is closed only when its last user
 has finished, and every later use raises Closed; no read or write can reach another file of the program. A parent and
 its forked child share file locks (flock(2), and the "Open file description locks" of fcntl(2)), so a child that kept
-its copy of a descriptor would hold the lock after the parent has died. So a child closes its copies at once. The parent
-keeps its locks.
+its copy of a descriptor would hold the lock after the parent has died. Therefore a child closes its copies at once. The
+locks of the parent stay.
 
 Threading: any thread may call every method. Reads and writes take no lock.
 """
@@ -127,7 +127,7 @@ class OpenFile:
                 os.close(fd)
 
     def after_fork_in_child(self) -> None:
-        """Close the child's copy, even if a thread of the parent was using it."""
+        """Close the child's copy of the descriptor, even if a thread of the parent was using the descriptor."""
         self._users.clear()
         self.close()
 

@@ -1,8 +1,8 @@
 """Make and open directories and files that belong to this user alone, without following foreign symbolic links.
 
 kitfs trusts the bytes and the locks in the store and the run-time directory. So every directory there has mode 0700 and
-every file mode 0600, whatever the umask or the mode of the parent directory, and a file that another user owns or may
-write is refused. Root refuses such files, too: otherwise, another user could choose the bytes that root reads. No
+every file mode 0600, whatever the umask or the mode of the parent directory, and a file that another user owns or can
+write to is refused. Root refuses such files, too: otherwise, another user could choose the bytes that root reads. No
 symbolic link is followed below such a directory or in an OCI layout. Only regular files are opened, because opening a
 FIFO could block, and opening a device may have side effects.
 
@@ -27,7 +27,7 @@ OTHERS_ENTER: Final = 0o011
 
 
 class Unsafe(OSError):  # noqa: N818 - named like the classes of errors.py
-    """A file or directory is not safe: another user owns it or may write it, or it is not of the required kind."""
+    """A file or directory is not safe: another user owns it or can write to it, or it is not of the required kind."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(errno.EPERM, reason)
@@ -36,13 +36,13 @@ class Unsafe(OSError):  # noqa: N818 - named like the classes of errors.py
 def own_directory(path: str, *, sticky: bool = False) -> str:
     """Return the directory to use for ``path``: ``path`` itself, or a subdirectory of it.
 
-    A missing directory is made with mode 0700. A directory that belongs to this user, and that other users may not
-    write, is used itself. In an empty directory that other users own or may write, such as a pod's emptyDir, a
+    A missing directory is made with mode 0700. A directory that belongs to this user, and that other users cannot write
+    to, is used itself. In an empty directory that other users own or can write to, such as a pod's emptyDir, a
     subdirectory ``kitfs-UID`` of mode 0700 is made and used; the next run of the same user uses it again.
 
-    With ``sticky``, a directory of this user that other users may write is used itself if it has the sticky bit, as a
-    tmpfs has. The sticky bit prevents other users from replacing this user's files. The caller must then check every
-    file in it. Raises Unsafe for any other directory that other users own or may write, and for a subdirectory that
+    With ``sticky``, a directory of this user that other users can write to is used itself if it has the sticky bit, as
+    a tmpfs has. The sticky bit prevents other users from replacing this user's files. The caller must then check every
+    file in it. Raises Unsafe for any other directory that other users own or can write to, and for a subdirectory that
     another user has made.
     """
     make_directories(path)
@@ -69,7 +69,10 @@ def own_directory(path: str, *, sticky: bool = False) -> str:
 
 
 def _fault(info: os.stat_result) -> str:
-    """Describe what is wrong with an owner or mode; return "" if only this user owns and may write the file."""
+    """Describe a fault in the owner or the mode of a file.
+
+    Return "" if only this user owns and can write to the file.
+    """
     if info.st_uid != os.geteuid():
         return f"it belongs to another user (uid {info.st_uid})"
     if info.st_mode & OTHERS_WRITE:
@@ -108,7 +111,7 @@ def make_directories(path: str) -> None:
 
 
 def check_directory(path: str) -> None:
-    """Check that a directory belongs to this user, and that no other user may write it. Raises Unsafe.
+    """Check that a directory belongs to this user, and that no other user can write to it. Raises Unsafe.
 
     If other users may read or enter the directory, its mode is changed to 0700.
     """
@@ -122,7 +125,7 @@ def check_below(root: str, path: str) -> None:
     """Check that ``path`` and the directories between it and ``root`` are not links and belong to this user.
 
     Directories that do not exist are skipped. Older versions of kitfs made some of these directories with a mode that
-    depended on the umask, so any other mode is changed to 0700. Raises Unsafe.
+    depended on the umask, so their mode is changed to 0700. Raises Unsafe.
     """
     at = root
     for part in os.path.relpath(path, root).split(os.sep):
@@ -153,7 +156,7 @@ def _close_to_others(path: str, info: os.stat_result) -> None:
 
 @contextmanager
 def _unless_read_only() -> Iterator[None]:
-    """Ignore an error in the ``with`` block that is due to a read-only disk, where no mode can be changed."""
+    """Ignore an error in the ``with`` block if the cause is a read-only disk, where no mode can be changed."""
     try:
         yield
     except OSError as e:
@@ -164,9 +167,9 @@ def _unless_read_only() -> Iterator[None]:
 def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
     """Open a regular file of this user, and return its descriptor, which is closed on exec.
 
-    With O_CREAT, a missing file is made with mode 0600. The mode of a file that others may read is changed to 0600.
+    With O_CREAT, a missing file is made with mode 0600. If other users may read the file, its mode is changed to 0600.
     Raises Unsafe for a link, for anything that is not a regular file, for a file of another user, and for a file that
-    others may write and can reach. Other errors are those of open(2).
+    other users can reach and write to. Other errors are those of open(2).
     """
     name = os.path.basename(path)
     fd = _open_regular(path, flags, name, dir_fd=dir_fd)
@@ -277,7 +280,7 @@ def read_start(path: str, size: int) -> bytes:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a file without waiting for a writer: a FIFO that no process writes to counts as empty."""
+    """Open a file without waiting. A FIFO reads as empty if no process has opened it for writing."""
     fd = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     os.set_blocking(fd, True)
     return fd

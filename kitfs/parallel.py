@@ -22,8 +22,7 @@ def each(
 
     On the first error, ``stop`` is set and no further call begins. The error is raised when the running calls have
     returned, so ``do`` should check ``stop`` from time to time. KeyboardInterrupt is raised at once, because a call may
-    wait long for a registry. With ``patient``, KeyboardInterrupt is also raised only when the running calls have
-    returned.
+    wait long for a registry. With ``patient``, KeyboardInterrupt is raised only when the running calls have returned.
     """
     pool = ThreadPoolExecutor(concurrency, thread_name_prefix="kitfs-each")
     try:

@@ -107,7 +107,7 @@ LEVEL: Final = Choice("debug", "info", "warning", "error", synonyms={"trace": "d
 
 
 def path(text: str) -> str:
-    """Make a path absolute, because a relative path would mean another file in the daemon, which works in /."""
+    """Make a path absolute. In the daemon, which works in /, a relative path would name another file."""
     if not text:
         raise ValueError("the path is empty")
     try:

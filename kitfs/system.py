@@ -1,4 +1,4 @@
-"""Raise the limit of open files of this process, send notifications to systemd, and begin writes to the disk."""
+"""Raise this process's limit on open files, send notifications to systemd, and begin writes to the disk."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def begin_writeback(fd: int, offset: int, size: int) -> None:
 
 
 def allow_many_files(needed: int = 0) -> int:
-    """Raise the soft limit of open files to the hard limit, and return the soft limit.
+    """Raise the soft limit on open files to the hard limit, and return the soft limit.
 
-    If the hard limit is lower than ``needed``, it is raised first, if the process may do so.
+    A hard limit below ``needed`` is raised first, if this process has the permission.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = hard if hard == resource.RLIM_INFINITY else max(hard, needed)
@@ -45,7 +45,7 @@ def allow_many_files(needed: int = 0) -> int:
 
 
 def allow_files(files: int) -> None:
-    """Raise the soft limit of open files to ``files``, but not above the hard limit. A higher limit is not changed."""
+    """Raise the soft limit on open files to ``files``, but not above the hard limit. A higher limit is not changed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

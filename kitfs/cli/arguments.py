@@ -1,7 +1,7 @@
 """Hide passwords and tokens in the arguments of this process, because every user may read /proc/PID/cmdline.
 
 The daemon of a mount is forked from ``kitfs mount`` and has the same arguments until it exits. Linux shows the memory
-in which the arguments were passed (proc(5), arg_start and arg_end), and a process may overwrite that memory. Python has
+in which the arguments were passed (proc(5), arg_start and arg_end), and a process can overwrite that memory. Python has
 its own copies of the arguments.
 """
 

@@ -2,8 +2,8 @@
 
 On a narrow terminal, the beginning of a name is cut off. On a still narrower terminal, speed and time are omitted.
 Sizes and speeds have binary units, as in ``ls -h``. A speed is the average of the last few seconds, so a stalled
-transfer shows 0 B/s. Threading: the caller of ``draw`` must hold its own lock. rich draws on its own thread, which only
-reads.
+transfer shows 0 B/s. Threading: the caller of ``draw`` must hold its own lock. rich draws on its own thread, which does
+not change the bars.
 """
 
 from __future__ import annotations

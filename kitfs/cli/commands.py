@@ -81,7 +81,7 @@ class Verbs(_Helpful, click.Group):
     """A group of verbs. Options that every verb accepts may be written before the verb, as with kit."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move the options that precede the verb behind it."""
+        """Move the options that precede the verb, so that they follow it."""
         at = 0
         while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
             at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2
@@ -104,7 +104,7 @@ class Verbs(_Helpful, click.Group):
         return f" (did you mean {' or '.join(meant)}?)" if meant else ""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the verbs of this group. The verbs of kitfs itself are grouped by task."""
+        """Write the verbs of this group. In ``kitfs --help``, the verbs are grouped by task."""
         if ctx.parent is not None:
             super().format_commands(ctx, formatter)
             return

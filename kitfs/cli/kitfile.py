@@ -1,6 +1,6 @@
 """Read the Kitfile of ``--file`` or of a directory, and SOURCE_DATE_EPOCH, for the verbs that pack.
 
-Threading: the main thread only.
+Threading: only the main thread may call the functions.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def run(command: click.Command, args: list[str] | None = None) -> int:
 
 
 def usage_text(error: click.ClickException) -> str:
-    """Return the message of a click error, with a hint at the help of the verb."""
+    """Return the message of a click error, with a hint to read the help of the verb."""
     text, context = error.format_message(), getattr(error, "ctx", None)
     if context is None:
         return text

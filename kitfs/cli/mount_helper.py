@@ -4,8 +4,8 @@
 
 SPEC is a reference. The options are those of ``kitfs mount``, written with ``-`` or ``_``
 (``cache_dir=/var/cache/kits,plain_http,only=model``). A comma inside a value is written ``\\,``. Options that only
-mount(8) uses (``rw`` of ``defaults``, ``_netdev``, ``noauto``, ``x-…``) are ignored, and unknown options are refused.
-The exit codes are those of mount(8): 0 for success, 1 for wrong usage, 32 for a mount that failed.
+mount(8) uses (``defaults``, ``rw``, ``_netdev``, ``noauto``, ``x-…``) are ignored, and unknown options are refused. The
+exit codes are those of mount(8): 0 for success, 1 for wrong usage, 32 for a mount that failed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SUPPORTED = tuple(name for name in MOUNT_OPTIONS if name != "foreground")
 
 
 def flags_of(options: str) -> dict[str, object]:
-    """Parse the argument of -o into a dict of the options' values by name.
+    """Parse the argument of -o into a dict from the names of options to their values.
 
     Raises UsageError for an option that neither ``kitfs mount`` nor mount(8) has.
     """

@@ -58,7 +58,7 @@ class Flag(click.Option):
 
 
 def takes(*options: str | Option) -> Callable[[Verb], Verb]:
-    """Add these options and those in ``EVERYWHERE`` to a verb.
+    """Return a decorator that adds ``options`` and those in ``EVERYWHERE`` to a verb.
 
     The decorated verb is called with ``settings`` and its arguments.
     """

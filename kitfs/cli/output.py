@@ -28,7 +28,7 @@ BROKEN_PIPE: Final = 141  # the exit code in shells of a program that SIGPIPE en
 
 
 class Unwritable(KitfsError):  # noqa: N818 - as the classes of errors.py
-    """stdout cannot be written. If its reader has exited, the exit code is BROKEN_PIPE and no message is printed."""
+    """stdout cannot be written. If the program that reads stdout has exited, no message is printed."""
 
 
 def settle_streams() -> None:
@@ -141,8 +141,8 @@ def put_json(value: Any) -> None:
 def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool = True) -> None:
     """Write a table as kit does: each column is as wide as its widest cell, with three blanks between columns.
 
-    On a terminal, unless ``full``, the table is made to fit: the middle of the widest cells is replaced by an ellipsis.
-    Digests are not cut, because a part of a digest is useless.
+    On a terminal, the table is made to fit, unless ``full`` is True: the middle of the widest cells becomes an
+    ellipsis. Digests are not cut, because a part of a digest is useless.
     """
     rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
@@ -155,7 +155,7 @@ def put_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, full: bool 
 
 
 def _fitted(widths: Sequence[int], least: Sequence[int], columns: int) -> list[int]:
-    """Return widths that fit a terminal.
+    """Return widths with which the table fits into ``columns`` columns.
 
     The widest columns are narrowed first, but not below their ``least`` widths.
     """

@@ -167,7 +167,7 @@ class Reporter:
         self._begin()
 
     def _show(self) -> None:
-        """Run in a thread: start the bars, or write a line every few seconds."""
+        """Start the bars, or write a line every few seconds. This method runs in a thread of its own."""
         if self._mode == "fancy":
             if not self._ended.wait(self._delay):
                 with self._lock:

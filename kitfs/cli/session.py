@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspace]:
     """Open the store of --cache-dir and the registries of the network options.
 
-    Log messages are written to stderr: warnings, or with --log-level or -v all messages of that level and above.
-    ``waits``: whether a line on a terminal shows that the verb still works, because it has no progress bars.
+    Warnings are logged to stderr; with --log-level or -v, all messages of that level and above. ``waits``: show on a
+    terminal that the verb still works. It is for verbs without progress bars.
     """
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.workspace import Workspace
@@ -46,7 +46,7 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
 
 @contextmanager
 def store_of(settings: Settings, directory: str | None = None) -> Iterator[Store]:
-    """Open only the store of --cache-dir, or the store in ``directory``. Log messages are as with ``workspace_of``."""
+    """Open only the store of --cache-dir, or the store in ``directory``. Messages are logged as by ``workspace_of``."""
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
@@ -94,7 +94,7 @@ def exit_on_interrupt(report: Reporter) -> Iterator[None]:
 
 
 def with_tag(reference: Reference) -> Reference:
-    """Add the tag ``latest``, and print a note, if a reference has neither a tag nor a digest."""
+    """If a reference has neither a tag nor a digest, add the tag ``latest`` and print a note."""
     if reference.tag is None and reference.digest is None:
         reference = reference.or_latest()
         say(f"kitfs: no tag given, using latest ({reference.display})")

@@ -2,8 +2,8 @@
 
 ``touched`` completes a layer once programs have read at least 64 MiB of it, and at least an eighth of it. ``all``
 completes every layer, in the order of the kit. Layers are fetched in steps of 4 MiB. No step begins while a program
-waits for bytes, in the ``QUIET`` seconds after that, or while a request for a program fetches the rest of the layer. A
-layer is not completed if the store would have to evict other blobs.
+waits for bytes, in the ``QUIET`` seconds after that, or while a request that a program has caused fetches the rest of
+the layer. A layer is not completed if the store would have to evict other blobs.
 
 Threading: each mount has a thread that fills it. Any thread may read the status.
 """
@@ -38,7 +38,7 @@ ROOM_EVERY: Final = 64 << 20  # bytes filled between two checks of the free spac
 class Filler:
     """A filler completes the layers of a mounted kit.
 
-    ``mode`` is the value of --fill, and ``demand`` counts what programs read of the kit's tree.
+    ``mode`` is the value of --fill, and ``demand`` counts the bytes that programs read.
     """
 
     def __init__(self, kit: Kit, store: Store, demand: Demand, *, mode: str, log: logging.Logger) -> None:
@@ -124,7 +124,7 @@ class Filler:
             room -= new if size else ROOM_EVERY  # a step that decodes does not report its size
 
     def _let_readers_go_first(self, layer: Layer) -> None:
-        """Wait until no program waits for bytes, and no request for a program is completing the layer.
+        """Wait until no program waits for bytes, and no request that a program has caused is completing the layer.
 
         Returns early if the filler is stopped.
         """

@@ -47,7 +47,7 @@ SEAL: Final = b"seal"  # the command of the status socket that seals a mount
 
 
 class Ready(Protocol):
-    """A function that is called when the mount answers, with the warnings so far.
+    """A function that is called when the mount is ready, with the warnings so far.
 
     ``made`` is False for a mount that existed before.
     """
@@ -56,9 +56,10 @@ class Ready(Protocol):
 
 
 def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foreground: bool) -> None:
-    """Mount a kit, call ``ready`` when the mount answers, and wait until the mount no longer needs this process.
+    """Mount a kit, call ``ready`` when the mount is ready, and wait until this process is not needed any more.
 
-    The caller must hold the lock of the mount; ``nonce`` is the nonce of the lock. Raises KitfsError if mounting fails.
+    The caller must hold the lock of the mount; ``nonce`` is the nonce in the lock file. Raises KitfsError if mounting
+    fails.
     """
     from kitfs.daemon.notes import ClosedNote
     from kitfs.daemon.status import LastError
@@ -90,7 +91,7 @@ def live(request: MountRequest, run: RunDir, ready: Ready, nonce: str, *, foregr
 
 
 def _interrupted(number: int, frame: object) -> None:
-    """Raise MountError on SIGTERM before the mount answers, so that a mount point that kitfs has made is removed."""
+    """Raise MountError on SIGTERM before the mount is ready, so that a mount point that kitfs made is removed."""
     raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
 
@@ -188,7 +189,7 @@ class _Life:
     # -- both
 
     def _record(self, transport: str, there: MountInfo, pid: int | None) -> Record:
-        """Return the record of a mount that answers at ``there``."""
+        """Return the record of a mount that is ready. ``there`` is its line of mountinfo."""
         request = self._at.request
         return Record(
             reference=request.reference,
@@ -223,7 +224,7 @@ class _Life:
         )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:
-        """Write the record and open the status socket until the transport ends; return the mount's sealer."""
+        """Write the record, open the status socket until the transport ends, and return the mount's sealer."""
         from kitfs.daemon.status import StatusSocket
 
         at = self._at
@@ -243,7 +244,7 @@ class _Life:
         return sealer
 
     def _answer(self, record: Record) -> None:
-        """Report to the log, to systemd and to the caller that the mount answers."""
+        """Report to the log, to systemd and to the caller that the mount is ready."""
         self._claimed.kept = True
         how = "sealed" if record.seal else f"with the {record.transport} transport"
         self._at.log.info("mounted %s (%s) on %s %s", record.reference, record.digest, record.mountpoint, how)

@@ -1,8 +1,9 @@
 """Log the warnings that ``mount`` prints before the mount is ready.
 
-Nothing is fetched for a warning, because a mount waits only for the manifest and the config. If a layer was never
-listed on this machine, names in it that other users cannot use are reported in the log when the layer is first listed.
-Threading: any thread may use a ``ClosedNote``.
+Nothing is fetched for a warning, because a mount is ready as soon as the manifest and the config are fetched. If a
+layer was never listed on this machine, the warning about its closed files is logged when the layer is first listed. A
+closed file or directory is one that other users have no permission to use. Threading: any thread may use a
+``ClosedNote``.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ def warn(kit: Kit, request: MountRequest, resolver: Resolver, log: logging.Logge
 
 
 class ClosedNote:
-    """A warning about names that other users cannot use, in a mount that is open to other users (allow_other).
+    """A warning about closed files and directories in a mount that other users may use (allow_other).
 
-    The warning is logged once. A name is not reported if an option of the request (a mode or a umask) takes the
-    permissions of other users away.
+    The warning is logged once. It does not cover files or directories whose permissions an option of the request
+    determines.
     """
 
     def __init__(self, request: MountRequest, log: logging.Logger) -> None:
@@ -50,7 +51,7 @@ class ClosedNote:
         self._warned = not (self._files or self._directories)
 
     def look(self, kit: Kit, *, patience: float = PATIENCE) -> None:
-        """Warn about the layers whose modes are known without asking their registry.
+        """Warn about the layers whose modes are known without a request to a registry.
 
         Layers that cannot be examined within ``patience`` seconds are skipped.
         """

@@ -32,7 +32,10 @@ SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the ca
 
 
 class Starting(NamedTuple):
-    """The values that the functions for the start of a mount share. ``stack`` undoes their work in reverse order."""
+    """The values that the functions for the start of a mount share.
+
+    ``stack`` undoes the work of these functions in reverse order.
+    """
 
     request: MountRequest
     run: RunDir

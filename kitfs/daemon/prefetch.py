@@ -4,8 +4,8 @@ Two sources predict these bytes:
 
 - The headers of safetensors and GGUF files (``kit.tensor_files``). After a program has read two tensors in order, the
   next tensors are fetched in the same order.
-- The order in which programs read the kit when it was last mounted (``kit.access_order``). When the mount answers,
-  ``EAGER`` bytes are fetched in this order. More bytes are fetched only if programs read the fetched bytes.
+- The order in which programs read the kit when it was last mounted (``kit.access_order``). When the mount is ready,
+  the first ``EAGER`` bytes in this order are fetched. More bytes are fetched only if programs read the fetched bytes.
 
 Bytes are fetched in steps of at most 4 MiB. No step begins while a program waits for bytes, or if the store would have
 to evict other blobs. With --fill none, nothing is fetched and no order is recorded.
@@ -149,7 +149,7 @@ class Prefetcher:
         return None if is_saved and time.monotonic() > self._not_before else SAVE_EVERY
 
     def _next(self) -> tuple[Step | None, float]:
-        """Return the next step, and for how many seconds no program must have waited before the step begins."""
+        """Return the next step and a number of seconds. The step begins once no program has waited for so long."""
         if time.monotonic() < self._not_before:
             return None, 0.0
         self._file = None
@@ -184,7 +184,7 @@ class Prefetcher:
             self._next_replayed = next(self._replay, None)
 
     def _fetch(self, digest: str, at: int, size: int) -> int:
-        """Fetch bytes of a layer, and no later bytes. Return how many were missing. Raises StoreFull and KitfsError."""
+        """Fetch only these bytes of a layer, and return how many were missing. Raises StoreFull and KitfsError."""
         layer = self._layers[digest]
         if not self._lacks(layer):
             return 0

@@ -13,7 +13,7 @@ The kernel serves a sealed mount without a process. The record of a sealed mount
 A record gets its ``seal`` just before the EROFS mount replaces the FUSE mount. The mount table then decides which of
 the two mounts the record describes, so the state is known even if the daemon is killed between the steps.
 
-No function here sends a request to the mounted file system, which could block.
+No function here sends a request to the mounted file system, because the request could block.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Manage the run-time directory, which has a record, a lock, a log and a socket for each mount.
 
-    <run-dir>/<id>.json   the Record of the mount; written by rename when the mount answers, removed when the mount ends
+    <run-dir>/<id>.json   the Record of the mount; written by rename when the mount is ready, and removed at its end
               <id>.lock   locked exclusively (flock) by the daemon until it ends, so a free lock means that the daemon
                           has ended; contains a nonce that the daemon's record repeats, so a record with another nonce
                           belongs to a dead daemon
@@ -11,7 +11,7 @@
                           programs still have files of that mount open (``displace``)
 
 The directory and its files must belong to the user alone (``ownership``): a directory or file that another user owns or
-may write is refused. In an empty directory that users share, kitfs uses a subdirectory for each user.
+can write to is refused. In an empty directory that users share, kitfs uses a subdirectory for each user.
 
 ``<id>`` is a hash of the mount point, so the path of the socket is short, and any mount point has a valid name. No file
 in the directory is needed after a reboot, or to read from a mount. The files of a mount are renamed and removed, and
@@ -130,7 +130,7 @@ class RunDir:
             return open(open_file(path), encoding="utf-8", errors="replace")
 
     def forget(self, gone: Record | str) -> None:
-        """Remove the files of a record's daemon, or the record and the socket of a mount point. The log stays.
+        """Remove the files of a daemon that has ended. ``gone`` is its record or its mount point. The log stays.
 
         The lock of a mount point stays too, because another process may be waiting for this lock.
         """
@@ -219,7 +219,7 @@ class RunDir:
                 os.close(fd)
 
     def alive(self, daemon: Record | str) -> bool:
-        """Return whether a daemon runs. ``daemon`` is its record, or a mount point for any daemon there."""
+        """Return whether a daemon runs. ``daemon`` is its record, or a mount point, which means any daemon there."""
         path = self.file(daemon, "lock") if isinstance(daemon, str) else self.file_of(daemon, "lock")
         try:
             with _refused(path):

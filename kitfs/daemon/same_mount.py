@@ -47,7 +47,7 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
 
 
 def state_text(state: str) -> str:
-    """Return the words for a state other than "alive" that follow "the daemon" in a message."""
+    """Return the words that follow "the daemon" in a message about a state other than "alive"."""
     return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
 
 

@@ -91,7 +91,7 @@ class Seal:
             return False
 
     def _shows(self, layer: Layer, path: str) -> bool:
-        """Return whether the tree has the entry of a layer at a path. Raises WouldBlock and KitfsError."""
+        """Return whether the entry at a path of the tree comes from a layer. Raises WouldBlock and KitfsError."""
         node = self._tree.root
         for name in path.split("/"):
             try:
@@ -175,7 +175,7 @@ def _size_of(layer: Layer, body: io.FileIO) -> int:
 
 
 def _check_leases(image: int) -> None:
-    """Raise Refusal if the store would not be able to find out whether a mount uses its files."""
+    """Raise Refusal if the store could not find out whether a mount uses files of the store."""
     try:
         is_open_elsewhere(image)
     except OSError as e:

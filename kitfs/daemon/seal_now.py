@@ -1,4 +1,4 @@
-"""Verify the kit of a mount against a key or a policy, and ask the daemon of a mount to seal it now."""
+"""Verify the kit of a mount against a key or a policy, and ask the daemon of a mount to seal the mount now."""
 
 from __future__ import annotations
 

@@ -27,12 +27,12 @@ START_PATIENCE: Final = 60.0  # seconds to wait for another process that is moun
 
 
 def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
-    """Mount a kit, call ``ready`` when the mount answers, and wait until the kit is unmounted.
+    """Mount a kit, call ``ready`` when the mount is ready, and wait until the kit is unmounted.
 
     A sealed mount needs no process, so for a sealed mount the function waits only with ``foreground``. If the same
     request is mounted already, ``ready`` is called for the existing mount, and the function returns. With
-    ``foreground``, an existing mount is an error, unless it is sealed and has no process; and the log is also written
-    to stderr. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
+    ``foreground``, the log is also written to stderr, and an existing mount is an error, unless it is sealed and has no
+    process. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
@@ -57,7 +57,7 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of the daemon that serves a mount point. None means: no daemon, or no answer from it yet.
+    """Return the record of the daemon that serves a mount point. Return None if no such daemon has a record yet.
 
     If the daemon was detached from the mount point and only serves files that are still open, the daemon's files in the
     run-time directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the
@@ -98,7 +98,7 @@ def _checked(request: MountRequest, record: Record, run: RunDir, foreground: boo
 
 
 def _sealed_at(run: RunDir, mountpoint: str) -> Record | None:
-    """Return the record of a sealed mount without a process at a mount point; None if no such mount exists."""
+    """Return the record of a sealed mount without a process at a mount point, or None if no such mount exists."""
     from kitfs.fuse.mount_table import mount_at
 
     record = run.record(mountpoint)

@@ -64,9 +64,9 @@ class Shutdown:
         os.write(self._signal_in, b"\0")
 
     def watch(self, transport: Transport) -> MountInfo:
-        """Run the transport on a thread of its own, and return the mount when it answers.
+        """Run the transport on a thread of its own, and return the mount when it is ready.
 
-        Raises the error of a transport that fails before the mount answers.
+        Raises the error of a transport that fails before the mount is ready.
         """
         from kitfs.fuse.mount_table import FSTYPE, mount_at
 
@@ -94,7 +94,7 @@ class Shutdown:
         return there
 
     def sealed(self, there: MountInfo) -> None:
-        """Wait for the end of a sealed mount from now on, instead of the end of the transport's mount."""
+        """Replace the transport's mount by a sealed mount, whose end is then waited for."""
         self.is_sealed = True
         self._mount = there
 
@@ -147,7 +147,7 @@ class Shutdown:
             raise self._failure
 
     def _has_mount(self) -> bool:
-        """Return whether this process must end a mount. A sealed mount ends only on a signal."""
+        """Return whether this process must unmount. It unmounts a sealed mount only after a signal."""
         return self._signal is not None if self.is_sealed else self._serving.is_set()
 
     def detach(self) -> None:

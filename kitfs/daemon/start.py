@@ -1,4 +1,4 @@
-"""Start the daemon of a mount, and wait until the mount answers. The process forks, so it must have a single thread."""
+"""Start the daemon of a mount, and wait until the mount is ready. Only a process with a single thread may do so."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from kitfs.errors import KitfsError, MountError, error_from_json, error_to_json
 
 
 class Started(NamedTuple):
-    """A mount that answers. ``made`` is False if the mount existed before."""
+    """A mount that is ready. ``made`` is False if the mount existed before."""
 
     record: Record
     made: bool
 
 
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
-    """Mount in a new daemon, and wait until the mount answers. ``warn`` is called with each warning of the daemon.
+    """Mount in a new daemon, and wait until the mount is ready. ``warn`` is called with each warning of the daemon.
 
     If the same request is mounted already, that mount is returned. Raises the error of the daemon.
     """

@@ -1,7 +1,7 @@
 """Build the status of a mount, which ``kitfs status --json`` prints, and send it on a socket.
 
-Threading: the socket has a thread of its own. The counters and byte maps that this thread reads may change meanwhile,
-so the numbers of a status need not agree exactly.
+Threading: the socket has a thread of its own. While this thread reads the counters and byte maps, they may change. So
+the numbers of a status need not agree exactly.
 """
 
 from __future__ import annotations

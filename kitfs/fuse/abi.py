@@ -1,10 +1,10 @@
 """Encode and decode the messages of /dev/fuse, protocol version 7.x.
 
-This module does no I/O. Every layout is a struct of <linux/fuse.h>, which is named beside it. Fields are in native byte
-order, because both ends are on one machine.
+This module does no I/O. Every layout is a struct of <linux/fuse.h>. A comment beside the layout names the struct.
+Fields are in native byte order, because both ends are on one machine.
 
 In INIT, the kernel offers a version and flags. The reply (``negotiate``) has the older of the two versions, and those
-of the flags that are in ``WANTED``. After that, only this version and these flags may be used.
+offered flags that are in ``WANTED``. After that, only this version and these flags may be used.
 """
 
 from __future__ import annotations

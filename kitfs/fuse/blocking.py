@@ -1,6 +1,6 @@
-"""Answer requests that wait for the network or for a decoder on a pool of threads, unless their task is killed.
+"""A pool of threads answers requests that must wait for the network or for a decoder.
 
-A waiting request must not fail because of a signal: EINTR in a page fault would be SIGBUS, and Go programs and
+A waiting request must not fail because of a signal: EINTR in a page fault would cause SIGBUS, and Go programs and
 profilers get signals all the time. So after an INTERRUPT, the pool only checks whether the task that sent the request
 is dying, which is the case if SIGKILL is pending. (If another signal ends a process, the kernel sends SIGKILL to its
 threads.) The request of a dying task is answered with EINTR at once, and its later result is dropped. The kernel sends
@@ -120,7 +120,7 @@ class BlockingPool:
                 self._work.notify()
 
     def interrupt(self, unique: int) -> None:
-        """Handle an INTERRUPT for a request. The request may not be submitted yet, or may be answered already."""
+        """Handle an INTERRUPT for a request. Possibly the request is not submitted yet, or is answered already."""
         with self._lock:
             request = self._waiting.get(unique)
             if request is None:

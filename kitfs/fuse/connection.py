@@ -204,7 +204,7 @@ class Connection:
                 self._reply(fd, request.unique, reply)
 
     def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
-        """Let the fetch of a request's bytes answer the request when they arrive.
+        """Let a running fetch answer a request when the request's bytes arrive.
 
         If that is not possible, let the blocking pool answer the request.
         """
@@ -212,7 +212,7 @@ class Connection:
             self._blocking.resume(waiting)
 
     def _ready(self, request: Request, waiting: Waiting, error: KitfsError | None) -> None:
-        """Answer a request whose bytes have arrived. This is done on the thread that fetched them, which saves time."""
+        """Answer a request whose bytes have arrived. The thread that fetched the bytes calls this, to save time."""
         try:
             if error is not None:
                 reply: Reply = self._failures.errno_of(request.operation, error), b""

@@ -80,7 +80,7 @@ class FileSystem:
         return Lookup(node.inode, self._attr(node))
 
     def getattr(self, inode: Inode) -> Attr:
-        """Return the attributes of an inode that was looked up, without waiting."""
+        """Return the attributes of an inode that was looked up before. Never waits."""
         return self._attr(self._tree.node(inode))
 
     def readlink(self, inode: Inode, *, wait: bool = True) -> bytes:
@@ -115,8 +115,8 @@ class FileSystem:
     def _admit(self, node: Node, wait: bool) -> bool:
         """Record that the kernel may cache bytes of a file or link. Return whether the bytes in the cache are right.
 
-        Raises IntegrityError if the bytes of the layer are known to be wrong. If an opening passes this check just
-        before the layer fails, its reads fail.
+        Raises IntegrityError if the bytes of the layer are known to be wrong. If a file is opened just before its layer
+        fails, reads of the file fail.
         """
         if node.layer is None:
             return True
@@ -154,7 +154,7 @@ class FileSystem:
         return file
 
     def failed(self, digest: str) -> Collection[Inode]:
-        """Return the inodes of a layer with wrong bytes, as far as the kernel may have cached them.
+        """Return those inodes of a layer with wrong bytes whose content the kernel may have cached.
 
         The next ``open`` of each of these inodes returns ``keep_cache`` False.
         """

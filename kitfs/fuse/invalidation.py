@@ -1,8 +1,8 @@
 """Ask the kernel to drop the cached pages of files whose bytes turned out to be wrong.
 
-While the kernel handles such a notification, it waits for pages that are being read, and therefore for replies of
-kitfs. So the notification is sent on a thread of its own, which handles no requests and holds no lock. Threading: any
-thread may call every method.
+The kernel is asked by a notification. While the kernel handles a notification, it waits for pages that are being read,
+and so for replies from kitfs. So notifications are sent on a thread that handles no requests and holds no lock.
+Threading: any thread may call every method.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class KernelTransport:
         self._fd = mount_fuse(self._options)
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Serve the mount until it has ended, on this thread and others. ``ready`` is called when the mount answers.
+        """Serve the mount until it has ended, on this thread and others. ``ready`` is called when the mount is ready.
 
         Raises MountError if the kernel's protocol is too old.
         """

@@ -77,7 +77,7 @@ class Operations:
         self._ready()
 
     def destroy(self, path: str) -> None:
-        """Accept the end of the mount. The transport itself closes its files."""
+        """Do nothing when the mount ends, because the transport closes its files itself."""
 
     def getattr(self, path: str, fi: Any = None) -> dict[str, int]:
         return _stat(self._fs.getattr(self._inode(path)))
@@ -174,7 +174,7 @@ class LibfuseTransport:
         self._fuse = _load()
 
     def serve(self, ready: Callable[[], None]) -> None:
-        """Mount, and serve requests until the mount has ended. ``ready`` is called when the mount answers.
+        """Mount, and serve requests until the mount has ended. ``ready`` is called when the mount is ready.
 
         Raises MountError.
         """
@@ -218,7 +218,7 @@ class LibfuseTransport:
         return 0
 
     def known_wrong(self, digest: str) -> None:
-        """Let the cached pages of a layer with wrong bytes be dropped when its files are next opened.
+        """Let the kernel drop the cached pages of a layer with wrong bytes when a file of the layer is next opened.
 
         While the bytes are wrong, opening a file of the layer fails. libfuse 2 cannot drop pages at once, so the pages
         of files that are already open stay cached.

@@ -164,7 +164,7 @@ def _said(stderr: bytes) -> str:
 def _fusermount_error(stderr: bytes, mountpoint: str) -> MountError:
     """Return the error for a fusermount3 that did not mount.
 
-    fusermount3 exits with 1 for every reason, so the errno is found by checking the system.
+    fusermount3 exits with 1, whatever the reason, so the errno is found by checking the system.
     """
     number = _refusal(mountpoint)
     if number == errno.EPERM:
@@ -264,7 +264,7 @@ def _umount2(path: str, lazy: bool) -> int:
 def _fusermount_unmount(mount: MountInfo, lazy: bool) -> tuple[int, str]:
     """Unmount with fusermount3. Return (0, ""), or an errno and the message of the program.
 
-    The program exits with 1 for every reason. Users may unmount their own mounts, so the errno for such a mount is
+    The program exits with 1, whatever the reason. Users may unmount their own mounts, so the errno for such a mount is
     EBUSY.
     """
     command = [fusermount(), "-u", *(["-z"] if lazy else []), "--", mount.mountpoint]

@@ -79,7 +79,7 @@ class NativeFiles:
         return len(self._open)
 
     def place(self, inode: Inode) -> Place:
-        """Return the node id for a name of an inode now, and for how long the name refers to this node id."""
+        """Return the node id that a lookup of an inode returns now, and for how long it is valid."""
         if not (self.enabled and self._possible) or inode in self._refused:
             return Place(inode)
         backing = self._fs.backing(inode)

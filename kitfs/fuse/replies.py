@@ -66,5 +66,5 @@ class StatFS(NamedTuple):
 
     @property
     def available(self) -> int:
-        """Return the number of all blocks as available blocks. With 0, ``df`` would report a full disk."""
+        """Return the number of all blocks. If no block were available, ``df`` would report a full disk."""
         return self.blocks

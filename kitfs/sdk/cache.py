@@ -15,7 +15,7 @@ from kitfs.sdk.session import store_of
 
 @dataclass(frozen=True, slots=True)
 class CacheUsage:
-    """The bytes that the cache takes on disk.
+    """The disk space of the cache, in bytes.
 
     ``blobs``: the blobs as registries store them. ``decoded``: the decompressed forms of compressed blobs.
     """

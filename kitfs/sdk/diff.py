@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ComparedKit:
     """One of the two kits that were compared.
 
-    ``remote``: whether it was read from its registry or layout, not the store.
+    ``remote``: whether the kit was read from its registry or layout instead of the store.
     """
 
     reference: str
@@ -77,7 +77,7 @@ class ChangedTensor:
 class TensorDifference:
     """The tensors that differ.
 
-    ``same``: how many tensors of files that may differ have the same name, type and shape in both kits.
+    ``same``: how many tensors have the same name, type and shape in both kits. Only files that may differ are compared.
     ``unreadable``: the files whose header cannot be read, as (1 or 2 for the first or second kit, path, reason).
     """
 
@@ -93,7 +93,7 @@ class KitDifference:
     """The result of ``diff``.
 
     ``shared``: the layers that both kits have. ``only_first`` and ``only_second``: the layers that only one kit has.
-    ``files`` and ``tensors`` are None when they were not compared. Those of identical kits are never compared.
+    ``files`` and ``tensors`` are None if they were not compared, and always None for identical kits.
     """
 
     first: ComparedKit

@@ -31,7 +31,7 @@ Edits = Mapping[str, "str | None"]
 
 @dataclass(frozen=True, slots=True)
 class IndexSummary:
-    """An index of the store. ``kits``: how many kits it lists, or None when the index is damaged."""
+    """An index in the store. ``kits``: how many kits it lists, or None when the index is damaged."""
 
     repository: str
     tags: tuple[str, ...]
@@ -44,7 +44,7 @@ class IndexedKit:
     """A kit that an index lists.
 
     ``reference``: the name by which the kit was added, or "" if it was added by digest. ``size``: the bytes of its
-    layers, or None if neither the index nor a manifest in the store states them. ``labels``: JSON values, parsed.
+    layers, or None if neither the index nor a manifest in the store states the size. ``labels``: parsed JSON values.
     ``annotations``: strings.
     """
 
@@ -148,8 +148,8 @@ def delete(
 ) -> builtins.list[DeletedIndex]:
     """Delete a tag of an index from the store. Deleting the last tag also deletes the index. Its kits stay.
 
-    ``force``, or a digest instead of a tag, deletes the index with all its tags. ``all`` requires ``force`` and deletes
-    every index; without ``force``, nothing is deleted. Raises NotFound, UsageError, StoreError.
+    ``force``, or a digest instead of a tag, deletes the index with all its tags. ``all`` together with ``force``
+    deletes every index. ``all`` without ``force`` deletes nothing. Raises NotFound, UsageError, StoreError.
     """
     from kitfs.ops.library import index as indexes
 
@@ -220,7 +220,7 @@ def push(
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
-    """Push the kits of an index that the registry does not have, then the index, and return the index's digest.
+    """Push an index, after those of its kits that the registry does not have. Return the digest of the index.
 
     Raises RegistryError, StoreError or UsageError, and NotFound if a kit is neither at the registry nor in the store.
     """

@@ -1,4 +1,4 @@
-"""Open a kit as an object that has its metadata, its tree and its files.
+"""Open a kit as an object with the kit's metadata, tree and files.
 
 Only the bytes that are read are fetched. Threading: any number of threads may use a Kit and open files from it. A file
 object has a single position, so threads should not share a file object. The SDK has no asynchronous interface; an
@@ -136,7 +136,7 @@ class Kit:
         """Return the exception for a use after ``close``.
 
         While the interpreter exits, a daemon thread blocks here forever instead. The interpreter is about to stop the
-        thread, and a traceback from it would only confuse the user.
+        thread, and a traceback from the thread would only confuse the user.
         """
         if sessions.exiting and not self._closed and threading.current_thread().daemon:
             threading.Event().wait()
@@ -190,7 +190,7 @@ class Kit:
 
     @property
     def created(self) -> int:
-        """The time when the kit was packed, in seconds since the epoch, or 0 if its manifest does not state it."""
+        """The time when the kit was packed, in seconds since the epoch, or 0 if the manifest has no time."""
         return self._opened.created
 
     @property
@@ -200,7 +200,7 @@ class Kit:
 
     @property
     def layers(self) -> tuple[LayerInfo, ...]:
-        """The layers, the lowest first: a later layer overlays the earlier ones. Layers of a parent kit come first."""
+        """The layers, the lowest first: a later layer overlays earlier layers. Layers of a parent kit come first."""
         with self._using() as session:
             layers = session.kit.layers
             for layer in layers:
@@ -323,8 +323,8 @@ class Kit:
     def tensors(self) -> list[TensorInfo]:
         """List the tensors of all safetensors and GGUF files in the model layers. Only headers are read.
 
-        If the kit has no model, all layers are searched. The tensors are sorted by file, and then have the order of the
-        header. Raises KitfsError, and LayerError if a header is damaged.
+        If the kit has no model, all layers are searched. The files are sorted by path, and the tensors of a file have
+        the order of its header. Raises KitfsError, and LayerError if a header is damaged.
         """
         with self._using() as session:
             return [info_of(path, tensor) for path, tensor in session.tensors]
@@ -332,9 +332,9 @@ class Kit:
     def tensor(self, name: str, path: StrPath | None = None) -> Tensor:
         """Read a tensor of a safetensors or GGUF file. Only headers and the values of this tensor are fetched.
 
-        ``path``: the file. Without ``path``, the tensor is found in the model layers by their indexes of shards
-        (``*.safetensors.index.json``), otherwise by the headers of their files. Raises NotFound or KitfsError,
-        ValueError if several files have a tensor of this name, and LayerError if a header is damaged.
+        ``path``: the file. Without ``path``, the tensor is looked up in the model layers: in the indexes of shards
+        (``*.safetensors.index.json``), otherwise in the headers of all files. Raises NotFound or KitfsError, ValueError
+        if several files have a tensor of this name, and LayerError if a header is damaged.
         """
         with self._using() as session:
             where, found = session.tensors.find(name, None if path is None else fspath(path))

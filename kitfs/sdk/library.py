@@ -70,9 +70,10 @@ def list_kits(
 ) -> list[KitSummary]:
     """List the kits of the store, or of a repository at its registry (public as ``kitfs.list``).
 
-    ``repository``: registry/repository to list all its tags, or registry/repository:tag. ``only``: list only kits that
-    contain something that these filters select. A damaged kit of the store is listed with its names only, and the
-    logger "kitfs" logs the reason as a warning. Raises NotFound, RegistryError, ManifestError, StoreError, UsageError.
+    ``repository``: registry/repository to list all its tags, or registry/repository:tag. ``only``: filters, such as
+    "model"; kits without a matching part are not listed. A damaged kit of the store is listed with its names only, and
+    the logger "kitfs" logs the reason as a warning. Raises NotFound, RegistryError, ManifestError, StoreError,
+    UsageError.
     """
     from kitfs.ops.library import listing
     from kitfs.sdk.progress import reporting
@@ -150,8 +151,8 @@ def _look(reference: str, settings: Settings, *, remote: bool) -> KitDocuments:
 def tag(source: str, target: str, **options: Unpack[Options]) -> str:
     """Add tags to a kit of the store, and return the digest of its manifest.
 
-    ``target``: repository:tag, or repository:tag1,tag2 for several tags. A tag of another kit moves to this kit. Raises
-    NotFound or StoreError, and UsageError if the target is a digest.
+    ``target``: repository:tag, or repository:tag1,tag2 for several tags. If another kit has one of the tags, the tag
+    moves to this kit. Raises NotFound or StoreError, and UsageError if the target is a digest.
     """
     from kitfs.ops.library.tags import assign, required
 

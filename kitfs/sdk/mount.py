@@ -49,8 +49,8 @@ class MountStatus:
 
     ``state``: "alive"; "dead" when its daemon died (``unmount`` clears the mount); "does not answer" when its daemon is
     stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``mode``: "lazy", or "sealed"
-    when the kernel serves a complete kit; ``pid`` of a sealed mount is None unless a process stays. ``not_sealed``: why
-    the mount is not sealed. ``log``: the path of the daemon's log.
+    when the kernel serves a complete kit; The ``pid`` of a sealed mount is None if no process serves or watches it.
+    ``not_sealed``: why the mount is not sealed. ``log``: the path of the daemon's log.
 
     The other fields are None or empty unless the daemon answered. ``fill``: the ``mode`` of the mount's option
     ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
@@ -250,8 +250,8 @@ class Mount:
     """A kit that is mounted at the directory ``path``, until ``unmount`` or the end of a ``with`` block.
 
     The value of the ``with`` statement is ``path``. ``made``: whether the call that returned this object mounted the
-    kit. The end of a ``with`` block does not unmount a mount that existed before, nor, in a forked child, the mount of
-    its parent. A Mount can be passed wherever a path is accepted (os.PathLike).
+    kit. The end of a ``with`` block does not unmount a mount that existed before. In a forked child, it does not
+    unmount the parent's mount. A Mount can be passed wherever a path is accepted (os.PathLike).
     """
 
     def __init__(self, path: str, run_dir: str, *, made: bool) -> None:

@@ -87,8 +87,8 @@ class ReadOptions(Options, total=False):
     """The options for reading a kit.
 
     ``cache_size``: the most disk space for lazily fetched blobs, in bytes or as "50GiB". ``max_entries``: the most
-    entries that a layer may contain. ``max_expansion``: the most times its compressed size that a layer may take when
-    it is decompressed. ``remote``: ask the registry even for a kit that is in the store. ``verify_key``: the file of a
+    entries that a layer may contain. ``max_expansion``: a layer may decompress to at most this many times its
+    compressed size. ``remote``: ask the registry even for a kit that is in the store. ``verify_key``: the file of a
     public key; a kit that the key has not signed raises SignatureError. ``policy``: the file of a policy.json or a
     ClusterImagePolicy; a kit that it does not accept raises SignatureError.
     """

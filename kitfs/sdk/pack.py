@@ -35,9 +35,9 @@ def init(
 ) -> Kitfile:
     """Make a Kitfile for a directory. File names decide what is a model, a dataset, a document or code.
 
-    The Kitfile is written to ``output``, by default ``directory``/Kitfile. ``write=False``: only return it, for example
-    to change it before ``pack``. Raises UsageError if the file exists and ``overwrite`` is False, and ContextError if
-    the directory cannot be read or the file cannot be written.
+    The Kitfile is written to ``output``, by default ``directory``/Kitfile. ``write=False``: return the Kitfile without
+    writing it, for example to change it before ``pack``. Raises UsageError if the file exists and ``overwrite`` is
+    False, and ContextError if the directory cannot be read or the file cannot be written.
     """
     from kitfs.ops.pack.generate import directory_of, generate, reader_of, save
 

@@ -67,7 +67,10 @@ def display_on(stream: IO[str], title: str) -> Display:
 
 
 def in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook. Its output is not a terminal but can rewrite a line."""
+    """Return whether this process is the kernel of a notebook.
+
+    The output of a notebook is not a terminal but can rewrite a line.
+    """
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return shell is not None and hasattr(shell, "kernel")

@@ -20,7 +20,7 @@ from kitfs.server.serve import ServeRequest, serve
 
 
 def main() -> int:
-    """Serve until the end, and return the exit code."""
+    """Serve until SIGTERM or the end of stdin, and return the exit code."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     log = logging.getLogger("kitfs")

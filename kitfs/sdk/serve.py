@@ -1,7 +1,7 @@
 """Serve a store as a registry for the duration of a block: for tests, demos, and transfers in a trusted network.
 
 The registry runs in a separate process, ``python -m kitfs.sdk.registry_process``. The process ends at the end of the
-block, and also when this process dies. Threading: any thread may use a Registry.
+block, and also when the calling process dies. Threading: any thread may use a Registry.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ child does not use the sessions of its parent. It makes its own sessions from th
 that unpickles a kit.
 
 A session is closed by its owner, or by a thread of this module after its owner was garbage collected, or when the
-interpreter exits, while its threads still run. A finalizer does not close a session itself, because it may run on any
-thread, even on a thread that closing would wait for. Threading: any thread may use a session.
+interpreter exits, before its threads are stopped. A finalizer does not close a session, because finalizers run on any
+thread, even on a thread for which ``close`` would wait. Threading: any thread may use a session.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Session:
 
 
 class Held:
-    """The session of a Kit. It outlives the Kit, so that the session can be closed afterwards."""
+    """A holder of a Kit's session. It outlives the Kit, so the session can be closed when the Kit is gone."""
 
     __slots__ = ("session",)
 
@@ -140,7 +140,7 @@ def store_of(settings: Settings) -> Iterator[Store]:
 
 
 def pinned(recipe: Recipe, kit: Kit) -> Recipe:
-    """Return the recipe with the digests of an opened kit. It opens the same kit even after a tag has moved."""
+    """Return the recipe with the digests of an opened kit. The result opens the same kit even after a tag has moved."""
     return replace(recipe, pins={reference: str(digest) for reference, digest in kit.pins.items()})
 
 
@@ -164,7 +164,7 @@ def _keep(session: Session) -> None:
 
 
 def _close_with_worker() -> None:
-    """Close all sessions at the end of a multiprocessing worker, which runs finalizers but no atexit functions."""
+    """Close all sessions at the end of a multiprocessing worker. A worker runs finalizers but no atexit functions."""
     process, util = sys.modules.get("multiprocessing.process"), sys.modules.get("multiprocessing.util")
     if process is not None and util is not None and process.parent_process() is not None:
         util.Finalize(None, _close_all, exitpriority=0)
@@ -204,7 +204,7 @@ def _close_all() -> None:
 
 class _Hook:
     def after_fork_in_child(self) -> None:
-        """Keep the sessions of the parent process unused: the child must neither use nor close them."""
+        """Set the parent's sessions aside, because a forked child must not use or close them."""
         global _open, _unused, _closer
         _parents.append(_open)
         _open, _unused, _closer = set(), queue.SimpleQueue(), None

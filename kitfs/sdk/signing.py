@@ -22,9 +22,9 @@ class KitSignature:
     """A signature of a kit.
 
     ``digest``: the digest of the kit's manifest. ``signer``: "key SHA256:…", with the SHA-256 of the public key in
-    base64. ``format``: "bundle", "tag" or "oms". ``signature``: a digest. ``verify`` returns the digest of the bundle
-    or payload. ``sign`` returns the digest of the manifest that was pushed (with ``oms`` of the bundle), or None if the
-    key had already signed the kit.
+    base64. ``format``: "bundle", "tag" or "oms". ``signature``: for ``verify``, the digest of the bundle or payload;
+    for ``sign``, the digest of the pushed manifest (with ``oms``, of the bundle), or None if the key had already signed
+    the kit.
     """
 
     digest: str
@@ -92,12 +92,13 @@ def verify(
     ignore_paths: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> list[KitSignature]:
-    """Return the signatures of a kit by a key (at least one). The registry or the layout is always asked.
+    """Verify that a kit is signed by a key, and return its signatures by the key.
 
-    ``public_key``: the file of the key. ``labels``: select one kit of an index. ``oms``: verify the files of the kit,
-    as OpenSSF Model Signing v1.0 does. The signature is in the file ``bundle``, or attached to the kit if ``bundle`` is
-    None. Files at ``ignore_paths`` are not compared. Raises NotFound, RegistryError or ManifestError, SignatureError if
-    the key has not signed the kit, and UsageError for a key that cannot be used.
+    The registry or the layout is always asked. ``public_key``: the file of the key. ``labels``: select one kit of an
+    index. ``oms``: verify the files of the kit, as OpenSSF Model Signing v1.0 does. The signature is in the file
+    ``bundle``, or attached to the kit if ``bundle`` is None. Files at ``ignore_paths`` are not compared. Raises
+    NotFound, RegistryError or ManifestError, SignatureError if the key has not signed the kit, and UsageError for a key
+    that cannot be used.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.signing.files import read_bundle, read_public_key

@@ -25,7 +25,7 @@ class TensorInfo:
     """A tensor of a file of a kit.
 
     ``dtype`` and ``shape`` are copied from the file. GGUF lists the dimension that varies fastest first. The values are
-    ``nbytes`` bytes from ``offset`` of the file at ``path``.
+    ``nbytes`` bytes of the file at ``path``, beginning at ``offset``.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Tensor:
 
 
 def _widened(data: memoryview, dtype: str, order: str) -> NDArray[Any]:
-    """Return values of a type of ``WIDENED`` as float32. ``order``: their byte order."""
+    """Return values of a type in ``WIDENED`` as float32. ``order``: the byte order of the values."""
     import numpy as np
 
     if dtype == "BF16":  # the upper half of a float32

@@ -1,7 +1,7 @@
 """Run the verb demo, which packs, pushes and mounts a kit in a temporary directory.
 
-It runs every verb in a separate process and thus shows the output that a user gets. It neither reads the user's
-settings nor changes their files.
+It runs every verb in a separate process and thus shows the output that a user gets. It does not read the user's
+settings, and does not change the user's files.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _make_model(demo: Demo) -> None:
 
 
 def _read_tensors(path: Path) -> tuple[str, list[bytes]]:
-    """Read the tensors of READ. Return how they were read, and their bytes.
+    """Read the tensors that ``READ`` names. Return how they were read, and their bytes.
 
     They are read with the safetensors library if it is installed, otherwise by plain reads.
     """

@@ -94,7 +94,7 @@ def init(settings: Settings, directory: str) -> None:
 @click.argument("repository", metavar="REPOSITORY")
 @takes(*IMPORT, "concurrency", "no-trunc", "json", *STORE, *NETWORK)
 def import_(settings: Settings, repository: str) -> None:
-    """Make a kit from REPOSITORY in the store, or with --push at the registry of --tag.
+    """Make a kit from REPOSITORY, and save it in the store, or with --push at the registry of --tag.
 
     REPOSITORY is owner/name or datasets/owner/name of a Hugging Face hub (HF_ENDPOINT, HF_TOKEN), the URL of a git
     repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. A file of a hub is written directly into a layer, without a

@@ -92,7 +92,7 @@ def index() -> None:
 @click.argument("reference", metavar="INDEX", shell_complete=references)
 @takes("no-trunc", "json", *STORE)
 def create(settings: Settings, reference: str) -> None:
-    """Make the empty index INDEX in the store."""
+    """Make an empty index with the name INDEX in the store."""
     from kitfs.ops.library import index as indexes
 
     named = _tag(reference)
@@ -108,7 +108,7 @@ def create(settings: Settings, reference: str) -> None:
 @click.argument("kit", metavar="REF", shell_complete=references)
 @takes(REMOTE, *ADD, "no-trunc", "json", *STORE, *NETWORK)
 def add(settings: Settings, reference: str, kit: str) -> None:
-    """Add the kit REF to INDEX, or change the labels of a kit that INDEX lists. Both must be in the same repository.
+    """Add the kit REF to INDEX, or change the labels of a kit that INDEX lists. The kit must be in INDEX's repository.
 
     Labels and annotations that are not named stay as they are.
     """
@@ -160,7 +160,8 @@ def remove(settings: Settings, reference: str, kit: str) -> None:
 def delete(settings: Settings, reference: str | None) -> None:
     """Delete the tag INDEX from the store. Deleting the last tag also deletes the index. Its kits stay.
 
-    --force, or a digest, deletes the index with all its tags. To delete it from a registry, use kitfs remove --remote.
+    --force, or a digest, deletes the index with all its tags. To delete an index from a registry, use kitfs remove
+    --remote.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.library import index as indexes

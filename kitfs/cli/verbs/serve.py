@@ -45,10 +45,10 @@ SERVE = options_of(
 
 
 class ServeVerbs(Verbs, Command):
-    """The verb ``kitfs serve`` with the verb gc below it. Options before "gc" are passed to gc."""
+    """The verb ``kitfs serve`` with its subcommand gc. Options before "gc" are passed to gc."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments without moving options behind the verb, unlike other groups."""
+        """Parse the arguments. Unlike in other groups, options that precede the verb are not moved."""
         return Command.parse_args(self, ctx, args)
 
 
@@ -63,7 +63,7 @@ def serve(settings: Settings) -> None:
     The registry prints its URL when it is ready (with --json as one line of JSON), and logs one line per request to
     stderr. It exits within 5 s of SIGTERM or Ctrl-C, and unfinished uploads can resume when it runs again. When the
     disk is full, it deletes the blobs of removed kits, as "kitfs serve gc" does. If the disk is still full, it refuses
-    pushes, but pulls work.
+    pushes, but pulls still work.
     """
     context = click.get_current_context()
     if context.invoked_subcommand is not None:
@@ -102,7 +102,7 @@ def serve(settings: Settings) -> None:
 
 
 def _pass_options(context: click.Context) -> None:
-    """Pass the options before a verb below serve to that verb.
+    """Pass options that precede a subcommand of serve to the subcommand.
 
     Raises UsageError for an option that the verb does not accept.
     """
@@ -136,8 +136,8 @@ def collect_garbage(settings: Settings) -> None:
 
     A blob stays while a manifest of its repository, tagged or not, refers to it. It also stays for --min-age after it
     was last pushed, mounted or requested, because a push sends its manifest last. With --min-age 0, do not push while
-    gc runs. Unfinished uploads stay. A time in the future counts as now. Do not run gc while the system's clock is
-    ahead of the real time.
+    gc runs. Unfinished uploads stay. A time in the future counts as the present time. Do not run gc while the system's
+    clock is ahead of the real time.
     """
     from contextlib import closing
 

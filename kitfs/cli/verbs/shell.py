@@ -91,7 +91,7 @@ def cache_verify(settings: Settings) -> None:
 
 
 def _mention_registry(settings: Settings, store: Store) -> None:
-    """Mention the registry of the store to users who look for the disk space of removed kits."""
+    """If a registry uses the store, print how to delete the blobs of kits that were removed from the registry."""
     if not settings["json"] and store.repositories.names():
         say(
             f"kitfs: the cache does not include kits that were pushed to the registry in {store.root};"

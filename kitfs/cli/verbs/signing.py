@@ -143,7 +143,7 @@ def verify(settings: Settings, reference: str) -> None:
 
 
 def _signer(settings: Settings) -> PublicKey | Keyless:
-    """Return whose signature ``verify`` demands. Raises UsageError."""
+    """Return the signer whose signature ``verify`` demands. Raises UsageError."""
     from kitfs.ops.signing.files import read_public_key
     from kitfs.trust.keyless import Keyless
 

@@ -1,6 +1,6 @@
 """Run the verb status, which shows what mounts have fetched and cached, and whether they are healthy.
 
-On a terminal the output is for people and may change. Elsewhere the lines and the JSON are stable.
+The output on a terminal is for people, and later versions may change it. Other output and JSON are stable.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _fields(record: Record, presence: Presence) -> dict[str, Any]:
 
 
 def _check(one: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Return the digest that the tag and labels of a mount name now, and whether it differs from the mounted one."""
+    """Return the digest that the tag and labels of a mount name now, and whether it differs from the mounted digest."""
     from kitfs.kit.freshness import current_digest
     from kitfs.registry.options import ClientOptions
 
@@ -104,7 +104,10 @@ def _put_all(states: list[dict[str, Any]], settings: Settings) -> None:
 
 
 def _row(one: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a mount, keyed by column title. If the daemon does not answer, there are only three cells."""
+    """Return the cells of a mount, keyed by column title.
+
+    If the daemon does not answer, only three cells are returned.
+    """
     cells = {"MOUNTPOINT": one["mountpoint"], "REFERENCE": one["reference"], "STATE": one["state"]}
     if "layers" in one:
         size, cached = (sum(layer[name] for layer in one["layers"]) for name in ("size", "fetched"))

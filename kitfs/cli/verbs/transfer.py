@@ -116,7 +116,7 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 def push_as(
     settings: Settings, reference: str, destination: str | None, *, noun: str, push: Callable[..., Digest]
 ) -> None:
-    """Push a kit or an index with ``push``, and report it. ``noun`` is put before its name: "" or "index "."""
+    """Push a kit or an index by calling ``push``, and print its name. ``noun`` ("" or "index ") precedes the name."""
     from kitfs.oci.names import Reference
     from kitfs.system import allow_many_files
 
@@ -137,8 +137,8 @@ def pull(settings: Settings, reference: str) -> None:
     """Pull the whole kit REF and its parent kits into the store, where they stay until they are removed.
 
     Every byte is verified. Bytes that a mount has fetched are not fetched again, and an interrupted pull resumes when
-    it is run again. If REF is an index, --label selects one of its kits, and the kit gets the tag of the index in the
-    store.
+    it is run again. If REF is an index, --label selects one of its kits, and in the store, the kit gets the tag of the
+    index.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference

@@ -1,4 +1,4 @@
-"""Run the verbs ls and cat, which read a kit without a mount. ls reads only indexes, and cat reads one file."""
+"""Run the verbs ls and cat, which read a kit without a mount."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Ls(Command):
 @click.argument("path", metavar="[PATH]", required=False, default="", shell_complete=paths)
 @takes(*LS, "json", *TREE_OPTIONS)
 def ls(settings: Settings, reference: str, path: str) -> None:
-    """List the files at PATH in the kit REF, or with -R everything below PATH. Only indexes are read."""
+    """List the files at PATH in the kit REF, or with -R everything below PATH. No contents of files are fetched."""
     with opened(reference, settings, settings["label"]) as (kit, tree):
         node = tree.resolve(path)
         listed = (
