@@ -1,5 +1,5 @@
 """Write and mount EROFS images for sealed mounts.
 
-A sealed mount shows a complete kit, and the kernel serves it without kitfs: the image describes the tree, and the
-contents of the files are read from the store's verified blobs.
+A sealed mount shows a complete kit and needs no kitfs process. The kernel reads the tree from the EROFS image, and the
+contents of the files from verified blobs in the store.
 """

@@ -1,11 +1,11 @@
-"""Compute where the blocks of a file are (on a device, in the image, or in a hole), and the best chunk size.
+"""Compute which blocks of a file are on a device, in the image or in a hole, and the best chunk size of the file.
 
 A device is a file of the store that contains the bytes of a layer. EROFS divides a file into chunks of equal size, and
-stores an address for each chunk. An address counts blocks of 512 bytes, so a part of a file can stay on its device if
-its offset there is a multiple of 512. Other parts must be copied into the image. The last block of a file must be
-copied, too, if the device ends inside the block or has bytes other than zero after the end of the file. If any part of
-a chunk must be copied, the whole chunk is copied. The best chunk size is the size for which addresses and copies
-together take the fewest bytes.
+stores an address for each chunk. An address is the number of a block of 512 bytes. So a part of a file can be read from
+a device only if its offset there is a multiple of 512. All other parts are copied into the image. The last block of a
+file is also copied if the device ends inside that block, or if bytes other than zero follow the end of the file there.
+If a part of a chunk must be copied, the whole chunk is copied. The best chunk size is the size for which the addresses
+and the copies together take the fewest bytes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ COPY: Final = -2  # a device number that means: the blocks must be copied into t
 
 
 class Extent(NamedTuple):
-    """A piece of a file: its ``length`` bytes at ``file_offset`` lie at ``offset`` of a device.
+    """A piece of a file: ``length`` bytes at ``file_offset`` of the file are at ``offset`` of a device.
 
-    The number of the first device is 1.
+    Devices are numbered from 1.
     """
 
     file_offset: int
@@ -36,7 +36,7 @@ class Extent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The blocks from ``start`` to ``stop`` of a file, which lie on ``device`` from block ``address`` on.
+    """The blocks ``start`` to ``stop`` of a file, without ``stop``. They begin at the block ``address`` of ``device``.
 
     ``device`` may also be ``HOLE`` or ``COPY``.
     """
@@ -57,8 +57,8 @@ class Chunk(NamedTuple):
 def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[Run]:
     """Return the runs of a file of ``size`` bytes, without gaps.
 
-    ``extents`` must ascend and must not overlap, otherwise ValueError is raised. ``whole_tail`` is True if the device
-    has the whole last block of the file, with zeros after the end of the file.
+    ``whole_tail`` is True if the device has the whole last block of the file, with zeros after the end of the file.
+    Raises ValueError if ``extents`` overlap or are not in ascending order.
     """
     runs: list[Run] = []
     total = -(-size // BLOCK)
@@ -85,7 +85,10 @@ def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[R
 
 
 def _append(runs: list[Run], run: Run) -> None:
-    """Append a run. If there is a gap before the run, append a hole first. A block that two extents touch is copied."""
+    """Append a run.
+
+    If there is a gap before the run, append a hole first. A block that belongs to two extents is copied.
+    """
     end = runs[-1].stop if runs else 0
     if run.start > end:
         runs.append(Run(end, run.start, HOLE, 0))
@@ -106,7 +109,7 @@ def _continues(before: Run, after: Run) -> bool:
 
 
 def chunk_bits(runs: Sequence[Run]) -> tuple[int, int]:
-    """Return (bits, cost) of the best chunk size of a file, which is ``1 << bits`` blocks.
+    """Return (bits, cost) for the best chunk size of a file, which is ``1 << bits`` blocks.
 
     The cost is the number of bytes that the addresses and the copies take in the image.
     """

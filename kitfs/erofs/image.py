@@ -1,12 +1,13 @@
-"""Write an EROFS image: the directories and inodes of a tree. The contents of its files stay on other devices.
+"""Write an EROFS image: the directories and inodes of a tree. The contents of the files stay on other devices.
 
     0      zeros; at 1024 the super block (128 bytes)
     1152   a slot of 128 bytes for each device
     then   extended attributes, inodes, directories, targets of symbolic links, and blocks of files that cannot stay on
-           their device (``chunks``), in the order in which the tree is walked
+           their device (``chunks``); all in the order in which the tree is walked
 
-An inode has 64 bytes. The numbers of its extended attributes follow, and for a file the addresses of its chunks. The
-number of an inode is its position in units of 32 bytes. Blocks have 512 bytes. Source: fs/erofs/erofs_fs.h of Linux.
+An inode has 64 bytes. The numbers of its extended attributes follow. In the inode of a file, the addresses of its
+chunks are next. The number of an inode is its position in units of 32 bytes. Blocks have 512 bytes. Source:
+fs/erofs/erofs_fs.h of Linux.
 
 The tree is walked once. Only the entries of the directories on the path from the root to the current directory are in
 memory, so memory does not grow with the number of files. Threading: a writer belongs to one thread.
@@ -60,7 +61,10 @@ _TYPES: Final = {"file": (1, stat.S_IFREG), "dir": (2, stat.S_IFDIR), "symlink":
 
 
 class Device(NamedTuple):
-    """A file of ``size`` bytes that contains contents of files in the tree. ``tag`` identifies it in the image."""
+    """A device: a file of ``size`` bytes with contents of files in the tree.
+
+    ``tag`` identifies the device in the image.
+    """
 
     size: int
     tag: str
@@ -69,10 +73,10 @@ class Device(NamedTuple):
 class Inode(NamedTuple):
     """A file, directory or symbolic link of the image.
 
-    Names of the same file have the same ``key``; no two files share a key. ``kind`` is "file", "dir" or "symlink",
-    ``mode`` has permission bits, and ``mtime`` is in seconds since the epoch. The bytes of a file are either on devices
-    (``extents``), or in ``data``, which is written into the image. ``attributes`` are pairs of a name without "user."
-    and a value.
+    All names of a file have the same ``key``, and different files have different keys. ``kind`` is "file", "dir" or
+    "symlink", ``mode`` has permission bits, and ``mtime`` is in seconds since the epoch. The bytes of a file are either
+    on devices (``extents``), or in ``data``, which is written into the image. ``attributes`` are the extended
+    attributes as pairs (name without "user.", value).
     """
 
     key: int
@@ -108,7 +112,7 @@ def write_image(
 ) -> None:
     """Write the image of the tree below ``root`` into ``out``, an empty file.
 
-    Raises Refusal for a tree that an image cannot describe, OSError, and the errors of ``children`` and ``read``.
+    Raises OSError, the errors of ``children`` and ``read``, and Refusal if an image cannot describe the tree.
     """
     _Writer(out, devices, read, uuid).write(root, children)
 
@@ -189,7 +193,7 @@ class _Writer:
         return _Open(inode, at, at // 32, iter(children(inode)), [])
 
     def _leave(self, directory: _Open, above: int) -> None:
-        """Write the entries and the inode of a directory whose children are written."""
+        """Write the entries and the inode of a directory, after its children."""
         entries = sorted([(b".", directory.number, 2), (b"..", above, 2), *directory.entries])
         self._align(BLOCK)
         block = self._at // BLOCK
@@ -240,7 +244,7 @@ class _Writer:
         )  # fmt: skip
 
     def _attributes(self, inode: Inode) -> bytes:
-        """Return the bytes that follow an inode and refer to its extended attributes.
+        """Return the references to the extended attributes of an inode, which follow the inode in the image.
 
         An attribute is written to the image when the first inode uses it.
         """
@@ -257,7 +261,10 @@ class _Writer:
         return _ATTRIBUTES.pack(0, len(numbers)) + struct.pack(f"<{len(numbers)}I", *numbers)
 
     def _contents(self, inode: Inode) -> tuple[int, bytes]:
-        """Copy the chunks of a file that cannot stay on its device; return its chunk bits and its chunk addresses."""
+        """Copy the chunks that cannot stay on their device.
+
+        Return the chunk bits and the chunk addresses of the file.
+        """
         whole_tail = self._has_whole_tail(inode)
         if whole_tail and len(inode.extents) == 1 and inode.extents[0].length == inode.size <= BLOCK << MAX_BITS:
             _, device, offset, _ = inode.extents[0]  # the usual case: the file is one piece, which can stay in place

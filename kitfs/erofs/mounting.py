@@ -1,7 +1,7 @@
-"""Make the system calls for sealed mounts: mount an EROFS image, attach it beneath another mount, detach that mount.
+"""Make the system calls that mount an EROFS image, attach the mount to a directory, and detach a mount.
 
 A new mount is not attached to a directory at first, so that it can be examined before programs can see it. If the
-kernel refuses a call, ``Refusal`` is raised, with a reason: the user, the kernel, or the file system of the store.
+kernel refuses a call, ``Refusal`` is raised. Its reason is the user, the kernel, or the file system of the store.
 Sources: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), umount2(2).
 
 Threading: any thread may call the functions.

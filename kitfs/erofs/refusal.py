@@ -1,4 +1,4 @@
-"""Define the reasons for which a kit cannot be mounted as EROFS."""
+"""Define the reasons why a kit cannot be mounted as EROFS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OLDEST: Final = (6, 12)  # the first version of Linux that mounts a file as an E
 
 
 class Reason(Enum):
-    """The reason of a refusal. Its value is a message for people. A ``Refusal`` may have a more exact message."""
+    """The reason of a ``Refusal``. The value is a message for people."""
 
     SETTING = "the mount has --seal never"
     TRANSPORT = "the mount has --transport libfuse"
@@ -29,7 +29,7 @@ class Reason(Enum):
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is not an error: the kit is served by FUSE
-    """A kit is not mounted as EROFS, because of ``reason``. The message may contain details."""
+    """The error for a kit that cannot be mounted as EROFS. The message may be more exact than that of ``reason``."""
 
     def __init__(self, reason: Reason, text: str = "") -> None:
         super().__init__(text or reason.value)

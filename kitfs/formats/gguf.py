@@ -1,7 +1,8 @@
-"""List the tensors of a GGUF file from its header. Tensor values and metadata, except the alignment, are skipped.
+"""List the tensors of a GGUF file from its header. The values of the tensors are not read.
 
-The format is described in ggml's docs/gguf.md. Versions 2 and 3 are supported, little and big endian. A header that
-contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are read.
+Of the metadata, only the alignment is used. The format is described in ggml's docs/gguf.md. Versions 2 and 3 are
+supported, little and big endian. A header that contradicts itself raises LayerError. At most ``MAX_HEADER`` bytes are
+read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Define the parts that the readers of all formats share: ``Tensor``, the limit of a header, and exact reads.
+"""Define what the readers of all formats share: ``Tensor``, the largest size of a header, and ``read_exactly``.
 
-The module does no I/O except by the function ``read``, which is an argument.
+This module does no I/O. The caller hands in a function ``read``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MAX_HEADER: Final = 32 << 20  # bytes; a model of a hundred thousand tensors nee
 class Tensor(NamedTuple):
     """A tensor of a file.
 
-    ``dtype`` is the name of the element type in the format of the file. ``shape`` is in the order of that format: GGUF
-    stores the dimension that varies fastest first. The values are the ``size`` bytes at ``offset`` of the file.
+    ``dtype`` is the name of the element type in the format of the file. ``shape`` is in the order of that format; in
+    GGUF, the first dimension varies fastest. The values are the ``size`` bytes at ``offset`` of the file.
     ``big_endian`` is True if the byte order of the values is big endian.
     """
 

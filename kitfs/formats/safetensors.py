@@ -42,7 +42,7 @@ def safetensors(size: int, read: Read) -> list[Tensor]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object. A name that occurs twice is an error, because readers could disagree about the header."""
+    """Build a JSON object. Raises an error if a name occurs twice, because programs differ in which value they use."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name occurs twice")
@@ -50,7 +50,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _tensor(name: str, entry: Any, values: int, size: int) -> Tensor:
-    """Check an entry of the header. The values begin at the offset ``values`` of a file of ``size`` bytes."""
+    """Check an entry of the header and return its tensor.
+
+    The values of all tensors begin at the offset ``values`` of a file of ``size`` bytes.
+    """
     shown = repr(name[:80])
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -16,7 +16,7 @@ SUFFIX: Final = ".safetensors.index.json"
 
 
 def is_shard_index(path: str) -> bool:
-    """Return whether the name of a file is that of an index of shards."""
+    """Return whether a file has the name of a shard index."""
     return path.endswith(SUFFIX)
 
 

@@ -1,4 +1,4 @@
-"""List the tensors of a file. The extension of its name determines its format."""
+"""List the tensors of a file. The extension of the file's name determines its format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kitfs.formats.safetensors import safetensors
 
 
 def has_tensors(path: str) -> bool:
-    """Return whether a file has the extension of a format whose tensors can be listed."""
+    """Return whether the extension of a file is that of a format with tensors."""
     return path.endswith((".safetensors", ".gguf"))
 
 

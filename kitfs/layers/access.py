@@ -1,4 +1,4 @@
-"""Find the files and directories of a layer that other users may not read or enter."""
+"""Count the files and directories of a layer whose mode keeps other users out."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SEARCH: Final = 0o005  # the mode bits that let others list and enter a director
 
 
 class Closed(NamedTuple):
-    """The number of files that other users may not read, and of directories that they may not list or enter.
+    """How many files other users cannot read, and how many directories they cannot list or enter.
 
-    ``file`` and ``directory`` are an example of each: a path with its mode.
+    ``file`` and ``directory`` are examples: the path and the mode of one such file and one such directory.
     """
 
     files: int = 0
@@ -36,12 +36,12 @@ class Closed(NamedTuple):
         return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """Return a copy. If ``files`` or ``directories`` is False, the copy does not count them."""
+        """Return a copy. It counts no files if ``files`` is False, and no directories if ``directories`` is False."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
 
 
 def closed_to_others(index: LayerIndex) -> Closed:
-    """Return the counts and examples in the index of one layer."""
+    """Count the files and directories of one layer that other users cannot use."""
     counts = index.counts
     examples = (
         f"{index.path(row)}, mode {index.mode(row):04o}" if count else ""

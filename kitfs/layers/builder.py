@@ -1,8 +1,9 @@
 """Build the index of a layer entry by entry, for any archive format.
 
 ``IndexBuilder`` applies the rules of the manual's *Semantics* to the entries of one layer, and ``finish`` writes the
-columns that ``index`` describes. This module reads no files. The entries are collected in arrays: an entry takes about
-60 bytes besides its path, and ``finish`` takes twice as much. Threading: a builder belongs to one thread.
+columns that ``index`` describes. This module reads no files. The entries are collected in arrays. An entry takes about
+60 bytes of memory besides its path, and twice as many while ``finish`` runs. Threading: a builder belongs to one
+thread.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ FILLED: Final = 1 << 14  # a flag: the directory has entries below it; used only
 
 
 class IndexBuilder:
-    """A builder that accepts the entries of an archive in their order, and decides which entry gets each name.
+    """A builder of a layer's index, to which the entries of an archive are added in their order.
 
-    The order decides, as in GNU tar. If two files or symbolic links have the same name, the later entry wins. A
-    directory replaces a file. A file replaces an empty directory, but is skipped if the directory has entries below it.
-    An entry below a file or a symbolic link is skipped. If two directories have the same name, the mode of the first
-    entry counts.
+    If several entries have the same name, the rules of GNU tar apply. If two files or symbolic links have the same
+    name, the later entry wins. A directory replaces a file. A file replaces an empty directory, but is skipped if the
+    directory has entries below it. An entry below a file or a symbolic link is skipped. If two directories have the
+    same name, the first entry sets the mode.
 
-    Raises LayerLimit for more than ``max_entries`` entries, and if all names and targets together have more than 256 *
-    ``max_entries`` characters (but 16 Mi are always allowed). The second limit exists because a small archive can imply
-    long chains of directories.
+    Raises LayerLimit for more than ``max_entries`` entries. Also raises LayerLimit if the names and targets have more
+    than 256 * ``max_entries`` characters together; 16 Mi characters are always allowed. The second limit is needed
+    because a small archive can imply long chains of directories.
     """
 
     def __init__(self, *, max_entries: int) -> None:
@@ -179,7 +180,7 @@ class IndexBuilder:
         return row
 
     def _enter(self, name: str, path: bytes) -> int:
-        """Return the row of a directory. Missing rows of the directory and of those above it are added.
+        """Return the row of a directory. Add rows for the directory and its parents where they are missing.
 
         Returns -1 if the path, or a path above it, is a file or a symbolic link.
         """
@@ -219,7 +220,7 @@ class IndexBuilder:
     def _new(self, path: bytes, parent: int, flags: int, a: int, b: int) -> int:
         """Add a row for a path that has no row yet."""
         if len(self._paths) + len(path) > MAX_BYTES:
-            raise LayerLimit(f"the paths of its entries have more than {MAX_BYTES} bytes together")
+            raise LayerLimit(f"the paths of its entries add up to more than {MAX_BYTES} bytes")
         row = len(self._parent)
         self._paths += path
         self._path_at.append(len(self._paths))
@@ -278,7 +279,7 @@ class IndexBuilder:
     def _breadth_first(self) -> tuple[array[int], array[int]]:
         """Return the rows in the order of the index, and the number of each row in that order.
 
-        The children of each directory are entered in ``a`` and ``b``.
+        The method also writes the children of each directory into ``a`` and ``b``.
         """
         parent, path_at, paths = self._parent, self._path_at, self._paths
         count = len(parent)
@@ -375,7 +376,7 @@ class IndexBuilder:
 
 
 def _runs(keys: list[int]) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) for each run of keys whose upper bits, all but the lowest 32, are equal."""
+    """Yield (start, stop) for each run of keys with the same value of ``key >> 32``."""
     start = 0
     for stop in range(1, len(keys) + 1):
         if stop == len(keys) or keys[stop] >> 32 != keys[start] >> 32:

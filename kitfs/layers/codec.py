@@ -1,8 +1,8 @@
-"""Decode gzip and zstd streams in bounded pieces, and offer a decoder as the source of another blob.
+"""Decode gzip and zstd streams piece by piece. ``DecodedSource`` is the source of the decoded form of a blob.
 
-Several gzip members or zstd frames form one stream (RFC 1952 §2.2, RFC 8878 §3.1). Zeros may follow the last gzip
-member, as gzip itself allows. The output is split into pieces of at most ``PIECE`` bytes, so that a decompression bomb
-does not exhaust the memory. Threading: a decoder belongs to the thread that iterates over it.
+A stream may have several gzip members or zstd frames (RFC 1952 §2.2, RFC 8878 §3.1). Zeros may follow the last gzip
+member, as gzip itself allows. A piece of the output has at most ``PIECE`` bytes, so that a decompression bomb does not
+exhaust the memory. Threading: a decoder belongs to the thread that iterates over it.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
 
 
 class _Pieces:
-    """A stream of pieces, as the file object that zstandard reads.
+    """A file object for zstandard that reads a stream of pieces.
 
-    The object parses the frames of the stream, because zstandard does not report that the last frame is cut off.
+    The object also parses the frames, because zstandard does not report that the last frame is cut off.
     """
 
     def __init__(self, stream: Iterable[Bytes]) -> None:
@@ -135,7 +135,7 @@ class _Frames:
 
     @property
     def whole(self) -> bool:
-        """Return whether the bytes so far end at the end of a frame; False if there are no bytes."""
+        """Return whether the bytes so far are complete frames; False if there are no bytes."""
         return self.frames > 0 and not self._skip and not self._buffer and self._step == self._magic
 
     def feed(self, data: bytes) -> None:
@@ -178,7 +178,8 @@ class _Frames:
             window = base + base // 8 * (head[5] & 7)
         if window > MAX_WINDOW:
             raise LayerError(
-                f"the zstd stream has a window of more than {MAX_WINDOW >> 20} MiB (zstd --long=28 and above)"
+                f"the zstd stream has a window of more than {MAX_WINDOW >> 20} MiB "
+                "(compress the layer with zstd --long=27 or lower)"
             )
         self._checksum = bool(descriptor & 4)
         self._step = self._block
@@ -200,9 +201,9 @@ class _Frames:
 class DecodedSource:
     """A source that decodes a compressed blob. Every read begins at offset 0.
 
-    ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. ``allow`` is
-    called before each piece is yielded, with the total number of bytes up to the end of that piece. ``allow`` raises an
-    error if the number is too large (``growth.Growth``).
+    ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. Before each piece
+    is yielded, ``allow`` is called with the number of decoded bytes up to the end of that piece. It raises an error if
+    the number is too large (``growth.Growth``).
     """
 
     def __init__(

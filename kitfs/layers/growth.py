@@ -21,16 +21,16 @@ MARGIN: Final = 4 << 20  # bytes of free space that are left for other writers
 
 
 class Expansion(NamedTuple):
-    """The limit for a decoded layer: ``factor`` times its compressed size, but at least ``small`` bytes.
+    """A limit of decoded bytes: ``factor`` times the compressed size of the layer, but at least ``small`` bytes.
 
-    Content that is mostly zeros decodes to more than 200 times its size, but is small.
+    ``small`` is for content that is mostly zeros, which can decode to more than 200 times its compressed size.
     """
 
     factor: int = 200
     small: int = 16 << 30
 
     def limit(self, size: int) -> int:
-        """Return how many bytes a layer of ``size`` bytes may decode to."""
+        """Return how many bytes a layer of ``size`` compressed bytes may decode to."""
         return max(self.small, self.factor * size)
 
 
@@ -45,21 +45,24 @@ class Growth:
     """
 
     def __init__(self, size: int, *, expansion: Expansion, declared: int | None, spare: Callable[[], int]) -> None:
-        limit = expansion.limit(size)
-        self._limit = limit if declared is None else min(limit, declared + SLACK)
+        self._limit = expansion.limit(size)
+        self._excess = (
+            f"it decompresses to more than {self._limit} bytes, the most that is allowed for {size} compressed bytes "
+            "(raise the limit with --max-expansion)"
+        )
+        if declared is not None and declared + SLACK < self._limit:
+            self._limit = declared + SLACK
+            self._excess = f"it decompresses to more than the {declared} bytes that it declares"
         self._spare = spare
         self._granted = max(CACHED * size, CACHED_SMALL)
 
     def allow(self, total: int) -> None:
         """Check the limits for ``total`` decoded bytes.
 
-        Raises LayerLimit if the layer may not have that many bytes, and StoreFull if the store has no room for them.
+        Raises LayerLimit if the layer may not decode to so many bytes, and StoreFull if the store has no room for them.
         """
         if total > self._limit:
-            raise LayerLimit(
-                f"it decompresses to more than {self._limit} bytes, the limit for a layer of "
-                "its compressed size (raise the limit with --max-expansion)"
-            )
+            raise LayerLimit(self._excess)
         while total > self._granted:
             granted = min(STEP, self._spare() - MARGIN)
             if granted <= 0:

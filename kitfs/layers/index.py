@@ -1,7 +1,7 @@
 """Define the index of a layer: its members by path, and where the bytes of each member lie in the blob.
 
-A ``LayerIndex`` is an immutable file in memory, or mapped from the store. It has the entries of one layer that won
-their names by the rules of the manual's *Semantics*, and the entries that were skipped. ``builder`` makes an index, and
+A ``LayerIndex`` is an immutable file in memory, or mapped from the store. It has the entries of one layer that are in
+the tree by the rules of the manual's *Semantics*, and the entries that were skipped. ``builder`` makes an index, and
 ``index_file`` defines the file around its sections. A member takes about 30 bytes besides its name. Opening an index
 parses nothing; a ``Member`` is made when its row is read. Paths are in the normal form of ``names``. Threading: any
 thread may use an index.
@@ -69,12 +69,11 @@ class Extent(NamedTuple):
 
 
 class Member(NamedTuple):
-    """An entry of a layer that won its name.
+    """A file, directory or symbolic link in the index of a layer.
 
     ``kind`` is "file", "dir" or "symlink". ``mode`` has the permission bits only, and ``size`` is in bytes. ``target``
-    is the target of a symbolic link. Hard links to a file share an inode: ``link`` is the file's first name, or "" if
-    this member has the first name. Names that a later entry replaced are not counted, so ``link`` is always the path of
-    a member of the same index.
+    is the target of a symbolic link. If a file has several names (hard links), ``link`` is the path of the file's first
+    name in the index; the member with the first name has the ``link`` "".
     """
 
     path: str
@@ -87,12 +86,12 @@ class Member(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The numbers at the head of an index.
+    """The numbers at the beginning of an index.
 
-    ``total_low`` and ``total_high`` are the two words of ``LayerIndex.total``. ``blocks`` is the number of blocks of
-    4 KiB that the files take, and ``end`` is the offset in the blob at which the last extent ends. ``closed_files`` and
-    ``closed_directories`` count the members that other users cannot use (``access``); the last two fields are the rows
-    of examples.
+    ``total_low`` and ``total_high`` are the two words of ``LayerIndex.total``. ``blocks`` is the number of blocks of 4
+    KiB that the files take, and ``end`` is the offset in the blob at which the last extent ends. ``closed_files`` and
+    ``closed_directories`` count the members that other users cannot use (``access``). The last two fields are the row
+    of one such file and of one such directory.
     """
 
     rows: int
@@ -114,9 +113,9 @@ COUNTS: Final = struct.Struct(f"={len(Counts._fields)}Q")
 class LayerIndex:
     """The members of one layer, by row.
 
-    ``data`` is the file of the index; it must be complete, otherwise ValueError is raised. ``members`` maps the path of
-    each entry to its member, in the order of the archive. ``skipped`` has the entries that are not in the tree.
-    ``total`` is the sum of all sizes in bytes.
+    ``data`` has the bytes of the index file. ``members`` maps the path of each entry to its member, in the order of the
+    archive. ``skipped`` has the entries that are not in the tree. ``total`` is the sum of all sizes in bytes. Raises
+    ValueError if ``data`` is incomplete.
     """
 
     def __init__(self, data: Buffer) -> None:
@@ -158,7 +157,7 @@ class LayerIndex:
             and all(map(operator.le, name_at, name_at[1:]))
             and all(max(column, default=0) < rows for column in (self._order, self._linked, self._first))
         ):
-            raise ValueError("the columns of the index do not fit each other")
+            raise ValueError("the columns of the index do not match")
 
     def __repr__(self) -> str:
         return f"<LayerIndex {len(self.members)} members, {len(self.skipped)} skipped, {self.total} bytes>"
@@ -241,7 +240,7 @@ class LayerIndex:
         return None if row < 0 else self.member(row)
 
     def offset(self, row: int) -> int:
-        """Return the offset in the blob of the first extent of a file; -1 if the row has no extents."""
+        """Return the offset in the blob of a file's first extent; -1 if the file has no extents."""
         flags = self._flags[row]
         if flags & SPREAD:
             first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
@@ -249,7 +248,7 @@ class LayerIndex:
         return self._b[row] if flags & KIND_BITS == FILE and self._a[row] else -1
 
     def extents(self, row: int) -> tuple[Extent, ...]:
-        """Return the extents of a file, which define where its bytes lie in the blob."""
+        """Return the extents of a file."""
         flags, size = self._flags[row], self._a[row]
         if flags & SPREAD:
             first, count = self._b[row] >> 32, self._b[row] & 0xFFFFFFFF
@@ -281,7 +280,7 @@ class LayerIndex:
 
 
 class Members(Mapping[str, Member]):
-    """A map from paths to members, in the order of the archive. It has only members that have an entry."""
+    """A map from paths to members, in the order of the archive. Paths without an entry of their own are left out."""
 
     def __init__(self, index: LayerIndex, order: memoryview[int]) -> None:
         self._index = index

@@ -1,8 +1,8 @@
 """Define the file of a layer index: a header, and named sections of bytes that are used in place.
 
     8 bytes    MAGIC
-    u32        VERSION, of this layout and of the rules by which members win
-    u32        ORDER, the byte order of all numbers: that of the host, because the file never leaves it
+    u32        VERSION, the version of this layout and of the rules that decide which entries are in the tree
+    u32        ORDER, the byte order of all numbers, which is that of the host that uses the file
     u64        size of the file in bytes
     u32        CRC-32 of the file without this field
     u32        number of sections
@@ -57,7 +57,7 @@ def pack(sections: Mapping[str, bytes | bytearray | memoryview]) -> bytes:
 
 
 def unpack(data: Buffer) -> dict[str, slice]:
-    """Return where the sections of a file are, by name.
+    """Return the position of each section in a file, by the section's name.
 
     Raises ValueError for a damaged file, and for a file of another version or of a host with another byte order.
     """

@@ -79,7 +79,7 @@ def index_tar(reader: Reader, *, max_entries: int = MAX_ENTRIES) -> LayerIndex:
 
 
 def first_path(reader: Reader) -> str | None:
-    """Return the normalized path of the first entry that can be in a tree and is not the root, or None.
+    """Return the path of the first entry that is neither skipped nor the root, or None.
 
     Raises LayerError if the data before that entry is not a tar.
     """
@@ -115,7 +115,7 @@ class _Window:
 def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
     """Yield the header of every entry, with its extension headers applied.
 
-    If ``whole`` is True, raise LayerError for an archive that ends before the data of its entries.
+    If ``whole`` is True, raise LayerError if the archive ends inside the data of an entry.
     """
     at = end = 0
     extensions = Extensions()
@@ -163,7 +163,7 @@ def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
 def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
     """Raise LayerError if the archive ends before the last byte of the last entry's data.
 
-    The data ends at ``end``. ``at`` is the next block after the data, of which ``got`` bytes exist.
+    The data ends at ``end``. The next block is at ``at``, and the archive has ``got`` bytes of that block.
     """
     if got == BLOCK:
         return
@@ -174,7 +174,7 @@ def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
 
 
 def _holds_data(window: _Window, at: int) -> bool:
-    """Return whether data follows a hard link with a size (pax -o linkdata), and not the next header."""
+    """Return whether data (pax -o linkdata) or the next header follows a hard link that has a size. True means data."""
     block = window.get(at, BLOCK)
     if len(block) < BLOCK or block == ZEROS:
         return False

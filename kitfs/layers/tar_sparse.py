@@ -1,9 +1,9 @@
 """Parse the maps of sparse files in tars of old GNU tar and star, and of pax 0.0, 0.1 and 1.0.
 
 Sources: the GNU tar manual, "Storing Sparse Files"; GNU tar's tar.h for the headers, including those of star. A map
-lists the spans of the file that the archive contains, one after the other; the rest of the file is zeros. A map that
-contradicts itself or the archive, or has more spans than the caller's ``budget``, raises LayerError before it takes
-more memory than ``budget`` spans need.
+lists the spans of the file that the archive contains, one after the other; the rest of the file is zeros. LayerError is
+raised for a map that contradicts itself or the archive, and for a map with more spans than the caller's ``budget``. A
+map never takes more memory than ``budget`` spans need.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _extents(name: str, size: int, pairs: Pairs, at: int, stop: int, budget: int
 
 
 def _in_headers(header: Header, window: Window) -> tuple[int, list[tuple[int, int]]]:
-    """Return the size of the file and its map, which is in headers of old GNU tar or star.
+    """Return the size of a file and its map from headers of old GNU tar or star.
 
     The header has 4 pairs of the map, and each extension header has 21 pairs.
     """

@@ -1,9 +1,9 @@
-"""Write tars byte for byte as Go's archive/tar writes the layers of kit. The functions return headers and padding.
+"""Write tars byte for byte as the tool kit writes layers with Go's archive/tar. The functions return bytes.
 
 An entry is written as USTAR if that format can represent it. A name of more than 100 bytes is split at a slash if
 possible. A pax header contains long names that cannot be split, names that are not ASCII, and sizes of 8 GiB and more.
-Sources: POSIX.1-2001; archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``. Owner 1000, group 0 and time 0
-are the values that kit writes. An entry consists of its ``header``, its content and its ``padding``; an archive
+Sources: POSIX.1-2001; archive/tar of Go 1.26, ``allowedFormats`` and ``writePAXHeader``. The owner is 1000, the group 0
+and the time 0, as kit writes them. An entry consists of its ``header``, its content and its ``padding``; an archive
 consists of its entries and ``TRAILER``.
 """
 

@@ -1,7 +1,7 @@
 """Define manifests, descriptors and media types as values, read leniently and written as Go writes them.
 
 Sources: image-spec v1.1 (manifest.md, descriptor.md, image-index.md), KitOps' media types of every version, and CNCF
-model-spec with its legacy cnai names. Unknown fields stay, so a copy loses nothing. This module does no I/O and
+model-spec with its legacy cnai names. Unknown fields are kept, so a copy loses nothing. This module does no I/O and
 verifies no digests.
 """
 
@@ -71,7 +71,7 @@ COMPRESSIONS: Final = {None: "none", "gzip": "gzip", "zstd": "zstd"}
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """A reference to a blob: media type, digest, size in bytes. ``extra`` has the fields that image-spec lacks."""
+    """A reference to a blob: media type, digest, size in bytes. ``extra`` has the fields that are not in image-spec."""
 
     media_type: str
     digest: Digest
@@ -123,8 +123,8 @@ class Descriptor:
 class Manifest:
     """An image manifest of any version.
 
-    ``media_type`` may be "" (kit before 1.16). ``null_layers`` is True if the list of layers is null (kit 1.7 without
-    layers).
+    ``media_type`` is "" if the field is missing, as in manifests of kit before 1.16. ``null_layers`` is True if
+    "layers" is null. kit 1.7 writes null for a kit without layers.
     """
 
     config: Descriptor
@@ -246,7 +246,7 @@ def manifest_digests(data: bytes) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class IndexManifest:
-    """An image index: of an OCI layout, a referrers response, or kit 1.17's ``kit index``."""
+    """An image index, as in an OCI layout, in a referrers response, or from ``kit index`` of kit 1.17."""
 
     manifests: tuple[Descriptor, ...]
     media_type: str = ""
@@ -278,7 +278,10 @@ def is_index(data: bytes) -> bool:
 
 
 def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
-    """Raise ManifestError if other tools may confuse a manifest with an index (CVE-2021-41190)."""
+    """Raise ManifestError if another tool could take a manifest for an index, or an index for a manifest.
+
+    This attack is CVE-2021-41190.
+    """
     what, foreign, types = ("index", NOT_IN_INDEXES, MANIFESTS) if is_index else ("manifest", NOT_IN_MANIFESTS, INDEXES)
     _fields(fields, what, MANIFEST_KEYS | INDEX_KEYS)
     found = [key for key in foreign if fields.get(key) is not None]
@@ -293,9 +296,9 @@ def check_fields(fields: Mapping[str, Any], *, is_index: bool) -> None:
 def check_media_type(data: bytes, media_type: str, what: str) -> None:
     """Raise ManifestError if the media type in a manifest differs from ``media_type`` (CVE-2021-41190).
 
-    ``media_type`` is the Content-Type of the response with the manifest, or the media type in its descriptor. A media
-    type that is not that of a manifest or an index is ignored, because a plain web server sends "application/json".
-    Bytes that are not a manifest are accepted here; ``parse`` refuses them.
+    ``media_type`` is the Content-Type of the response with the manifest, or the media type in its descriptor. It is
+    ignored if it is not that of a manifest or an index, because a plain web server sends "application/json". Bytes that
+    are not a manifest are accepted here; ``parse`` refuses them.
     """
     if media_type not in ACCEPT:
         return
@@ -374,7 +377,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _fields(value: Any, where: str, known: frozenset[str]) -> Any:
-    """Return an object whose keys every reader understands in the same way. Raises ManifestError."""
+    """Return ``value`` if it is an object whose keys are not ambiguous. Raises ManifestError."""
     found = _object(value, where)
     try:
         check_keys(found, known, where)

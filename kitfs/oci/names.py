@@ -120,9 +120,8 @@ class Reference:
     def display(self) -> str:
         """Return the reference as kit prints it, without ``localhost/``, ``_`` and ``@`` at the beginning.
 
-        ``parse`` returns the same reference for this string. For the string of ``str()``, ``parse`` returns another
-        reference if the registry is ``localhost``, because a first component without "." or ":" is part of the
-        repository.
+        ``parse`` turns this string into the same reference. It does not do so for the string of ``str()`` if the
+        registry is ``localhost``, because a first component without "." or ":" is part of the repository.
         """
         return str(self).removeprefix(f"{LOCAL}/").removeprefix(UNNAMED).removeprefix("@")
 

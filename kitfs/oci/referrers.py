@@ -1,7 +1,7 @@
 """Compute the name of the referrers tag, and change the index under that tag.
 
 Registries without the referrers API list referrers under this tag. Sources: distribution-spec v1.1, "Referrers Tag
-Schema" and "Pushing Manifests with Subject". Unknown fields of an index stay. This module does no I/O.
+Schema" and "Pushing Manifests with Subject". Unknown fields of an index are kept. This module does no I/O.
 """
 
 from __future__ import annotations

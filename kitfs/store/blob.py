@@ -1,12 +1,12 @@
 """Read a blob of the store at any offset, and fetch its missing bytes.
 
-``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob replaces its filling if an endpoint
-has sent wrong bytes and another endpoint has the blob, if the disk has lost bytes, and if the store has evicted the
-entry of a blob that was not being read. Reads of the old filling are repeated.
+``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob replaces its filling in three
+cases: an endpoint has sent wrong bytes and another endpoint has the blob; the disk has lost bytes; or the store has
+evicted the entry while nobody read the blob. Reads of the old filling are repeated.
 
-If the digest is wrong and no other endpoint has the blob, this object has failed: all later reads raise the same
-IntegrityError. The entry is removed from the disk, so the next opening starts empty. Threading: any thread may call
-every method; a ``pread`` of stored bytes takes no lock.
+If the digest is wrong and no other endpoint has the blob, all later reads raise the same IntegrityError. The entry is
+removed from the disk, so the next Blob starts without bytes. Threading: any thread may call every method; a ``pread``
+of stored bytes takes no lock.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
 class Blob:
     """An open blob of ``size`` bytes (None if unknown). Without a ``source``, only stored bytes can be read.
 
-    If this is the decoded form of a blob, ``of`` is the compressed blob. Raises StoreError if the store cannot be used,
-    IntegrityError if a verified blob of this digest has another size, and ManifestError for a size beyond the limit.
+    For the decoded form of a blob, ``of`` is the compressed blob. Raises StoreError if the store cannot be used,
+    IntegrityError if a verified blob of this digest has another size, and ManifestError if ``size`` is too large.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class Blob:
         return self._found(filling, filling.gather(offset, size, passed) if passed else filling.read(offset, size))
 
     def _found(self, filling: Filling, data: bytes | None) -> bytes:
-        """Return ``data``. If ``data`` is None, the file has lost bytes: let the blob fail. Raises IntegrityError."""
+        """Return ``data``. If it is None, bytes are lost: mark the blob as failed, and raise IntegrityError."""
         if data is None:
             self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
@@ -205,7 +205,7 @@ class Blob:
     def stream(self, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes from ``start`` to the end, in pieces.
 
-        Raises Closed if wrong bytes were found meanwhile, because bytes that are fetched again may differ.
+        Raises Closed if the blob's bytes were dropped meanwhile, because bytes that are fetched again may differ.
         """
         generation = self.generation
         while data := self.pread(start, PIECE):
@@ -234,7 +234,7 @@ class Blob:
             return is_stored
 
     def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
-        """Announce a sequential read from ``start`` to the end; fetch at most ``most`` bytes ahead of the reader."""
+        """Announce a reader that reads everything from ``start`` on; fetch at most ``most`` bytes ahead of it."""
         self._current().will_read(start, most)
 
     @property
@@ -307,7 +307,7 @@ class Blob:
     def check(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Read a sealed blob back. If bytes have changed on the disk, drop the blob and return False.
 
-        Raises IntegrityError if it has no source, StoreError if it cannot be read, Closed if ``stopped`` returned True.
+        Raises StoreError if it cannot be read, Closed if ``stopped`` returned True, IntegrityError if it has no source.
         """
         filling = self._current()
         if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:
@@ -319,14 +319,14 @@ class Blob:
         return False
 
     def look(self) -> None:
-        """Drop the bytes if another process has found that they are wrong or lost. Raises Closed."""
+        """Drop the bytes if another process has marked them as wrong or lost. Raises Closed."""
         filling = self._filling
         if filling is not None and self.failure is None and not self.closed and filling.entry.lease.condemned:
             error = IntegrityError(f"{self}: another process has found that its bytes are wrong or lost")
             self._drop_wrong(filling, error)
 
     def _drop_wrong(self, filling: Filling, error: IntegrityError) -> None:
-        """Drop wrong bytes. Without a source for other bytes, the blob fails."""
+        """Drop wrong bytes. If the blob has no source, all later reads fail."""
         if self._source is None:
             self._fail(filling, error)
         else:
@@ -353,7 +353,7 @@ class Blob:
         return True
 
     def _fetch_again(self, filling: Filling, error: IntegrityError, then: str) -> None:
-        """Drop wrong bytes, so that the next read fetches them again."""
+        """Drop wrong bytes, so that the next read fetches them again. ``then`` is the end of the log line."""
         self._home.counters.add("integrity_failures")
         self._home.log.error("%s; %s", error, then)
         self._drop(filling)
@@ -416,7 +416,7 @@ class Blob:
             self._start_over(filling)
 
     def retire(self) -> None:
-        """Remove the compressed bytes of a sealed decoded form, unless they are pinned or another process uses them."""
+        """Remove a compressed blob whose decoded form is sealed, unless it is pinned or another process uses it."""
         filling = self._current()
         if self.digest not in self._home.pins.digests() and filling.entry.lease.alone():
             filling.entry.remove()
@@ -431,7 +431,7 @@ class Blob:
     def close(self, patience: float = CLOSE_PATIENCE) -> None:
         """End the fetches, make fetched bytes survive a reboot, and release the lease.
 
-        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for fetches.
         """
         if self.closed:
             return

@@ -69,9 +69,10 @@ class Worker:
 
 
 class Catalog:
-    """A persistent map from (kind, name) to JSON values in ``directory``, which is opened at the first use.
+    """A persistent map from (kind, name) to JSON values.
 
-    ``trash`` returns a new path, to which a damaged catalog is moved.
+    Its database in ``directory`` is opened at the first use. ``trash`` returns a new path, to which a damaged catalog
+    is moved.
     """
 
     def __init__(self, directory: str, log: logging.Logger, *, trash: Callable[[], str]) -> None:

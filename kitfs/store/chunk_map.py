@@ -2,7 +2,7 @@
 
     present   64 bytes of header: magic (8), version (4), boot id (16), zeros; then a *mark* for each chunk, which is a
               byte: 0 absent, 1 present
-    synced    a copy of ``present`` that was made before its chunks were fsynced, in the same format
+    synced    an older copy of ``present``, in the same format; all chunks that are marked in it were fsynced
 
 A mark is a byte and not a bit, so that two processes cannot overwrite each other's marks. The file is read and written
 by pread and pwrite and is never mapped: a mapped page kills the process (SIGBUS) if the disk cannot read it or has no

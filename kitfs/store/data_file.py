@@ -1,8 +1,8 @@
 """Read and write the bytes of a blob on disk, which are in a sparse file named ``rest``.
 
 The file is never truncated, and no holes are punched into it, so the content that a reader sees through an open
-descriptor stays valid. The list "cuts" in ``meta.json`` is always empty. It is reserved for members in files of their
-own, as FUSE passthrough needs. Threading: any thread may read and write, because all offsets are explicit.
+descriptor stays valid. The list "cuts" in ``meta.json`` is always empty. It is reserved for a format in which each
+member of a layer has its own file. Threading: any thread may read and write, because all offsets are explicit.
 """
 
 from __future__ import annotations

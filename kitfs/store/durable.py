@@ -31,9 +31,9 @@ def whole_file(path: str, *, private: bool = True, durable: bool = True) -> Iter
     """Yield a file to write, which is renamed to ``path`` when the ``with`` block ends without an error.
 
     Readers see the old file or the new file, but never a part. A ``private`` file has mode 0600
-    (``ownership.open_file``); the mode of any other file depends on the umask, and the block may change it. A
-    ``durable`` file and its name are fsynced before the block ends. The name of the temporary file ends with "~", and
-    the file is removed if the block fails. Raises OSError.
+    (``ownership.open_file``). Without ``private``, the umask determines the mode, and the block may change it. A
+    ``durable`` file and its name are fsynced. The name of the temporary file ends with "~", and the file is removed if
+    the block fails. Raises OSError.
     """
     temporary = f"{path}.{os.urandom(8).hex()}~"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     used: int
 
     def came_whole(self) -> bool:
-        """Return whether an ingest wrote the blob. A blob that was fetched in chunks has a chunk map beside it."""
+        """Return whether an ingest wrote the blob. Such a blob has no chunk map."""
         there = os.path.exists(os.path.join(self.directory, "sealed"))
         return there and not os.path.exists(os.path.join(self.directory, "present"))
 

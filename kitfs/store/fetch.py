@@ -41,8 +41,9 @@ JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far
 class Fetcher:
     """A fetcher fills the blob ``owner`` from ``source`` through ``sink``. ``name`` names the blob in messages.
 
-    ``rests`` is True if a stream of the source may pause while no reader needs more bytes; a decoder may, but a
-    registry may not. A reader waits ``patience`` seconds for a chunk that another process is fetching.
+    ``rests`` is True if a stream of the source can be paused while no reader needs more bytes. A decoder can be paused,
+    and a response of a registry cannot. A reader waits ``patience`` seconds for a chunk that another process is
+    fetching.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Fetcher:
         return self._source.ranged
 
     def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
-        """Wait until the chunks ``first`` to ``last`` are fetched, and return those that could not be stored.
+        """Wait until the chunks ``first`` to ``last`` are fetched. Return the chunks that could not be stored.
 
         With ``alone``, the call is not treated as part of a sequential read, so nothing else is fetched. If ``last`` is
         beyond the end of a blob of unknown size, the call waits until the end is known. Raises the KitfsError of the
@@ -128,13 +129,13 @@ class Fetcher:
             self._continue(cursor)
 
     def stop(self) -> None:
-        """End the running flights and their readers, and prevent further flights."""
+        """End the running flights, let waiting readers raise Closed, and prevent further flights."""
         self._sink.close()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> bool:
         """End the running flights. Returns False if a thread still waits for its source after ``patience`` seconds.
 
-        Such a thread raises Closed when its source answers.
+        Such a thread raises Closed when it receives its next bytes.
         """
         self.stop()
         with self._sink.lock:
@@ -226,8 +227,8 @@ class Fetcher:
     def _beginning(self, missing: int, cursor: Cursor | None) -> int:
         """Return the chunk at which a flight for ``missing`` should begin. The caller must hold the lock.
 
-        If the kernel's requests for a reader arrive out of order, the flight begins at an earlier chunk. So the
-        requests for earlier chunks need no flights of their own.
+        The kernel may send the requests of a reader out of order. In that case, the flight begins at an earlier chunk,
+        so that the requests for earlier chunks need no flights of their own.
         """
         if cursor is None:
             return missing
@@ -278,7 +279,7 @@ class Fetcher:
                 self._read_ahead(cursor)
 
     def _make_room(self, cursor: Cursor) -> None:
-        """Shorten the last flight of a reader that has lanes for more flights, so that another flight can follow."""
+        """Shorten the last flight of a reader that may have more flights (``lanes``), so that another can follow."""
         if cursor.link.lanes.count == 1:
             return
         chunk = self._sink.chunk
@@ -291,7 +292,7 @@ class Fetcher:
                     cursor.end = last.stop * chunk
 
     def _try_second(self, flight: Flight, now: float) -> None:
-        """Begin a second request of a reader with only one request, if a trial of two requests is due."""
+        """Begin a second request for a reader that has one request, if a trial of two requests is due (``lanes``)."""
         cursor, chunk = flight.cursor, self._sink.chunk
         if cursor is None or len(self._flights) > 2:
             return
@@ -403,7 +404,10 @@ class Fetcher:
         return cutter.at >= flight.end(self._sink.size) or self._sink.closed
 
     def _lock_ahead(self, flight: Flight) -> bool:
-        """Lock the next segment if a flight is close to it. Returns False if the flight should end before it."""
+        """Lock the next segment if the flight is close to it.
+
+        Returns False if the flight should end before that segment.
+        """
         going = flight.lock_ahead(self._sink.present)
         if flight.contended:
             self._short_until = time.monotonic() + SHARED

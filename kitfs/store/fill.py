@@ -15,8 +15,8 @@ STRIPE: Final = 4 << 20  # bytes between two reports of progress
 def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Event) -> None:
     """Fetch all missing bytes of a blob of ``size`` bytes, if possible by one long request.
 
-    ``moved`` is called with the number of bytes of each stripe. Setting ``stop`` ends the transfer. Raises StoreFull if
-    the store has no room for the blob, and errors of the source.
+    After each stripe of ``STRIPE`` bytes, ``moved`` is called with the size of the stripe. Setting ``stop`` ends the
+    transfer. Raises the errors of the source, and StoreFull if the store has no room for the blob.
     """
     blob.will_read(0)
     for at in range(0, size, STRIPE):

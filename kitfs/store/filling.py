@@ -287,7 +287,7 @@ class Filling:
         return self._home.pins.is_held(self._owner.digest) and self._home.room.make()
 
     def read_through(self, size: int, *, full: bool) -> None:
-        """Count bytes that were not stored, because the store is ``full`` or for another reason."""
+        """Count bytes that were not stored. ``full`` is True if the store had no room for them."""
         if full:
             self._home.room.read_through(size)
         else:
@@ -348,7 +348,7 @@ class Filling:
     def close(self, patience: float = CLOSE_PATIENCE, *, save: bool = True) -> None:
         """End the fetches and release the lease. With ``save``, make stored bytes survive a reboot.
 
-        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for sources.
+        Running fetches and all later reads raise Closed. The method waits at most ``patience`` seconds for fetches.
         """
         if self._closed:
             return

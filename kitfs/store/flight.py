@@ -103,7 +103,7 @@ class Flight:
 
 
 def before_gap(present: ChunkMap, first: int, stop: int, chunk: int) -> int:
-    """Return the end of a flight for [first, stop): the first long run of stored chunks, or ``stop``."""
+    """Return where a flight for [first, stop) should end: at the first long run of stored chunks, or at ``stop``."""
     gap = max(1, GAP // chunk)
     at = first
     while at < stop:

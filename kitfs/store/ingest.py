@@ -2,7 +2,7 @@
 
 A blob that is being written is an *ingest*, a directory in the store:
 
-    <store>/ingest/new-<uuid>/        an ingest that ends with its process
+    <store>/ingest/new-<uuid>/        an ingest that is lost if its process ends
     <store>/ingest/upload-<uuid>/     an ingest that another process may resume
                    rest, lease        the bytes so far; the lease of the process that writes them (``lease``)
                    note               JSON for the process that resumes the ingest
@@ -281,10 +281,11 @@ class Ingest:
         self._fd = -1
 
     def give_way(self) -> None:
-        """Close an upload that found no room, and mark it, so that ``Ingests.drop_starved`` may remove it.
+        """Close an upload for which the store had no room, and mark it as starved.
 
-        The upload can be resumed until it is removed. The mark is the modification time of the bytes, because setting
-        it needs no disk space. The next write clears the mark. ``Ingests.sweep`` treats a marked upload as abandoned.
+        ``Ingests.drop_starved`` may remove a starved upload; until then, it can be resumed. The mark is the
+        modification time of the file with the bytes, because setting it needs no disk space. The next write clears the
+        mark. ``Ingests.sweep`` treats a starved upload as abandoned.
         """
         if self._fd >= 0:
             try:
@@ -300,7 +301,10 @@ class Ingest:
         self.close()
 
     def close(self) -> None:
-        """Release the lease. An uncommitted upload can be resumed; any other uncommitted ingest is dropped."""
+        """Release the lease.
+
+        An uncommitted upload stays and can be resumed; any other uncommitted ingest is dropped.
+        """
         if self._fd >= 0 and not UPLOAD.fullmatch(self.name):
             self._remove()
         if self._fd >= 0:

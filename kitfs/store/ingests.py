@@ -56,7 +56,7 @@ class Ingests:
             return None
 
     def size(self, name: str) -> int | None:
-        """Return how many bytes an upload has so far; None if it does not exist. It may be written meanwhile."""
+        """Return how many bytes an upload has; None if it does not exist. The number may grow meanwhile."""
         try:
             return os.lstat(os.path.join(self._path(name), "rest")).st_size if UPLOAD.fullmatch(name) else None
         except OSError:
@@ -73,7 +73,10 @@ class Ingests:
                     yield Upload(note, began, _last_written(directory))
 
     def starved_bytes(self) -> int:
-        """Return the bytes on disk of the uploads that found no room; ``drop_starved`` frees at most this many."""
+        """Return how many bytes on disk the starved uploads take (``Ingest.give_way``).
+
+        ``drop_starved`` frees at most this many bytes.
+        """
         total = 0
         for name in self._names():
             with contextlib.suppress(OSError):
@@ -83,7 +86,7 @@ class Ingests:
         return total
 
     def drop_starved(self) -> int:
-        """Unlink the uploads that found no room (``Ingest.give_way``) and were not resumed; return their number."""
+        """Unlink the starved uploads (``Ingest.give_way``) that were not resumed, and return their number."""
         dropped = 0
         for name in self._names():
             directory = self._path(name)
@@ -100,7 +103,7 @@ class Ingests:
         return dropped
 
     def sweep(self, now: float | None = None) -> None:
-        """Unlink ``new`` ingests whose process has ended, and uploads that got no byte in the week before ``now``.
+        """Unlink ``new`` ingests whose process has ended, and uploads without a write in the week before ``now``.
 
         ``now`` is in seconds since the epoch; None means the current time.
         """

@@ -50,18 +50,18 @@ class Lanes:
 
     @property
     def reach(self) -> int:
-        """Return how many bytes the requests must be allowed to run ahead of the reader; 0 with one lane."""
+        """Return how many bytes ahead of the reader its requests must be allowed to read; 0 with one lane."""
         if self._trial == 1:
             return 2 * self._distance
         return 2 * self.count * STRIPE if self.count > 1 else 0
 
     @property
     def several(self) -> bool:
-        """Return whether several requests run now. They may be in a trial."""
+        """Return whether several requests run now. A trial counts, too."""
         return self.count > 1 or self._trial > 0
 
     def received(self, size: int, delay: float, now: float) -> None:
-        """Count bytes that a lane received at the time ``now``. May begin or end a trial of four lanes."""
+        """Count bytes that a lane received at the time ``now``. This may begin or end a trial of four lanes."""
         with self._lock:
             if self._began is None:
                 self._began, self._bytes = max(now + WARM + ROUND_TRIPS * delay, self._not_before), 0
@@ -80,9 +80,10 @@ class Lanes:
                 self._began = None
 
     def try_second(self, left: int, delay: float, now: float) -> int:
-        """Return how many bytes ahead of the only request a second request should begin now; 0 if none should begin.
+        """Decide whether a second request should begin now. Return its distance from the first request in bytes, or 0.
 
-        ``left`` is the number of bytes that the only request has not received yet.
+        0 means that no request should begin. ``left`` is the number of bytes that the first request has not received
+        yet.
         """
         with self._lock:
             if self.settled or self.several or self._began is None or now - self._began < SETTLE:

@@ -28,8 +28,8 @@ PATIENCE: Final = 20.0  # seconds to wait for a lock that processes normally hol
 class Lease:
     """A shared lease on the blob in ``directory``. ``file`` is the open lease file.
 
-    While the lease is held, the directory is not evicted. It may still be moved: to the place of verified blobs, or
-    away after a failed verification. ``locked`` reports whether the directory is in its place.
+    While the lease is held, the blob is not evicted. The directory may still be moved: to the place of verified blobs,
+    or into the trash after a failed verification. ``locked`` reports whether the directory is in its place.
     """
 
     def __init__(self, directory: str, file: OpenFile) -> None:
@@ -38,7 +38,7 @@ class Lease:
 
     @classmethod
     def take(cls, directory: str, *, make: bool) -> Lease | None:
-        """Take a lease on a blob. If its directory is missing, make it, or return None without ``make``.
+        """Take a lease on a blob. Without ``make``, return None if the directory is missing; with ``make``, make it.
 
         Raises OSError, and StoreBusy if another process is evicting the blob and does not finish.
         """
@@ -67,11 +67,11 @@ class Lease:
 
     @property
     def condemned(self) -> bool:
-        """Return whether a process has found that the bytes of the entry are wrong or lost. Raises Closed."""
+        """Return whether a process has marked the bytes of the entry as wrong or lost. Raises Closed."""
         return bool(self.file.stat().st_mode & CONDEMNED)
 
     def alone(self) -> bool:
-        """Make the lease exclusive, unless another process has a lease; return whether it is exclusive now."""
+        """Make the lease exclusive if no other process has a lease; return whether it is exclusive now."""
         return exclusive(self.file)
 
     def close(self) -> None:
@@ -130,10 +130,10 @@ def hold_sealed(directory: str, *, touch: bool = True) -> OpenFile | None:
 
 
 def condemn(lease: OpenFile) -> None:
-    """Tell all processes that have an entry open that its bytes are wrong or lost (``Lease.condemned``).
+    """Mark the bytes of an entry as wrong or lost, for all processes that have the entry open (``Lease.condemned``).
 
-    The mode of the lease file carries the message, because a change of mode needs no space on a full disk. Raises
-    OSError and Closed.
+    The mark is a mode of the lease file, because changing a mode needs no space on a full disk. Raises OSError and
+    Closed.
     """
     with lease.number() as fd:
         os.fchmod(fd, 0o600 | CONDEMNED)

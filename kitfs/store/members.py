@@ -76,7 +76,7 @@ def keep(root: str, digest: Digest, entry: str, index: LayerIndex, *, proven: bo
 
 
 def discard(root: str, digest: Digest, entry: str, *, proven: bool) -> None:
-    """Remove an index file if it exists. It is damaged, or it is not needed because the bytes are verified now."""
+    """Remove an index file if it exists."""
     with suppress(OSError):
         os.unlink(_path(root, digest, entry, proven))
 
@@ -88,7 +88,7 @@ def _path(root: str, digest: Digest, entry: str, proven: bool) -> str:
 
 
 def _prune(root: str, limit: int) -> None:
-    """Remove the least recently used indexes of verified bytes until the others take at most ``limit`` bytes."""
+    """Remove the least recently used indexes of verified bytes until the rest take at most ``limit`` bytes."""
     found = sorted(_kept(root))
     surplus = sum(size for _, size, _ in found) - limit
     for _, size, path in found:

@@ -3,8 +3,8 @@
     {"version": 1, "size": bytes or null, "chunk": bytes, "cuts": [], "id": 16 hexadecimal digits}
 
 "size" is null for a decoded blob until the decoder has reached its end. The file is then rewritten with the size, and
-with the digest of the decoded bytes as "sha256". "id" identifies the entry. The file is not fsynced: if a crash damages
-it, it is restored from ``sealed``, and a blob that is not verified is fetched again.
+with the digest of the decoded bytes as "sha256". "id" identifies the entry. The file is not fsynced. If a crash
+damages the file of a verified blob, it is restored from ``sealed``. Any other blob is then fetched again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def save_meta(directory: str, meta: dict[str, Any]) -> None:
 def load_or_reset(directory: str, size: int | None, name: str) -> dict[str, Any]:
     """Return meta.json for a blob of ``size`` bytes (None if unknown). The caller must hold the directory's lock.
 
-    If the file is missing or damaged, or if it has another size for an unverified blob, the marks of the stored chunks
+    If the file is missing or damaged, or if an unverified blob has another size in it, the marks of the stored chunks
     are removed and a new file is written. ``name`` names the blob in messages. Raises OSError, and IntegrityError if a
     verified blob has another size.
     """

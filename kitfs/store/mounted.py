@@ -40,8 +40,8 @@ def is_open_elsewhere(fd: int) -> bool:
 def is_mounted(directory: str) -> bool:
     """Return whether a mount uses the bytes of the blob in ``directory``. The caller must hold its exclusive lease.
 
-    A program that has the file open looks like a mount. On a file system without leases, the result is always False,
-    because kitfs makes no sealed mounts there.
+    The result is also True while a program has the file open. On a file system without leases, the result is always
+    False, because kitfs makes no sealed mounts there.
     """
     if sys.platform != "linux":
         return False

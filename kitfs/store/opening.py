@@ -26,7 +26,7 @@ OLD_VERSION: Final = "1"  # in this format, all users of a digest shared unverif
 def prepare(root: str, option: str) -> None:
     """Check and make the parts of the store in ``root``, clean up after crashes, and try a write.
 
-    ``option`` is the command-line option for another directory, which messages name. Raises StoreError for a store of
+    Messages name ``option``, the command-line option that sets another directory. Raises StoreError for a store of
     another format, and OSError (including ``Unsafe``) for a directory that cannot be used or written.
     """
     for name in (*DIRECTORIES, *LATER):

@@ -41,7 +41,10 @@ class Pins:
             self._held.remove(held)
 
     def is_held(self, digest: str) -> bool:
-        """Return whether a ``hold`` block pins a blob now. Such a blob may exceed the limits of the store."""
+        """Return whether a ``hold`` block pins a blob now.
+
+        Such a blob is stored even if the store exceeds its limits.
+        """
         return any(digest in held for held in list(self._held))
 
     def digests(self) -> set[str]:

@@ -1,8 +1,8 @@
 """Compute the digest of a blob while its bytes arrive, so that the blob is verified soon after its last byte.
 
-The bytes are read back from the blob's file, in order, up to the first gap. They were written a moment ago and are in
-the page cache, so reading them costs a copy but no disk access. In this way the stored bytes are hashed, and not the
-bytes that the network has sent. Threading: the caller must hold its lock.
+The bytes are read back from the blob's file, in order, up to the first gap. So the digest is that of the stored bytes,
+which could differ from the bytes that the network has sent. Reading them costs a copy but no disk access, because they
+were just written and are in the page cache. Threading: the caller must hold a lock.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ system has buffered. If the first byte of a response takes longer than ``FAR``, 
 so the long request begins after ``EARLY`` bytes.
 
 Threading: any thread may call ``advance`` and read the properties of a cursor without a lock; for everything else, the
-caller must hold its lock.
+caller must hold a lock.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Link:
 
     @property
     def far(self) -> bool:
-        """Return whether an additional request costs more than the bytes that an abandoned long request wastes."""
+        """Return whether a new request costs more time than the bytes that an abandoned long request has wasted."""
         return self.delay >= FAR
 
     def responded(self, delay: float) -> None:
@@ -72,7 +72,7 @@ class Link:
 class Cursor:
     """The state of a sequential reader, in bytes: how much it has read, its position, and the end of its requests.
 
-    Its window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced`` is
+    The window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced`` is
     True if the reader was announced, and False if it was recognized by its reads.
     """
 
@@ -159,9 +159,9 @@ class Readahead:
         return self._move(start, stop)[0]
 
     def miss(self, start: int, stop: int) -> Cursor | None:
-        """Return the cursor that a miss of [start, stop) continues; None if there is none.
+        """Return the cursor that a miss of [start, stop) continues.
 
-        In that case, the miss is remembered.
+        If there is no such cursor, begin a new cursor at the miss, and return None.
         """
         moved, near = self._move(start, stop)
         if near is not None:
@@ -172,8 +172,8 @@ class Readahead:
     def _move(self, start: int, stop: int) -> tuple[Cursor | None, Cursor | None]:
         """Move every cursor that a read of [start, stop) continues, because each may have a request ahead of it.
 
-        Returns a cursor that was moved forward, and a cursor that the read continues. Of several cursors, the cursor
-        with the latest request is returned.
+        Returns (a cursor that was moved forward, a cursor that the read continues); each is None if there is none. If
+        there are several, the cursor with the latest request is returned.
         """
         moved = near = None
         for cursor in self._cursors:

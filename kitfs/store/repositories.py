@@ -83,8 +83,8 @@ class Repositories:
     def use_blob(self, repository: str, digest: Digest, *, within: float = 0.0, repair: bool = False) -> bool:
         """Return whether a repository has a blob; if it does, record the current time as the blob's last use.
 
-        A use less than ``within`` seconds after the recorded use is not recorded, and a recorded time in the future is
-        not changed. Raises StoreError for a damaged link, unless ``repair`` is True.
+        The recorded time is not changed if it is less than ``within`` seconds ago or in the future. A damaged link is
+        repaired if ``repair`` is True; otherwise, StoreError is raised.
         """
         path = self._path(repository, BLOBS, link_name(digest))
         while True:

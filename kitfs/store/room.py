@@ -1,7 +1,7 @@
-"""Decide whether the store accepts more bytes. It has a size limit, and some space must stay free on the disk.
+"""Decide whether the store accepts more bytes. The store has a size limit, and a share of the disk must stay free.
 
 The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted if a limit is exceeded. If no
-blob can be evicted, the store is full: reads are served without being stored (read-through), and the limits are checked
+blob can be evicted, the store is full: bytes that are read are not stored (read-through), and the limits are checked
 again every ``recheck`` seconds. Threading: any thread may call every method.
 """
 

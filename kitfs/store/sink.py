@@ -45,15 +45,15 @@ class Keeper(Protocol):
         ...
 
     def read_through(self, size: int, *, full: bool) -> None:
-        """Count bytes that were not stored, because the store is ``full`` or for another reason."""
+        """Count bytes that were not stored. ``full`` is True if the store had no room for them."""
         ...
 
 
 class Want:
     """The chunks ``first`` to ``last`` that a reader waits for.
 
-    ``passed`` has the chunks of them that were fetched but not stored. ``missing`` is the chunk for which the reader
-    sleeps, or None while the reader does not sleep. The caller must hold the sink's lock, except for ``sleep``.
+    ``passed`` has those chunks that were fetched but not stored. ``missing`` is the chunk for which the reader sleeps,
+    or None while the reader does not sleep. The caller must hold the sink's lock, except for ``sleep``.
     """
 
     __slots__ = ("_gate", "first", "last", "missing", "passed")
@@ -77,10 +77,10 @@ class Want:
 
 
 class Parked(Want):
-    """The want of a reader for which no thread waits.
+    """A want without a waiting thread.
 
-    ``ready`` is called once, without the lock, when all chunks are stored or a fetch has ended. Its argument is the
-    error of the fetch that should have fetched the chunks, or None.
+    When all chunks are stored or a fetch has ended, ``ready`` is called once, without the lock. Its argument is the
+    error of the fetch of these chunks, or None.
     """
 
     __slots__ = ("ready",)
@@ -171,7 +171,7 @@ class Sink:
         return error if isinstance(error, KitfsError) else StoreError(f"{name}: {type(error).__name__}: {error}")
 
     def next_missing(self, want: Want) -> int | None:
-        """Hand the chunks in the overflow to a want, and return its first chunk that is still missing."""
+        """Hand the chunks in the overflow to a want, and return the first chunk of the want that is still missing."""
         first, last = want.first, self.last_chunk(want.last)
         while first <= last:
             missing = self.present.first_missing(first, last)
@@ -289,7 +289,7 @@ class Sink:
 
 
 class Cutter:
-    """A cutter cuts pieces of any size into whole chunks for a sink. ``at`` is the offset of the next byte.
+    """A cutter cuts pieces of any size into the chunks of a blob. ``at`` is the offset of the next byte.
 
     Whole chunks of a piece are written to the disk without a copy in memory. If ``keep`` is False, nothing is stored.
     """

@@ -120,15 +120,15 @@ class Store:
         """Open the store in ``root``. A missing directory is made with mode 0700.
 
         Blobs that are not pinned may use ``size_limit`` bytes, and the share ``free_share`` of the disk stays free.
-        ``option`` is the command-line option for another directory, which messages name. A caller that only reads
-        passes errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
+        Messages name ``option``, the command-line option that sets another directory. A caller that only reads passes
+        errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
         nevertheless, and a warning is logged. In an empty directory that users share, the store is a subdirectory
         (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process is fetching.
         ``buffers`` is the memory for fetched bytes; the store may share it with a client of registries.
 
         Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
-        kitfs, or if another user owns or may write it. If an OSError was the reason, it is the ``__cause__``. Raises
-        StoreFull if the disk is full and nothing can be evicted.
+        kitfs, or if another user owns it or can write to it. If an OSError was the reason, it is the ``__cause__``.
+        Raises StoreFull if the disk is full and nothing can be evicted.
         """
         given, failure = root, None
         try:
@@ -188,7 +188,7 @@ class Store:
     def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
         """Open a blob, or the decoded form of the blob ``of``.
 
-        The size and the digest of a decoded form are known when its source has reached its end.
+        The size and the digest of a decoded form are unknown until its source has been read to the end.
         """
         blob = Blob(self, digest, size=size, source=source, of=of)
         self._blobs.add(blob)
@@ -243,7 +243,7 @@ class Store:
         return os.path.exists(os.path.join(self.path(digest), "sealed"))
 
     def has_decoded(self, digest: Digest) -> bool:
-        """Return whether the store has the verified decoded form of a blob, which replaces the compressed bytes."""
+        """Return whether the store has the verified decoded form of a blob, which replaces the compressed blob."""
         return os.path.exists(os.path.join(self.path(digest, "decoded"), "sealed"))
 
     def put(self, digest: Digest, data: bytes) -> None:
@@ -303,9 +303,9 @@ class Store:
         return wrong
 
     def look(self) -> None:
-        """Drop the bytes of open blobs if another process has found that the bytes are wrong or lost.
+        """Drop the bytes of open blobs if another process has marked them as wrong or lost.
 
-        The store does so every ``LOOK`` seconds.
+        The store calls this method every ``LOOK`` seconds.
         """
         for blob in list(self._blobs):
             with suppress(Closed):
@@ -331,7 +331,7 @@ class Store:
     def make_way(self, blob: Blob) -> None:
         """Make room for ``blob`` on the housekeeping thread, because the store is full.
 
-        Blobs that were not read lately are closed, so that they can be evicted. They are closed at most once in
+        Blobs that were not read lately are closed, so that they can be evicted. This happens at most once in
         ``recheck`` seconds.
         """
         now = time.monotonic()

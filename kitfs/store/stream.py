@@ -1,8 +1,8 @@
-"""Read a source without ranges, such as a decoder or a registry that ignores Range, by a stream for all readers.
+"""Read a source without ranges by one stream for all readers. It is a decoder, or a registry that ignores Range.
 
 All readers wait until the stream has passed their chunks. The stream of a decoder runs only as far as a reader needs,
 and then pauses. The stream of a registry runs to the end, because the registry would close an idle connection. If a
-decoder has passed a chunk that was not stored, and a reader needs this chunk, the decoder restarts from the beginning.
+reader needs a chunk that the decoder has passed and that was not stored, the decoder restarts from the beginning.
 
 Threading: the sink's lock guards the state. The stream runs on a thread of its own.
 """
@@ -78,7 +78,7 @@ class Stream:
         self._run: Run | None = None
 
     def board(self, first: Piece, pieces: Pieces) -> bool:
-        """Use the body of a response as the stream for all readers, because it has the whole blob instead of a range.
+        """Use a response as the stream for all readers, because its body is the whole blob instead of a range.
 
         Returns False if a stream runs already, or if the body does not begin at byte 0.
         """
@@ -221,7 +221,7 @@ class Stream:
 
 
 def _rejoined(first: Piece, pieces: Pieces) -> Pieces:
-    """Yield the first piece of a generator, which was taken from it, and then its other pieces."""
+    """Yield ``first``, which was taken from ``pieces``, and then the other pieces."""
     with closing(pieces):
         yield first
         yield from pieces

@@ -1,9 +1,9 @@
 """Read and write Sigstore bundles of version 0.3. A bundle has one signature and the data to check it.
 
-Sources: ``sigstore_bundle.proto`` of sigstore/protobuf-specs, and cosign's ``specs/BUNDLE_SPEC.md``. A bundle has a
-DSSE envelope with a statement, as cosign 3 writes it for kits and images, or the signature of a message, as ``cosign
-sign-blob`` writes it. The signer is a certificate in the bundle, or a key, which the bundle identifies by a hint. This
-module does no I/O and verifies no signature.
+Sources: ``sigstore_bundle.proto`` of sigstore/protobuf-specs, and cosign's ``specs/BUNDLE_SPEC.md``. For kits and
+images, cosign 3 writes a bundle with a DSSE envelope, which contains a statement. ``cosign sign-blob`` writes a bundle
+with the signature of a message. A bundle identifies the signer by a certificate, or by a hint for a key. This module
+does no I/O and verifies no signature.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ HASH: Final = "SHA2_256"
 class Bundle:
     """A bundle, whose bytes are ``data``.
 
-    ``payload`` is the statement in the envelope. It is None for the signature of a message; ``digest`` is then the
-    SHA-256 of the message in hexadecimal, if the bundle contains it. ``hint`` identifies the key, and ``certificate``
-    is the certificate of the signer (DER). One of the two is empty.
+    ``payload`` is the statement in the envelope. For the signature of a message, ``payload`` is None, and ``digest`` is
+    the SHA-256 of the message in hexadecimal, if the bundle contains it. ``hint`` identifies the key, or
+    ``certificate`` is the certificate of the signer (DER); the other field is empty.
     """
 
     data: bytes
@@ -53,12 +53,12 @@ class Bundle:
         return cls(data, signature, payload, digest, hint, certificate)
 
     def signed(self, artifact: bytes) -> bytes:
-        """Return the bytes that are signed. ``artifact`` is returned for the signature of a message."""
+        """Return the bytes that are signed: those of the envelope, or ``artifact`` if the bundle signs a message."""
         return artifact if self.payload is None else signed_bytes(PAYLOAD_TYPE, self.payload)
 
 
 def bundle_of(payload: bytes, signature: bytes, hint: str) -> bytes:
-    """Return the bundle with a statement and a key's signature, as cosign writes it without a transparency log."""
+    """Return a bundle with a statement and the signature of a key, as cosign writes it without a transparency log."""
     return dumps(
         {
             "mediaType": MEDIA_TYPE,

@@ -93,7 +93,7 @@ def _authority(value: dict[str, Any], limited: Sequence[str], where: str) -> Req
 
 
 def _pattern(glob: str) -> re.Pattern[str]:
-    """Compile a glob. ``*`` matches within a component of a path, and ``**`` matches over several components."""
+    """Compile a glob. ``*`` matches within a component of a path, and ``**`` also matches slashes."""
     texts = re.split(r"(\*\*|\*)", glob)
     return re.compile("".join({"**": ".*", "*": "[^/]*"}.get(text, re.escape(text)) for text in texts))
 

@@ -1,9 +1,9 @@
 """Read the ``policy.json`` of podman, skopeo and CRI-O (containers-policy.json(5)).
 
 A rule is found by the transport and the scope of a reference; the longest scope takes precedence. Parsing is as strict
-as in those programs: a file with an unknown key is refused. A requirement that kitfs cannot check (``signedBy``,
-``fulcio``, ``pki``, a transparency log) becomes a requirement that is never met, so a file that has it for other
-registries can be used. Threading: the module has no state.
+as in those programs: a file with an unknown key is refused. Some requirements cannot be checked by kitfs (``signedBy``,
+``fulcio``, ``pki``, a transparency log). Such a requirement is never met, but the other rules of the file can be used.
+Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SIGNED_BY: Final = ("type", "keyType", "keyPath", "keyPaths", "keyData", "signed
 
 @dataclass(frozen=True, slots=True)
 class ContainersPolicy:
-    """A policy.json with rules for transports and scopes. ``default`` applies if no scope matches."""
+    """A policy.json with rules for transports and scopes. ``default`` is used if no scope matches."""
 
     digest: str
     path: str
@@ -147,7 +147,7 @@ class _Reader:
 
 
 def _place(asked: Reference | LayoutReference) -> tuple[str, list[str]]:
-    """Return the transport of a reference, and its scopes, the longest one first."""
+    """Return the transport of a reference, and its scopes, the longest first."""
     if isinstance(asked, LayoutReference):
         parts = asked.path.strip("/").split("/")
         above = ["/" + "/".join(parts[:count]) for count in range(len(parts), 0, -1)]

@@ -156,7 +156,7 @@ def private_key(pem: bytes, name: str, password: Callable[[], bytes]) -> Private
 
 
 def password_of(environ: Mapping[str, str]) -> bytes | None:
-    """Return the password for private keys that the environment sets, or None. The password may be empty."""
+    """Return the password for private keys from the environment variables, or None. The password may be empty."""
     texts = (environ[name] for name in PASSWORDS if name in environ)
     return next((text.encode("utf-8", "surrogateescape") for text in texts), None)
 
@@ -181,7 +181,7 @@ def _public(key: Any, name: str) -> PublicKey:
 
 
 def _verifies_ed25519(key: Any, signature: bytes, data: bytes) -> bool:
-    """Return whether an Ed25519 signature is right. It may be plain or prehashed."""
+    """Return whether an Ed25519 signature is right. Both plain and prehashed signatures are accepted."""
     from cryptography.exceptions import InvalidSignature
     from nacl import bindings
     from nacl.exceptions import CryptoError

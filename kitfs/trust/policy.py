@@ -58,8 +58,8 @@ class Identity:
 class Requirement:
     """An alternative of a demand.
 
-    The kinds ``accept`` and ``reject`` need no signature. ``signed`` requires a signature by one of ``keys``.
-    ``unknown`` stands for a requirement that kitfs cannot check, and is never met; ``text`` describes it in messages.
+    The kinds ``accept`` and ``reject`` need no signature. ``signed`` requires a signature by one of ``keys``. A
+    requirement that kitfs cannot check has the kind ``unknown`` and is never met; ``text`` describes it in messages.
     """
 
     kind: Literal["accept", "reject", "signed", "unknown"]
@@ -100,7 +100,7 @@ class Rule:
 
     @property
     def needs_signatures(self) -> bool:
-        """Return whether the rule can be satisfied by signatures, but not without signatures."""
+        """Return whether the rule requires signatures and can be satisfied by signatures."""
         return not self.always_holds and all(any(one.kind == "signed" for one in demand) for demand in self.open)
 
     @property
@@ -165,7 +165,7 @@ def seen(found: Found) -> str:
 
 
 def _spelled(name: str) -> str:
-    """Return a name with the usual spelling of Docker Hub."""
+    """Return a name in which Docker Hub is spelled "docker.io"."""
     host, slash, rest = name.partition("/")
     return f"{HUB}{slash}{rest}" if host in HUB_NAMES else name
 

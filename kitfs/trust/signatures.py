@@ -66,7 +66,7 @@ class Signature:
 
     @property
     def signer(self) -> str:
-        """Return the name of the signer in the signature. The name is not verified."""
+        """Return the name of the signer as the signature states it. The name is not verified."""
         if self.certificate:
             named = "" if self.bundle is None else identity_in(self.bundle.certificate)
             return f"a certificate of {named}" if named else "a certificate"
@@ -77,7 +77,7 @@ class Signature:
 class Found:
     """The signatures over a digest in one place.
 
-    ``failures`` are errors of reading. If there are any, the place may have more signatures.
+    ``failures`` are the errors that occurred while signatures were read. If there are any, signatures may be missing.
     """
 
     signatures: tuple[Signature, ...]
@@ -107,8 +107,8 @@ def referring_bundles(
 ) -> Iterator[tuple[Descriptor, bytes]]:
     """Yield the bundles whose subject is a digest, each with the descriptor of its blob.
 
-    A bundle with an annotation for another predicate is ignored and not fetched. The predicate itself is in the signed
-    payload.
+    A bundle whose annotation names another predicate is not fetched. The predicate in the signed payload is not checked
+    here.
     """
     seen = 0
     for entry in source.referrers(digest):

@@ -33,7 +33,7 @@ def test_the_limit_is_a_factor_but_never_small(size: int, limit: int) -> None:
 def test_a_declared_size_is_a_limit() -> None:
     """The limit is the declared size plus SLACK, so that the reader can still report a wrong size."""
     growth(1000, declared=3).allow(3 + SLACK)
-    with pytest.raises(LayerLimit):
+    with pytest.raises(LayerLimit, match=r"more than the 3 bytes that it declares$"):
         growth(1000, declared=3).allow(4 + SLACK)
 
 
