@@ -24,7 +24,7 @@ def given(options: str) -> dict[str, object]:
     ],
 )
 def test_options(options: str, flags: dict[str, object]) -> None:
-    """Options of kitfs may be written with - or _.
+    """The names of kitfs options may contain "_" instead of "-".
 
     Options that only mount(8) uses are ignored. Commas may be escaped.
     """

@@ -165,7 +165,7 @@ def test_what_is_no_request_is_refused(data: bytes) -> None:
 
 
 def test_bodies_that_are_too_short_are_refused() -> None:
-    """Methods that parse a body check its length, or that its name ends with a NUL."""
+    """Methods that parse a body check its length. If the body contains a name, the name must end with a NUL."""
     request = abi.request(header(b"abc"))
     for read in (
         request.name,

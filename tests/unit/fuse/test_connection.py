@@ -193,7 +193,7 @@ def test_readlink_statfs_and_destroy(wire: FuseWire) -> None:
 
 
 def test_extended_attributes_come_whole_or_with_their_size(wire: FuseWire) -> None:
-    """A request with size 0 returns the size of the value. A request with too small a size returns ERANGE."""
+    """A request with size 0 returns the size of the value. If the size is not 0 but too small, ERANGE is returned."""
     node = wire.lookup(b"dir")
 
     def get(size: int, name: bytes) -> tuple[int, bytes]:

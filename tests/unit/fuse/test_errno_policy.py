@@ -49,7 +49,7 @@ def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
     ],
 )
 def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
-    """A read always returns EIO. Other operations return the errno of the error, or EIO for an unexpected exception."""
+    """Failed reads return EIO. Other operations return the errno of the error, or EIO for an unexpected exception."""
     assert policy.errno_of(operation, error) == number
 
 

@@ -51,7 +51,7 @@ def span_of(layer: VerifiedLayer) -> Span:
 
 
 def test_mapped_bytes_are_those_of_the_file(layer: VerifiedLayer) -> None:
-    """Reads at any offset return the bytes of the file in the layer. They return no bytes from after its end."""
+    """Reads at any offset return the bytes of the file in the layer, and nothing after the end of the file."""
     span = span_of(layer)
     for offset in (0, 1, 4095, 4096, SMALLEST, len(DATA) - SMALLEST, len(DATA), len(DATA) + 1):
         for size in (1, 4096, SMALLEST - 1, 2 * SMALLEST):

@@ -121,7 +121,7 @@ def test_a_mount_that_read_nothing_keeps_the_order() -> None:
 
 
 def test_a_short_look_keeps_the_first_half_of_the_order() -> None:
-    """The units that were read in this mount come before the recorded ones. Each unit is listed once."""
+    """In the new order, the units that were read in this mount come first. Each unit is listed once."""
     order = AccessOrder({"a": 100 * UNIT})
     order.read(whole("a", 100), 5 * UNIT, UNIT)
     before = [Run("a", 0, 20), Run("a", 60, 20), Run("a", 40, 20)]

@@ -152,7 +152,7 @@ def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(
 
 
 def test_a_known_tag_that_is_refused_in_time_is_refused(registry: Registry, store: Store) -> None:
-    """If the registry responds within ``patience`` seconds, the response or its error is used."""
+    """If the registry responds within ``patience`` seconds, the response is used, even if it is an error."""
     ref = registry.put("r.io/a", kits.build([model("w.bin")]))
     resolver(registry, store).open(ref)
     registry.put("r.io/a", kits.build([model("v.bin")]))

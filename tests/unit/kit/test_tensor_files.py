@@ -140,7 +140,7 @@ def test_the_next_shard_is_known_by_an_index_that_the_store_has(
 def test_the_next_part_of_a_split_gguf_file_is_known_by_its_name(
     reading: Callable[[dict[str, bytes]], Reading], tmp_path: Path
 ) -> None:
-    """Nothing is predicted after the last part, or if the next part is missing in the kit."""
+    """Nothing is predicted if the part is the last one, or if the kit does not contain the next part."""
     data = gguf_file(tmp_path)
     program = reading({"m-00001-of-00003.gguf": data, "m-00002-of-00003.gguf": data + bytes(1)})
     program.read("m-00001-of-00003.gguf", 0, len(data))

@@ -240,7 +240,7 @@ def test_symbolic_links_are_followed_inside() -> None:
 
 
 def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
-    """Entries of later layers win, whether the paths of these layers are longer or shorter."""
+    """Entries of later layers replace earlier ones, whether the paths of the later layers are longer or shorter."""
     layers = [
         FakeLayer("d", "d/a=first", "d/b=first"),
         FakeLayer("d/a", "d/a=second"),

@@ -47,7 +47,7 @@ def test_zstd_frames(size: int) -> None:
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_cut_anywhere_is_an_error(compression: str) -> None:
-    """A truncated stream raises an error at every length."""
+    """A stream raises an error wherever it is truncated."""
     whole = gzip.compress(DATA[:5000]) if compression == "gzip" else zstd(DATA[:5000], write_checksum=True)
     for cut in [*range(40), *range(len(whole) - 30, len(whole))]:
         with pytest.raises(LayerError):

@@ -1,4 +1,4 @@
-"""The index of each hostile tar is the expected one."""
+"""Each hostile tar has the expected index."""
 
 from __future__ import annotations
 

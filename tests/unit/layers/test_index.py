@@ -82,7 +82,7 @@ def test_a_link_that_was_left_out_has_no_identity() -> None:
 
 
 def test_short_archives_cannot_imply_endless_directories() -> None:
-    """Directories that only occur in longer names count against the limit for names (--max-entries)."""
+    """Directories without an entry of their own count against the limit for names (--max-entries)."""
     b = builder()
     for i in range(3):
         add(b, f"{i:03}/" + "a/" * 2000 + "x")
@@ -218,7 +218,7 @@ FORGED: list[tuple[str, str, list[int]]] = [
 
 @pytest.mark.parametrize(("name", "code", "column"), FORGED)
 def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, column: list[int]) -> None:
-    """They are refused even if the checksum is correct.
+    """Such an index file is refused even if its checksum is correct.
 
     A walk over the rows therefore always ends, and never leaves the rows.
     """

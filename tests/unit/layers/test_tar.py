@@ -222,9 +222,9 @@ def tar(*entries: tuple[tarfile.TarInfo, bytes]) -> bytes:
 
 
 def test_what_leaves_the_root_is_left_out() -> None:
-    """Such entries are skipped with a reason.
+    """An entry is skipped if its name is absolute or has "..", or if a component of the name is too long.
 
-    The entries have absolute names, ".." or long components, or they are bad hard links, devices or fifos.
+    Devices, fifos and bad hard links are skipped too. Each skipped entry has a reason.
     """
     data = tar(
         entry("good", b"1"),

@@ -1,4 +1,4 @@
-"""The headers are equal to recorded headers of Go's archive/tar. Other programs can read the tars."""
+"""Headers that kitfs writes are equal to recorded headers of Go's archive/tar. Other programs can read the tars."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ datasets: [{name: train, path: data/train.csv}]
 class Place(NamedTuple):
     """A kit that was packed from the directory ``tree``.
 
-    ``reference`` is the name of the kit in the registry, and in the store of ``options``. ``fresh`` are options with an
+    ``reference`` names the kit in the registry and in the store. ``options`` select this store. ``fresh`` selects an
     empty store.
     """
 

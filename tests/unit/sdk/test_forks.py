@@ -136,7 +136,7 @@ def test_after_a_fork_parent_and_child_read_the_right_bytes(
 def test_a_child_keeps_none_of_its_parents_files_and_connections(place: Place, tmp_path: Path, model: str) -> None:
     """The child closes the files and connections of the parent, so leases and locks end when the parent ends.
 
-    The test forks after the layer is verified. Earlier, threads of the parent could have open files.
+    The test forks after the layer is verified, because threads of the parent may have open files before that.
     """
     ended = run(
         tmp_path,

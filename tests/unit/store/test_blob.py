@@ -67,7 +67,7 @@ def test_bytes_that_are_fetched_alone_bring_no_others(store: Store) -> None:
 
 
 def test_a_long_request_ends_before_bytes_that_were_stored_meanwhile(store: Store) -> None:
-    """The request ends before the stored bytes. The reader gets the bytes after them by another request."""
+    """The request ends before the stored bytes. The reader gets later bytes by another request."""
     data = DATA * 8
     source = BytesSource(data, piece=CHUNK)
     blob = opened(store, source, data)
@@ -305,7 +305,7 @@ def test_no_fetch_is_started_for_a_reader_without_a_thread(store: Store) -> None
 def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> None:
     """One request stores the whole blob for all readers.
 
-    With ``turns``, the source has announced ranges, but ignores them from its first response on.
+    With ``turns``, the source claims to support ranges, and its first response shows that it does not.
     """
     source = BytesSource(DATA, ranged=turns, turns=turns)
     blob = opened(store, source)

@@ -28,10 +28,7 @@ DIGEST = Digest.of(DATA)
 
 
 def opened(store: Store, data: bytes, sender: str) -> tuple[Blob, BytesSource]:
-    """Return the blob with the digest DIGEST, and its source.
-
-    The source returns ``data`` as the registry ``sender``.
-    """
+    """Return the blob with the digest DIGEST, and its source. The source returns ``data`` in the name of ``sender``."""
     source = BytesSource(data)
     source.sender = sender
     return store.blob(DIGEST, size=len(data), source=source), source
@@ -82,7 +79,10 @@ def test_proven_bytes_are_shared_by_digest(store: Store) -> None:
 
 
 def test_two_origins_that_are_both_right_seal_one_blob(store: Store) -> None:
-    """When the first origin's blob is verified, the second origin's entry is removed. Its readers continue."""
+    """When the first origin's blob is verified, the second origin's entry is removed.
+
+    The readers of the second origin continue.
+    """
     one, _ = opened(store, DATA, "https://one.example")
     two, _ = opened(store, DATA, "https://two.example")
     for blob in (one, two):
@@ -302,7 +302,7 @@ def test_changed_bytes_that_cannot_be_fetched_again_are_not_read_any_more(store:
 
 
 def test_the_store_reads_back_a_blob_that_is_in_use(store: Store) -> None:
-    """If a blob in use has changed, its entry is removed. A check of a blob does not count as a use."""
+    """If the bytes of a blob in use have changed, its entry is removed. A check of a blob does not count as a use."""
     store.put(DIGEST, DATA)
     lease = Path(store.path(DIGEST), "lease")
     os.utime(lease, ns=(5, 5))

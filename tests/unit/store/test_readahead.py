@@ -26,7 +26,7 @@ def test_a_random_read_fetches_only_its_own_bytes() -> None:
 
 @pytest.mark.parametrize("step", [4096, 128 << 10, MIB])
 def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
-    """The window is a quarter of the bytes that a reader has read. In the first MiB, the fraction is larger."""
+    """The window is a quarter of the bytes that a reader has read. During the first 8 MiB, the fraction is larger."""
     readahead = Readahead()
     for start in range(0, LONG - step, step):
         end = read(readahead, start, start + step)

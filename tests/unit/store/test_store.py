@@ -103,7 +103,7 @@ def test_leased_and_pinned_blobs_stay(open_store: Callable[..., Store]) -> None:
 
 
 def test_small_blobs_go_only_when_that_helps(open_store: Callable[..., Store]) -> None:
-    """A manifest is not evicted if a layer in use exceeds the limit alone."""
+    """If a layer in use is larger than the limit, no manifest is evicted, because that would not help."""
     store = open_store()
     store.put(Digest.of(b"manifest"), b"manifest")
     used = fill(store, 1)
@@ -139,9 +139,9 @@ def test_a_blob_that_is_larger_than_the_store_starts_over(open_store: Callable[.
 
 
 def test_an_idle_blob_of_a_mount_is_evicted_for_another(open_store: Callable[..., Store]) -> None:
-    """If a layer was not read lately, it is evicted in favour of a layer that is being read.
+    """If a layer was not read lately, it is evicted to make room for a layer that is being read.
 
-    Later it is fetched again.
+    The evicted layer is fetched again when it is next read.
     """
     store = open_store(size_limit=2 * MIB, recheck=0.0)
     one, two = (random.Random(seed).randbytes(2 * MIB) for seed in (8, 9))

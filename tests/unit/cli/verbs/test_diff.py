@@ -118,9 +118,9 @@ def files(kitfs: Kitfs, first: str, second: str, *options: str) -> list[str]:
 
 
 def test_files(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """diff lists files as added, removed or changed. A file in another layer than before may have changed.
+    """diff lists files as added, removed or changed.
 
-    With --content, diff compares the bytes of such a file.
+    A file that moved to another layer may have changed. With --content, diff compares the bytes of such a file.
     """
     old = {"m/same": b"s", "m/size": b"1", "m/mode": b"m", "m/content": b"abc", "m/gone": b"g", "m/empty": b""}
     new = {"m/same": b"s", "m/size": b"12", "m/mode": b"m", "m/content": b"abd", "m/new": bytes(2000), "m/empty": b""}
@@ -175,7 +175,10 @@ def test_raw_layers_need_no_reading(kitfs: Kitfs, fake: FakeRegistry) -> None:
 
 
 def test_shared_compressed_layers_are_not_read(kitfs: Kitfs, fake: FakeRegistry) -> None:
-    """If both kits contain a layer, and no other layer has files below its path, only its first bytes are fetched."""
+    """Both kits contain a compressed layer, and no other layer has files below the path of this layer.
+
+    Then only the first bytes of the layer are fetched.
+    """
     big = part("dataset", "data", kit_tar({"data/x.bin": blob("x", 3 << 20)}), compression="gzip")
     first = put(fake, "v1", big, one("w", b"1"))
     second = put(fake, "v2", big, one("w", b"12"))

@@ -80,9 +80,9 @@ def test_a_trusted_root_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_sigstore")
 def test_the_signature_of_a_key_is_not_one_of_an_identity(kitfs: Kitfs) -> None:
-    """A key signed the golden layout.
+    """The golden layout is signed by a key and not by an identity.
 
-    verify fails if it requires an identity, and the error lists the signers that were found.
+    If verify requires an identity, it fails, and the error lists the signers that were found.
     """
     done = kitfs("verify", LAYOUT, "--certificate-identity", WORKFLOW, "--certificate-oidc-issuer", ISSUER)
     assert done.code == 11

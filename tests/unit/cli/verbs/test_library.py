@@ -123,7 +123,7 @@ def test_json_as_kit_1_17_has_it(kitfs: Kitfs, packed: str, empty: str) -> None:
     ],
 )
 def test_templates(kitfs: Kitfs, packed: str, empty: str, template: str, printed: str) -> None:
-    """The template is executed once for each kit. A newline is added if the template does not end with one."""
+    """The template is executed once for each kit. A newline is added if the template has none at its end."""
     assert kitfs("list", "--format", template).out == printed
 
 
@@ -297,7 +297,7 @@ def test_a_child_is_looked_at_without_its_parent(kitfs: Kitfs, fake: FakeRegistr
 
 
 def test_tag(kitfs: Kitfs, packed: str) -> None:
-    """A kit can get several tags, in its own repository and in others. The printed references are complete."""
+    """A kit can get several tags, in its own repository and in others. The full references are printed."""
     assert (
         kitfs("tag", "r.io/team/tiny:v1", "r.io/team/tiny:v3").out
         == "Modelkit r.io/team/tiny:v1 tagged as r.io/team/tiny:v3\n"

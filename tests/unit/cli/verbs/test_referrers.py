@@ -118,9 +118,9 @@ def test_what_refers_to_a_referrer_comes_too(kitfs: Kitfs, registry: FakeRegistr
 
 @pytest.mark.parametrize("target", ["oci:layout", "oci-archive:layout.tar"])
 def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, target: str) -> None:
-    """diff lists files as added, removed or changed. A file in another layer than before may have changed.
+    """With --with-referrers, export writes the signatures of a kit into the layout.
 
-    With --content, diff compares the bytes of such a file.
+    The kit is in a registry, in the store or in another layout.
     """
     fake.referrers_api = False
     kit = signed_copy(kitfs, fake)
@@ -138,10 +138,7 @@ def test_an_exported_layout_has_the_signatures(kitfs: Kitfs, fake: FakeRegistry,
 
 
 def test_a_removed_kit_takes_its_referrers_with_it(kitfs: Kitfs, registry: FakeRegistry) -> None:
-    """Pulled referrers are not listed as kits, and `cache clear` does not remove them.
-
-    They are removed together with the kit.
-    """
+    """`cache clear` does not remove pulled referrers. They are not listed as kits, and are removed with the kit."""
     kit = registry.put_kit("team/kit", KIT, "v1")
     attach(registry, Digest.of(KIT.manifest), b"a document")
     kitfs("pull", kit, "--with-referrers")

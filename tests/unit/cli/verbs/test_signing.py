@@ -218,7 +218,7 @@ def test_the_name_of_a_key_cannot_control_the_terminal(kitfs: Kitfs, fake: FakeR
 def test_an_error_of_the_registry_is_not_a_missing_signature(
     kitfs: Kitfs, fake: FakeRegistry, shape: str, key: Path, other: Path
 ) -> None:
-    """If the registry fails for one format, and no valid signature exists in the other format, verify fails."""
+    """verify fails if the registry returns an error for one format and the other format has no valid signature."""
     kit = fake.put_kit("team/kit", ONE, "v1")
     fake.fail(shape, Status(500))
     assert kitfs("verify", kit, "--key", PUB, "--read-timeout", "2").code == 4
@@ -349,9 +349,9 @@ def test_no_layer_is_fetched_of_a_kit_that_is_refused(kitfs: Kitfs, fake: FakeRe
 
 
 def test_a_pulled_kit_needs_its_signature_again(kitfs: Kitfs, fake: FakeRegistry, key: Path) -> None:
-    """If a kit is in the store, its signature is checked at the registry.
+    """The signature of a kit in the store is checked at the registry.
 
-    If the registry cannot be reached, the kit is accepted if the pull verified the signature.
+    If the registry cannot be reached, the kit is accepted only if its signature was verified when the kit was pulled.
     """
     kit = fake.put_kit("team/kit", ONE, "v1")
     assert kitfs("pull", kit).code == 0
@@ -381,7 +381,7 @@ def test_the_parent_of_a_kit_must_be_signed_too(kitfs: Kitfs, fake: FakeRegistry
 def test_a_policy_file_names_its_rule(kitfs: Kitfs, fake: FakeRegistry, tmp_path: Path, key: Path) -> None:
     """The error names the rule and the policy file.
 
-    With --verify-key, a kit needs a valid signature for the policy and for the key.
+    If --verify-key is given too, the kit must satisfy the policy and have a signature by the key.
     """
     kit = fake.put_kit("team/kit", ONE, "v1")
     policy = tmp_path / "policy.json"
