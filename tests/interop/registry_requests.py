@@ -1,8 +1,7 @@
 """Cases of requests that are sent to several OCI registries, and a comparison of the responses.
 
-A ``Case`` is a sequence of requests. "@" in the target of a request stands for the Location of the last response. Cases
-are generated from parameters, and a new form of range is one line. ``content`` returns the pushes that the other cases
-need.
+A ``Case`` is a sequence of requests. If the target of a request contains "@", it is replaced by the Location of the
+last response. ``content`` returns the cases that push what the other cases need.
 """
 
 from __future__ import annotations
@@ -89,8 +88,7 @@ LIST = json.dumps(
 class Ask(NamedTuple):
     """A request.
 
-    If ``length`` is set, it is the Content-Length that is sent. If ``length`` is larger than the body, the missing
-    bytes are never sent.
+    If ``length`` is set, it is sent as Content-Length, even if the body is shorter.
     """
 
     method: str
@@ -111,7 +109,7 @@ Answer = dict[str, Any]
 
 
 def sent(address: str, ask: Ask, location: str) -> tuple[Answer, str]:
-    """Send a request. Return the compared parts of its response, and the response's Location.
+    """Send a request. Return the compared parts of the response, and the Location header.
 
     Status 0 means that the connection was closed without a response.
     """
@@ -160,8 +158,8 @@ def fetched(address: str, target: str) -> tuple[http.client.HTTPResponse, bytes]
 def compared(response: http.client.HTTPResponse, data: bytes, ask: Ask) -> Answer:
     """Return the parts of a response that are compared.
 
-    These parts are the status, the codes of an error, the body (JSON as a value, other bodies as a digest) and the
-    headers by meaning. The length and the type of an error's body are not compared.
+    These parts are the status, the error codes, the body and some headers. JSON is compared as a value, and other
+    bodies by digest.
     """
     found: Answer = {"status": response.status, "body": _meaning(response, data)}
     for name in COMPARED:
@@ -229,7 +227,7 @@ def tagged(repository: str, reference: str, data: bytes = KIT, media_type: str =
 
 
 def content() -> Iterator[Case]:
-    """Return the pushes with which each registry starts. The responses to these pushes are compared too."""
+    """Return the cases that push content to a registry. They are sent before all other cases."""
     for repository in REPOSITORIES:
         for data in (CONFIG, SMALL, BLOB):
             yield Case(f"push {repository} blob of {len(data)}", upload(repository, data))
@@ -311,7 +309,7 @@ KIT_TAG = f'"{KIT_DIGEST}"'
 
 
 def tags_of(digest: str) -> dict[str, str]:
-    """Return different forms of an If-None-Match header for a digest."""
+    """Return several values of If-None-Match that contain a digest."""
     return {
         "quoted": f'"{digest}"',
         "weak": f'W/"{digest}"',

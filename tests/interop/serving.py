@@ -46,14 +46,14 @@ def received(client: httpx.Client, location: str) -> int:
 
 
 def until(size: int, client: httpx.Client, location: str) -> int:
-    """Poll an upload until the server has at least ``size`` bytes of it, and return how many it has."""
+    """Wait until the server has at least ``size`` bytes of an upload, and return how many it has."""
     while (found := received(client, location)) < size:
         time.sleep(0.01)
     return found
 
 
 def finished(client: httpx.Client, location: str, data: bytes, rest: bytes = b"", digest: Digest | None = None) -> None:
-    """End an upload with the bytes ``rest``, and assert that the server accepts the digest of ``data``."""
+    """Complete an upload with the bytes ``rest``, and assert that the server accepts the digest of ``data``."""
     answer = client.put(location, params={"digest": str(digest or Digest.of(data))}, content=rest)
     assert (answer.status_code, answer.headers["Docker-Content-Digest"]) == (201, digest or Digest.of(data)), (
         answer.text
@@ -70,7 +70,7 @@ def descriptor(data: bytes, media_type: str = "application/octet-stream") -> dic
 
 
 def manifest(**more: Any) -> bytes:
-    """Return a manifest of CONFIG without layers."""
+    """Return a manifest that has CONFIG as its config, and no layers."""
     return json.dumps(
         {"schemaVersion": 2, "mediaType": IMAGE_MANIFEST, "config": descriptor(CONFIG), "layers": [], **more}
     ).encode()
@@ -92,7 +92,7 @@ def index(*manifests: bytes, **more: Any) -> bytes:
 
 
 def code(answer: httpx.Response) -> tuple[int, str]:
-    """Return the status of a refusal and its error code of the specification."""
+    """Return the status and the error code of a refusal."""
     assert answer.headers["Content-Type"] == "application/json"
     [error] = answer.json()["errors"]
     assert error["message"]
@@ -122,7 +122,7 @@ class Wire:
         self._file = self.socket.makefile("rb")
 
     def send(self, line: str, *headers: str, body: bytes = b"") -> None:
-        """Send the head of a request, and ``body``. The headers may announce more bytes than ``body`` has."""
+        """Send a request line, headers and ``body``. The Content-Length may be larger than ``body``."""
         self.socket.sendall("\r\n".join([f"{line} HTTP/1.1", "Host: x", *headers, "", ""]).encode("latin-1") + body)
 
     def receive(self, *, body: bool = True) -> Answer:
@@ -138,7 +138,7 @@ class Wire:
         return self._file.read(size)
 
     def ended(self) -> bool:
-        """Wait until the server closes the connection, and discard the bytes before that. Always returns True."""
+        """Discard everything that the server sends until it closes the connection. Return True."""
         try:
             while self._file.read(1 << 16):
                 pass
@@ -168,7 +168,7 @@ def refused_start(*options: str, env: dict[str, str] | None = None) -> tuple[int
 
 
 def no_traceback(log: Path) -> None:
-    """Assert that a log contains neither a traceback nor the report of a bug."""
+    """Assert that a log contains neither a traceback nor the message that asks to report a bug."""
     text = log.read_text()
     assert "Traceback" not in text, text[-5000:]
     assert "a bug" not in text, text[-5000:]

@@ -31,9 +31,9 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kit(either_registry: RegistryProcess | Server) -> str:
-    """Return the reference of a kit, in each of two registries.
+    """Return the reference of a kit.
 
-    Only one of the registries has the referrers API.
+    The tests run with a registry that has the referrers API, and with a registry that does not.
     """
     return kits.push(KIT, either_registry.host, "team/kit", "v1")
 
@@ -66,7 +66,7 @@ def verify_with_cosign(home: Path, kit: str, key: Path, shape: str) -> subproces
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """cosign accepts a signature of kitfs in each format, and refuses it for another key."""
+    """cosign accepts a signature that kitfs made, and refuses it if another key is given."""
     box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
     done = verify_with_cosign(tmp_path, kit, PUB, shape)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ def test_cosign_verifies_what_kitfs_signed(box: Host, kit: str, tmp_path: Path, 
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_kitfs_verifies_what_cosign_signed(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """kitfs accepts a signature of cosign in each format, and refuses it for another key."""
+    """kitfs accepts a signature that cosign made, and refuses it if another key is given."""
     cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
     sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
     assert f"({shape})" in box.kitfs("verify", kit, "--key", tmp_path / "theirs.pub").stdout
@@ -95,7 +95,7 @@ def test_cosign_reads_the_key_pair_that_kitfs_made(box: Host, kit: str, tmp_path
 @pytest.mark.interop
 @pytest.mark.parametrize("shape", SHAPES)
 def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str, tmp_path: Path, shape: str) -> None:
-    """A second signature, by the other program, does not invalidate the first."""
+    """Both signatures are valid if kitfs and cosign sign the same kit."""
     cosign(tmp_path, "generate-key-pair", "--output-key-prefix", tmp_path / "theirs")
     box.kitfs("sign", kit, "--key", KEY, "--signature-format", shape, env=PASSWORD)
     sign_with_cosign(tmp_path, kit, tmp_path / "theirs.key", shape)
@@ -113,7 +113,10 @@ def test_signatures_of_both_programs_stand_beside_each_other(box: Host, kit: str
 def test_cosign_verifies_signatures_of_every_kind_of_key(
     box: Host, kit: str, tmp_path: Path, options: list[str]
 ) -> None:
-    """cosign accepts signatures by keys of OpenSSL, even if cosign itself cannot sign with the key."""
+    """kitfs signs with a key that OpenSSL made, and cosign accepts the signature.
+
+    Some of these keys cannot be used for signing by cosign.
+    """
     if shutil.which("openssl") is None:
         pytest.skip(f"{CANNOT} openssl is not on PATH")
     key, public = tmp_path / "k.pem", tmp_path / "k.pub"

@@ -19,19 +19,13 @@ MODELPACKS = [name for name, kit in GOLDEN_KITS.items() if kit["tree"] == "model
 
 
 def in_no_layer(name: str) -> set[str]:
-    """Return the paths of a recorded ModelPack tree that are in none of the layers.
-
-    The annotations of the layers name the paths that are in a layer.
-    """
+    """Return the recorded paths of a ModelPack that are in no layer according to the annotations of its layers."""
     held = [layer["annotations"]["org.cncf.model.filepath"] for layer in GOLDEN_KITS[name]["layers"]]
     return {path for path in trees.golden(GOLDEN, name) if not any(f == path or f.startswith(path + "/") for f in held)}
 
 
 def expected(name: str) -> trees.Tree:
-    """Return the tree that a mount must show.
-
-    A Kitfile next to the files of a ModelPack may be missing, because kits.json permits it but does not require it.
-    """
+    """Return the recorded tree without the paths that are in no layer."""
     tree = trees.golden(GOLDEN, name)
     return trees.without(tree, *in_no_layer(name)) if name in MODELPACKS else tree
 
@@ -40,10 +34,7 @@ def expected(name: str) -> trees.Tree:
 def test_a_golden_kit_mounts_as_recorded(
     golden_registry: RegistryProcess, anybody: Host, transport: str, name: str
 ) -> None:
-    """Paths, types, sizes, modes and digests are those of trees/NAME.json.
-
-    This is true with each transport, for root and for an ordinary user.
-    """
+    """With each transport and user, paths, types, sizes, modes and digests are those of trees/NAME.json."""
     mirror = f"registry.golden.test={golden_registry.url}"
     mount = anybody.mount(f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--transport", transport)
     assert mount.digest == GOLDEN_KITS[name]["manifest"]
@@ -54,10 +45,7 @@ def test_a_golden_kit_mounts_as_recorded(
 
 @pytest.mark.parametrize("name", MODELPACKS)
 def test_the_recorded_modelpacks_lack_their_dataset(name: str) -> None:
-    """The recorded trees contain data/rows.csv, which modctl packed into no layer.
-
-    No other path is missing from the layers.
-    """
+    """data/rows.csv is the only recorded path that is in no layer. modctl did not pack it."""
     assert in_no_layer(name) == {"data", "data/rows.csv"}
 
 

@@ -78,7 +78,7 @@ def plain(tree: Tree) -> dict[str, bytes]:
     not TRANSCRIPTS.exists(), reason="not here: this checkout does not have the transcripts of the real kit"
 )
 def test_init_prints_what_kit_printed(box: Host, tmp_path: Path) -> None:
-    """Every ``kit init`` of the transcripts has the same success or failure and the same stdout.
+    """``kitfs init`` prints the same stdout as the recorded ``kit init``, and fails where ``kit init`` failed.
 
     The commands run one after the other in one directory.
     """
@@ -104,10 +104,10 @@ def test_init_for_programs(box: Host, tmp_path: Path) -> None:
 
 
 def test_init_by_the_real_kit(box: Host, tmp_path: Path) -> None:
-    """For the golden trees ``init`` writes the same Kitfile as a ``kit`` binary on PATH with the rules of 1.7.
+    """For the golden trees, ``kitfs init`` writes the same Kitfile as kit 1.7.
 
-    Later versions of kit are recognized by ``--remote``. The only difference is ``.bin``, which only 1.7 treats as a
-    model.
+    The test is skipped if kit 1.7 is not on PATH. Files that end in ``.bin`` are renamed first, because only kit treats
+    them as models.
     """
     kit = shutil.which("kit")
     if (
@@ -154,7 +154,7 @@ def test_a_repository_of_a_hub_is_a_kit(box: Host, hub: FakeHub) -> None:
 
 
 def test_datasets_and_own_kitfiles_are_imported(box: Host, hub: FakeHub, tmp_path: Path) -> None:
-    """A dataset repository can be imported, and the Kitfile that the user passes is used."""
+    """A dataset repository can be imported. If the user passes a Kitfile, the import uses it."""
     kitfile = tmp_path / "Kitfile"
     kitfile.write_text("manifestVersion: 1.0.0\ndatasets:\n  - name: rows\n    path: train\n")
     box.kitfs("import", "datasets/team/rows", "-f", kitfile, env={"HF_ENDPOINT": hub.url})
@@ -257,7 +257,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_git_repository_is_a_kit(box: Host, repository: Path) -> None:
-    """HEAD, a tag and a commit can be imported. Git's own files are not part of the kit, and nothing is left behind."""
+    """HEAD, a tag and a commit can be imported. The kit has no files of git, and no temporary file is left behind."""
     box.kitfs("import", repository, "-t", "here/net:head")
     assert set(files(box, "here/net:head")) == {"Kitfile", "w.gguf", "run.py", "sub/a.md"}
     (repository.parent / "rel").symlink_to(repository)
@@ -333,9 +333,9 @@ def without_git_lfs(tmp_path: Path) -> dict[str, str]:
 def test_large_files_come_from_an_lfs_server(
     box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]
 ) -> None:
-    """Large files are fetched from the LFS server and keep their modes.
+    """Large files are fetched from the LFS server without git-lfs, and keep their modes.
 
-    git-lfs is not needed, and the import survives connections that break.
+    The import succeeds although connections break.
     """
     (repository / "w.gguf").write_bytes(pointer(WEIGHTS))
     (repository / "run.py").write_bytes(pointer(b"#!"))
@@ -411,7 +411,7 @@ def skopeo(*args: str | Path) -> str:
 def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
     """A golden archive has the same manifest and the same tree after several copies.
 
-    The archive is imported, exported as directory and as archive, copied by skopeo, and imported again.
+    The archive is imported, exported as a directory and as an archive, copied by skopeo, and imported again.
     """
     archive, digest = GOLDEN / f"layouts/{name}.tar", GOLDEN_KITS[name]["manifest"]
     box.kitfs("import", f"oci-archive:{archive}:v1", "-t", "here/kit:v1")
@@ -430,9 +430,9 @@ def test_layouts_there_and_back(box: Host, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("target", ["oci:{}", "oci-archive:{}"])
 def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, target: str) -> None:
-    """An export removes only the temporary files of a killed export.
+    """An export removes the temporary files that a killed export left.
 
-    The temporary files of an export that still runs are kept, and so are all other files.
+    Temporary files of a running export are kept, and so are all other files.
     """
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     busy = tmp_path / f"out.{'b' * 32}~"
@@ -446,7 +446,7 @@ def test_an_export_removes_what_a_killed_export_left(box: Host, tmp_path: Path, 
 
 
 def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> None:
-    """An export keeps manifests of other tags and unknown fields.
+    """An export to an existing layout keeps unknown fields and the manifests of other tags.
 
     The export replaces the manifest of its own tag, and writes a damaged blob again.
     """
@@ -470,7 +470,7 @@ def test_an_export_keeps_what_a_layout_contains(box: Host, tmp_path: Path) -> No
 
 
 def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Path) -> None:
-    """An export of a kit in a registry writes the blobs to the layout and not to the store.
+    """An export of a kit from a registry writes the blobs to the layout and not to the store.
 
     If a blob has wrong bytes, no layout is left behind.
     """
@@ -489,7 +489,7 @@ def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Pat
 
 
 def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
-    """A target that is not a layout, or that contains something else, is refused in one line."""
+    """A target that is neither a layout nor new is refused in one line."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("x")
@@ -512,7 +512,10 @@ def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
-    """Without ``--tag`` an imported kit gets the name of its directory or archive, and the tag in the layout."""
+    """Without ``--tag`` an imported kit gets the name of its layout and the tag that it has in the layout.
+
+    The name of a layout is the name of its directory or archive.
+    """
     shutil.copy(GOLDEN / "layouts/basic.tar", tmp_path / "My.Kit.tar")
     done = box.kitfs("import", f"oci-archive:{tmp_path / 'My.Kit.tar'}:v1")
     assert done.stdout.splitlines()[0] == "Using tag my:v1. Use flag --tag to override"
@@ -520,7 +523,7 @@ def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
 
 
 def test_an_archive_is_an_ordinary_tar(box: Host, tmp_path: Path) -> None:
-    """Python reads an exported archive as a tar, which begins with oci-layout and index.json."""
+    """Python's tarfile reads an exported archive. Its first entries are oci-layout and index.json."""
     box.kitfs("import", f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", "-t", "here/kit:v1")
     box.kitfs("export", "here/kit:v1", f"oci-archive:{tmp_path / 'a.tar'}:v1")
     with tarfile.open(tmp_path / "a.tar") as archive:

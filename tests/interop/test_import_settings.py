@@ -1,6 +1,6 @@
-"""An import of a git repository does not depend on the user's settings for git, except for those of the transport.
+"""Only those git settings of the user that concern the connection affect an import of a git repository.
 
-Files have the bytes of the commit, and secrets are not shown or stored.
+Imported files have the bytes of the commit, and secrets are not shown or stored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TREE = {"a.txt": b"one\ntwo\n", "b.auto": b"x\n", "c.mine": b"plain\n", "d.lfs":
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a repository whose attributes name filters and line ends."""
+    """Return a repository whose .gitattributes sets filters and line endings."""
     needs("git")
     made = tmp_path / "team/net"
     made.mkdir(parents=True)
@@ -108,12 +108,15 @@ def test_settings_of_the_user_do_not_change_an_import(
     ],
 )
 def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, environ: dict[str, str]) -> None:
-    """If a hook of git runs kitfs, the environment variables that git sets for the hook do not change the kit."""
+    """Environment variables that git sets for its hooks do not change the kit.
+
+    A user may run kitfs from a hook.
+    """
     assert imported(box, repository, **environ) == imported(box, repository)
 
 
 def test_the_umask_does_not_change_an_import(box: Host, repository: Path) -> None:
-    """Modes are part of a kit, and the umask does not change them."""
+    """Files of a kit have the same modes under any umask."""
     neutral = imported(box, repository)
     before = os.umask(0o077)
     try:
@@ -125,7 +128,7 @@ def test_the_umask_does_not_change_an_import(box: Host, repository: Path) -> Non
 @pytest.mark.parametrize("default", ["sha1", "sha256"])
 @pytest.mark.parametrize("made", ["sha1", "sha256"])
 def test_repositories_of_either_object_format(box: Host, tmp_path: Path, made: str, default: str) -> None:
-    """A branch and a commit can be imported from repositories with SHA-1 and with SHA-256 object names."""
+    """A branch and a commit can be imported, whether the repository has SHA-1 or SHA-256 object names."""
     needs("git")
     where = tmp_path / made
     where.mkdir()
@@ -146,7 +149,10 @@ def test_rewritten_urls_are_followed(box: Host, repository: Path, tmp_path: Path
 
 
 class _Web(ThreadingHTTPServer):
-    """A directory served over dumb HTTP with a login. ``asked`` lists the Authorization header of each request."""
+    """A web server that serves a directory and requires a login.
+
+    ``asked`` lists the Authorization header of each request.
+    """
 
     def __init__(self, root: Path, login: str) -> None:
         super().__init__(("127.0.0.1", 0), _Request)
@@ -188,9 +194,10 @@ def web(repository: Path, tmp_path: Path) -> Iterator[_Web]:
 
 
 def test_a_login_in_a_url_is_used_and_not_stored(box: Host, web: _Web, tmp_path: Path) -> None:
-    """A login in a URL is sent to the server, and is not stored or shown anywhere else.
+    """A login in a URL is only sent to the server.
 
-    No message, Kitfile, manifest or file of the store contains the login, nor does the user's credential store.
+    No message, Kitfile, manifest or file of the store contains the login, and the user's credential store does not
+    either.
     """
     (tmp_path / ".gitconfig").write_text(f"[credential]\n helper = store --file={tmp_path}/kept\n")
     url = f"http://ada:p%40ss%2Fword@127.0.0.1:{web.server_port}/net.git"

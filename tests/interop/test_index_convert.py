@@ -1,6 +1,6 @@
-"""Indexes and images work with CNCF distribution and with ``kitfs serve``.
+"""Indexes and converted images work with CNCF distribution and with ``kitfs serve``.
 
-Labels select the variant of an index that is mounted. Other programs see the tree of a mount in the image of a kit.
+Labels select a kit of an index. From an image, other programs read the same tree as a mount of the kit shows.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def skopeo(*args: str) -> None:
 
 
 def extracted(layout: Path, into: Path) -> trees.Tree:
-    """Return the tree that GNU tar extracts from an image's layers in order."""
+    """Extract an image's layers in order with GNU tar, and return the tree."""
     index = json.loads((layout / "index.json").read_text())
     manifest = json.loads((layout / "blobs" / index["manifests"][0]["digest"].replace(":", "/")).read_bytes())
     into.mkdir()
@@ -64,7 +64,7 @@ def extracted(layout: Path, into: Path) -> trees.Tree:
 def test_an_image_is_the_tree_of_the_mount(
     either_registry: RegistryProcess | Server, host: Host, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """``convert`` sends only a config and a Kitfile, and mounts the layers from the repository of the kit.
+    """``convert`` uploads only a config and a Kitfile. The registry copies the layers from the kit's repository.
 
     Skopeo copies the image, and tar extracts the golden tree from the copy.
     """
@@ -90,7 +90,7 @@ def test_an_image_is_the_tree_of_the_mount(
 def test_an_image_of_many_platforms(
     either_registry: RegistryProcess | Server, host: Host, golden_trees: Path, tmp_path: Path
 ) -> None:
-    """Every platform of an image can be requested, and converting again sends nothing."""
+    """An image can be pulled for each of its platforms. A second ``convert`` sends nothing."""
     needs("skopeo")
     ref, image = f"{either_registry.host}/kits/basic:v1", f"{either_registry.host}/kits/basic:image"
     host.kitfs("pack", golden_trees / "basic", "-t", ref)
@@ -121,10 +121,9 @@ def test_an_image_of_many_platforms(
 def test_labels_choose_what_is_mounted(
     either_registry: RegistryProcess | Server, host: Host, golden_trees: Path, tmp_path: Path
 ) -> None:
-    """An index is pushed with its kits.
+    """A kit can be chosen from an index by its labels, and then be mounted, listed and unpacked.
 
-    Each kit can be chosen by its labels, and mounted, listed and unpacked from another store. ``status --check`` asks
-    the registry again.
+    ``status --check`` shows whether the labels now select another kit.
     """
     name = f"{either_registry.host}/team/model"
 

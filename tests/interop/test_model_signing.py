@@ -27,7 +27,7 @@ KIT = kits.build([RAW, TAR])
 
 @pytest.fixture(params=CURVES)
 def key(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return the file of a private key, for each curve. The file of the public key has the suffix .pub."""
+    """Return the path of a private key, for each curve. The path of the public key has the suffix .pub."""
     made, encoding = ec.generate_private_key(CURVES[request.param]()), serialization.Encoding.PEM
     path = tmp_path / "k.key"
     path.write_bytes(made.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
@@ -48,7 +48,7 @@ def test_the_reference_implementation_verifies_what_kitfs_signed(
 ) -> None:
     """The reference implementation accepts kitfs' signature for the unpacked kit.
 
-    After a file was changed, it refuses the signature.
+    If a file is changed, the reference implementation refuses the signature.
     """
     kit, signature, tree = fake.put_kit("team/kit", KIT, "v1"), tmp_path / "model.sig", tmp_path / "kit"
     box.kitfs("sign", kit, "--oms", "--key", key, "--bundle", signature)
@@ -64,7 +64,7 @@ def test_the_reference_implementation_verifies_what_kitfs_signed(
 def test_kitfs_verifies_what_the_reference_implementation_signed(
     box: Host, fake: FakeRegistry, key: Path, tmp_path: Path
 ) -> None:
-    """kitfs accepts a signature over the unpacked kit for the kit itself, and refuses it for another kit."""
+    """The reference implementation signs an unpacked kit. kitfs accepts the signature only for that kit."""
     kit, signature, tree = fake.put_kit("team/kit", KIT, "v1"), tmp_path / "model.sig", tmp_path / "kit"
     box.kitfs("unpack", kit, "-d", tree)
     done = model_signing("sign", "key", tree, "--signature", signature, "--private_key", key)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.interop
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_skopeo_keeps_the_digest_of_a_golden_kit(golden_registry: RegistryProcess, name: str) -> None:
-    """docker-registry serves a golden kit with the manifest digest that the packing tool computed."""
+    """After skopeo has copied a golden kit to docker-registry, the manifest has the recorded digest."""
     ask = urllib.request.Request(
         f"{golden_registry.url}/v2/golden/{name}/manifests/v1", headers={"Accept": kits.MANIFEST}
     )
@@ -46,7 +46,7 @@ def test_skopeo_copies_a_built_kit_out_of_the_registry(
 
 
 def test_the_access_log_counts_bytes_of_ranges(registry: RegistryProcess) -> None:
-    """The access log, in which tests count bytes, has the number of body bytes of each response."""
+    """docker-registry logs how many body bytes each response has. Tests add up these numbers."""
     kit = kits.build([kits.part("model", "w.bin", bytes(100_000), format="raw")])
     registry.push(kit, "built/counted")
     since = registry.mark()

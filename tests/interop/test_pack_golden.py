@@ -1,6 +1,6 @@
-"""``kitfs pack`` makes layers and configs of the golden trees that are byte for byte those of kit.
+"""From the golden trees ``kitfs pack`` makes the same layers and configs as kit, byte for byte.
 
-The manifest is in the format of the requested version.
+The manifest is in the format of the requested version of kit.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def test_layers_and_config_of_a_golden_tree_are_those_of_kit(
 ) -> None:
     """Layers have kit's digests, sizes and media types, and the config has kit's digest and size.
 
-    For compressed kits the layers have kit's diffIds, because kitfs packs them without compression here.
+    kitfs packs without compression here. If kit compressed the layers, only the digests of the uncompressed layers are
+    compared.
     """
     expected = GOLDEN_KITS[name]
     options = () if version is None else ("--kit-version", version)
@@ -152,7 +153,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def go_tar(*files: str) -> bytes:
-    """Return a layer of these files as Go writes it.
+    """Return a tar of these files as Go writes it.
 
     Device numbers are in octal, and names of directories do not end with a slash.
     """
@@ -202,7 +203,7 @@ def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
 def test_a_manifest_has_the_shape_of_its_version(
     tree: Path, box: Host, vintage: kits.Vintage, version: str | None
 ) -> None:
-    """A manifest has the same fields, in the same order, as that of an independent builder.
+    """A manifest has the same fields, in the same order, as the manifest that tests/kits.py builds.
 
     Every version marks a prompt as a prompt.
     """
@@ -235,7 +236,7 @@ def test_a_manifest_has_the_shape_of_its_version(
 
 @pytest.mark.parametrize("version", ["1.7.0", "1.10.0", "1.17.0"])
 def test_a_kit_of_no_layers_has_the_shape_of_its_version(golden_trees: Path, box: Host, version: str) -> None:
-    """A kit without layers has ``"layers":null`` in 1.7, and ``[]`` and a warning since 1.10."""
+    """The manifest has ``"layers":null`` in 1.7. Since 1.10 it has ``[]``, and pack prints a warning."""
     done = box.kitfs("pack", golden_trees / "empty", "-t", "none:v1", "--kit-version", version)
     manifest = json.loads(blob(box, done.stdout.splitlines()[-1].removeprefix("Model saved: ")))
     assert manifest["layers"] == (None if version == "1.7.0" else [])

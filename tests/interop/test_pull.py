@@ -1,8 +1,8 @@
 """``kitfs pull`` and ``kitfs push`` of big kits survive every kind of interruption.
 
-``PULL_MIB`` in the environment is the size of the kits that are killed again and again. It is 256 by default. A run by
-hand with 5120 takes some minutes and four times that size on the disk. A kill comes when a random number of bytes was
-transferred since the last kill. The random numbers depend on a seed, which a failure shows.
+In the tests that kill a pull or push many times, the kit has ``PULL_MIB`` MiB (an environment variable, 256 by
+default). With 5120 these tests take some minutes and four times that size on the disk. The time of each kill is random.
+The random numbers depend on a seed, which the message of a failed test contains.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def tags(box: Host) -> str:
 
 @pytest.mark.parametrize("name", sorted(set(GOLDEN_KITS) - {"child"}))
 def test_pull_of_a_golden_kit(golden_registry: RegistryProcess, box: Host, name: str) -> None:
-    """Pull of a golden kit of any form prints what kit prints and the recorded digest.
+    """Pull of a golden kit prints what kit prints, and the recorded digest.
 
-    Afterwards the kit can be read without the registry.
+    After the pull, the kit can be read without the registry.
     """
     ref = f"{golden_registry.host}/golden/{name}:v1"
     mark = golden_registry.mark()
@@ -127,7 +127,7 @@ def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: 
 
 
 def test_pull_transfers_every_byte_once(either_registry: RegistryProcess | Server, box: Host, tmp_path: Path) -> None:
-    """Pull transfers, verifies and pins every byte once, whatever ``--cache-size`` says.
+    """Pull transfers every byte once, and keeps and verifies all blobs of a kit larger than ``--cache-size``.
 
     A second pull transfers only the manifest.
     """
@@ -195,7 +195,7 @@ def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: P
 
 
 def test_a_wrong_byte_fails_the_pull(box: Host, tmp_path: Path) -> None:
-    """A wrong byte ends in one line and exit code 6, and no tag is set. The next pull succeeds."""
+    """Pull of a layer with a wrong byte exits with 6 and one line, and sets no tag. The next pull succeeds."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -254,7 +254,10 @@ def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> N
 
 
 class Expire:
-    """A fault that lets all tokens expire after ``every`` authorized requests, and does not change the response."""
+    """A fault that makes all tokens expire each time after ``every`` authorized requests.
+
+    It does not change responses.
+    """
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -283,7 +286,7 @@ def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_pull_onto_a_full_disk_resumes(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """A full disk ends a pull in one line and exit code 7, and no tag is set. With more room the pull resumes."""
+    """On a full disk, pull exits with 7 and one line, and sets no tag. With more room, the next pull resumes."""
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
     with tmpfs(tmp_path / "disk", "size=12m") as disk:
@@ -300,7 +303,7 @@ def test_a_pull_onto_a_full_disk_resumes(own_registry: RegistryProcess, box: Hos
 
 
 def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
-    """Ctrl-C while the registry sends nothing ends a pull in one line and exit code 130. The next pull resumes."""
+    """If the registry sends nothing, Ctrl-C ends a pull with exit code 130 and one line. The next pull resumes."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -320,7 +323,7 @@ def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
-    """A kit in kit's own storage is pulled and unpacked without a registry. The storage is not changed."""
+    """A kit in the storage of kit is pulled and unpacked without a registry. The storage is not changed."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} kit is not on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)
@@ -348,7 +351,7 @@ def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
 def test_a_pull_that_is_killed_again_and_again(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
     """A pull that is killed many times succeeds when it is run again.
 
-    Only bytes in flight are transferred twice.
+    Only bytes that were being transferred at a kill are transferred twice.
     """
     kit = big_kit(tmp_path, BIG)
     own_registry.push(kit, "team/kit")

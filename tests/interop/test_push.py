@@ -1,6 +1,6 @@
-"""Pushes to CNCF distribution and ``kitfs serve`` succeed in one request, in chunks, by mounts and after failures.
+"""Blobs and manifests are pushed to CNCF distribution and ``kitfs serve``, even if connections break.
 
-Skopeo reads the pushed kits.
+Blobs are sent in one request, in chunks or by mounts. Skopeo reads the pushed kits.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def uploads(registry: RegistryProcess, name: str) -> list[Path]:
 
 
 class Notes(dict[tuple[str, str], Any]):
-    """A journal of uploads in memory."""
+    """A journal of uploads that is kept in memory."""
 
     def set(self, key: tuple[str, str], value: Any) -> None:
         self[key] = value
@@ -70,7 +70,7 @@ class Notes(dict[tuple[str, str], Any]):
 def test_a_blob_is_uploaded(own_registry: RegistryProcess, repository: Repositories, chunk: int) -> None:
     """A blob is uploaded in one PUT or in chunks, with or without a shorter last chunk.
 
-    No session is left behind, and a second push sends nothing.
+    No upload session is left behind, and a second push sends nothing.
     """
     team, told = repository(own_registry.host, "team/kit"), list[int]()
     assert team.upload(BLOB, reader(), chunk=chunk, progress=told.append) == "uploaded"
@@ -107,7 +107,7 @@ def test_a_connection_that_breaks(
 ) -> None:
     """A blob is uploaded although a connection breaks.
 
-    If a connection breaks within a chunk, this registry loses the session, and the upload starts again.
+    If a connection breaks within a chunk, CNCF distribution loses the session, and the upload starts again.
     """
     with Relay(own_registry.port) as relay:
         relay.cut(after)
@@ -138,9 +138,9 @@ def test_a_registry_that_restarts(own_registry: RegistryProcess, repository: Rep
 def test_a_later_call_resumes_or_starts_again(
     own_registry: RegistryProcess, repository: Repositories, stop: int
 ) -> None:
-    """A later call resumes an upload that ended between chunks.
+    """A later call resumes an upload that was interrupted between chunks.
 
-    An upload that ended within a chunk starts again, because this registry loses the session.
+    An upload that was interrupted within a chunk starts again, because CNCF distribution loses the session.
     """
 
     class Killed(BaseException):
@@ -166,9 +166,9 @@ def test_a_later_call_resumes_or_starts_again(
 
 
 def test_kitfs_serve_keeps_what_it_has(repository: Repositories, tmp_path: Path) -> None:
-    """One upload session of ``kitfs serve`` survives several failures, and no chunk is sent twice as a whole.
+    """An upload to ``kitfs serve`` keeps its session through several failures. No whole chunk is sent twice.
 
-    The failures are a broken connection, a killed server and a push that ends.
+    The failures are a broken connection, a killed server and a killed push.
     """
 
     class Killed(BaseException):
@@ -212,7 +212,7 @@ def test_a_wrong_digest_is_refused(registry: RegistryProcess, repository: Reposi
 
 
 def test_another_digest_algorithm_gets_an_answer(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """The registry may accept or refuse another digest algorithm, and both responses are handled."""
+    """A blob with a SHA-512 digest can be uploaded."""
     blob = Descriptor("x", Digest.parse(f"sha512:{hashlib.sha512(DATA).hexdigest()}"), len(DATA))
     team = repository(own_registry.host, "team/kit")
     assert team.upload(blob, reader(), chunk=2 * MiB) == "uploaded"
@@ -271,7 +271,7 @@ def test_a_manifest_without_its_blobs_is_refused(registry: RegistryProcess, repo
 
 
 def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """A manifest is deleted by digest. This version of the registry answers the deletion of a tag with 405 or 400."""
+    """A manifest is deleted by digest. This version of the registry answers 405 or 400 if a tag is to be deleted."""
     team = repository(own_registry.host, "team/kit")
     team.upload(Descriptor("", Digest.of(b"{}"), 2), reader(b"{}"))
     config = {"mediaType": "application/vnd.test", "digest": Digest.of(b"{}"), "size": 2}
@@ -289,7 +289,7 @@ def test_manifests_are_deleted(own_registry: RegistryProcess, repository: Reposi
 
 
 def test_referrers_are_kept_under_a_tag(own_registry: RegistryProcess, repository: Repositories) -> None:
-    """This version has no referrers API, so referrers are listed under a tag.
+    """This version of CNCF distribution has no referrers API, so referrers are listed under a tag.
 
     If a referrer is deleted, the tag still lists the others.
     """

@@ -43,7 +43,7 @@ class Registry:
         return self.meter.host
 
     def crash(self) -> None:
-        """End the registry by SIGKILL, and start it again on its data."""
+        """Kill the registry with SIGKILL, and start it again with the same data."""
         self.process.kill()
         self.process.start()
 
@@ -94,9 +94,10 @@ def packed(box: Host, tree: Path, ref: str, *options: str) -> str:
 
 
 def test_a_kit_is_pushed_once(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """The registry has the manifest and every blob byte for byte.
+    """After a push the registry has the manifest and every blob, byte for byte.
 
-    A second push sends nothing, and a push to a second repository mounts the blobs.
+    A second push sends nothing. A push to a second repository sends no blob, because the registry mounts the blobs of
+    the first.
     """
     ref = f"{registry.host}/team/basic:v1"
     digest = packed(box, golden_trees / "basic", ref, "--kit-version", "1.7.0")
@@ -117,7 +118,7 @@ def test_a_kit_is_pushed_once(registry: Registry, box: Host, golden_trees: Path)
 
 
 def test_several_tags_are_pushed_at_once(registry: Registry, box: Host, golden_trees: Path) -> None:
-    """``repo:a,b`` names two kits in the store for pack, and two tags in the registry for push."""
+    """Pack to ``repo:a,b`` sets two tags in the store. Push to ``repo:a,b`` sets two tags in the registry."""
     digest = packed(box, golden_trees / "parts", "here:v1,v2")
     box.kitfs("push", "here:v2", f"{registry.host}/team/parts:one,two", "--plain-http")
     assert [registry.digest_of("team/parts", tag) for tag in ("one", "two")] == [digest, digest]
@@ -132,8 +133,8 @@ def test_a_kit_without_a_tag_is_pushed_by_its_digest(registry: Registry, box: Ho
 def test_a_push_that_was_killed_resumes(registry: Registry, box: Host, big: Path) -> None:
     """A push that was killed in the middle of a layer resumes.
 
-    With ``kitfs serve`` at most a chunk is sent again. CNCF distribution loses the session, and gets the whole layer
-    again.
+    With ``kitfs serve`` at most one chunk is sent again. CNCF distribution loses the session, so the whole layer is
+    sent again.
     """
     ref = f"{registry.host}/team/big:v1"
     digest = packed(box, big, ref)
@@ -166,7 +167,7 @@ def test_a_push_survives_a_registry_that_is_killed(registry: Registry, box: Host
 
 
 def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, big: Path) -> None:
-    """Ctrl-C while the registry accepts nothing ends a push in one line and exit code 130, and leaves no manifest."""
+    """If the registry accepts nothing, Ctrl-C ends a push with one line and exit code 130. No manifest is pushed."""
     ref = f"{registry.host}/team/big:v1"
     packed(box, big, ref)
     registry.meter.hold(SOME)
@@ -181,7 +182,7 @@ def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, b
 
 
 def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
-    """With the credentials in docker's config, a push gets a token, and another token for mounts of blobs.
+    """Push succeeds with the credentials from docker's config, also if blobs are mounted from another repository.
 
     Without credentials the push is refused in one line.
     """

@@ -1,6 +1,6 @@
-"""Kits of every form keep their trees on the way through another registry and other programs.
+"""A kit of any form has the same tree after it was copied to another registry or read by another program.
 
-kitfs packs a kit that another program reads, or reads a kit that another program packed.
+In each test, kitfs packs a kit that another program reads, or reads a kit that another program packed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 
 
 def foreign(name: str) -> str:
-    """Return the path of a program of another project that has no package. If it is missing, skip the test."""
+    """Return the path of another project's program, or skip the test if the program is not installed."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{CANNOT} {name} is not on PATH")
@@ -64,7 +64,7 @@ def foreign(name: str) -> str:
 def test_packed_here_and_carried_by_skopeo(
     host: Host, registry: RegistryProcess, golden_trees: Path, form: str, tmp_path: Path
 ) -> None:
-    """A kit that was pushed, and copied by skopeo to another repository, has the golden tree.
+    """After a push, and a copy by skopeo to another repository, a kit has the golden tree.
 
     The copy is pulled, mounted and unpacked.
     """

@@ -1,6 +1,6 @@
-"""``kitfs serve`` passes, over real sockets, the requests that the conformance suite of distribution-spec covers.
+"""``kitfs serve`` answers the requests of the distribution-spec's conformance suite as the suite requires.
 
-The suite itself is not run here.
+The requests are sent over real sockets. The suite itself is not run here.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def sha512(data: bytes) -> Digest:
 
 
 def test_v2_names_the_api_version(client: httpx.Client) -> None:
-    """/v2/ answers with 200 and names the version of the API."""
+    """GET /v2/ returns 200 and the version of the API."""
     for path in ("/v2/", "/v2"):
         answer = client.get(path)
         assert (answer.status_code, answer.headers["Docker-Distribution-Api-Version"]) == (200, "registry/2.0")
@@ -166,7 +166,7 @@ def test_blobs_with_sha512_are_accepted(client: httpx.Client, name: str) -> None
 
 @pytest.mark.parametrize("said", ["0-9", "19-28", "11-20", "x", "10-8", "bytes=10-19", "10-20", "10-18", "-1-9"])
 def test_a_chunk_that_is_not_the_next_one_is_refused(client: httpx.Client, name: str, said: str) -> None:
-    """A chunk that does not begin where the upload ends is refused with 416, and the upload stays usable."""
+    """A chunk that does not begin at the upload's current offset is refused with 416. The upload can be continued."""
     location = begun(client, name)
     assert client.patch(location, content=DATA[:10], headers={"Content-Range": "0-9"}).status_code == 202
     for do, params in ((client.patch, {}), (client.put, {"digest": Digest.of(DATA)})):
@@ -205,7 +205,7 @@ def test_an_upload_belongs_to_its_repository(client: httpx.Client, name: str) ->
     ["", "x", "sha256:x", "sha256:" + "G" * 64, "sha256:" + "0" * 63, "md5:" + "0" * 32, "sha256:../../../etc/passwd"],
 )
 def test_an_invalid_digest_does_not_change_an_upload(client: httpx.Client, name: str, digest: str) -> None:
-    """PUT with an invalid digest or without one is refused, and the upload can still be ended."""
+    """PUT with an invalid digest or without one is refused, and the upload can still be completed."""
     location = begun(client, name)
     client.patch(location, content=DATA[:100])
     assert code(client.put(location, params={"digest": digest}, content=DATA[100:])) == (400, "DIGEST_INVALID")
@@ -284,7 +284,7 @@ def blob(client: httpx.Client) -> str:
     ],
 )
 def test_a_range_is_answered_with_206(client: httpx.Client, blob: str, asked: str, start: int, stop: int) -> None:
-    """A range is answered with 206, its bytes and its Content-Range."""
+    """A request for a range gets status 206, the bytes of the range and a Content-Range header."""
     got = client.get(blob, headers={"Range": asked})
     assert (got.status_code, got.content) == (206, DATA[start:stop])
     assert got.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{len(DATA)}"
@@ -293,7 +293,7 @@ def test_a_range_is_answered_with_206(client: httpx.Client, blob: str, asked: st
 
 @pytest.mark.parametrize("asked", [f"bytes={len(DATA)}-", "bytes=9-8", "bytes=-0", "bytes=x"])
 def test_a_range_outside_of_the_blob_is_416(client: httpx.Client, blob: str, asked: str) -> None:
-    """A range that contains no byte of the blob is answered with 416 and the size of the blob."""
+    """A request for a range outside of the blob gets status 416 and the size of the blob."""
     answer = client.get(blob, headers={"Range": asked})
     assert code(answer)[0] == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(DATA)}"
@@ -306,7 +306,7 @@ def test_several_ranges_are_answered_with_everything(client: httpx.Client, blob:
 
 
 def test_if_range_compares_strong_etags(client: httpx.Client, blob: str) -> None:
-    """A range is served if If-Range is the blob's own ETag. Any other value gets the whole blob."""
+    """The range is sent if If-Range equals the blob's ETag. Otherwise the whole blob is sent."""
     tag = client.head(blob).headers["ETag"]
     for condition, status in ((tag, 206), ('"other"', 200), (f"W/{tag}", 200), ("Wed, 21 Oct 2015 07:28:00 GMT", 200)):
         got = client.get(blob, headers={"Range": "bytes=1-2", "If-Range": condition})
@@ -314,7 +314,7 @@ def test_if_range_compares_strong_etags(client: httpx.Client, blob: str) -> None
 
 
 def test_if_none_match_is_answered_with_304(client: httpx.Client, blob: str, name: str) -> None:
-    """A matching If-None-Match is answered with 304, for GET and HEAD, blobs and manifests."""
+    """GET and HEAD of a blob or manifest return 304 if If-None-Match matches."""
     put(client, name, "v1", manifest())
     for path in (blob, f"/v2/{name}/manifests/v1"):
         tag = client.head(path).headers["ETag"]
@@ -326,7 +326,6 @@ def test_if_none_match_is_answered_with_304(client: httpx.Client, blob: str, nam
 
 
 def test_connections_stay_usable_after_a_304_and_a_head(server: Server, blob: str) -> None:
-    """A connection stays usable after answers without a body."""
     with Wire(server.host) as wire:
         for line, headers, status, body in (
             (f"HEAD {blob}", (), 200, False),
@@ -362,7 +361,7 @@ def test_a_manifest_comes_back_as_it_was_pushed(client: httpx.Client, name: str)
 
 
 def test_tags_of_a_manifest_that_is_pushed_by_digest(client: httpx.Client, name: str) -> None:
-    """A manifest that is pushed by digest gets every tag of the query."""
+    """If a manifest is pushed by digest, each ``tag`` parameter of the URL sets a tag."""
     answer = put(client, name, Digest.of(manifest()), manifest(), tag=["v1", "v2"])
     assert (answer.status_code, answer.headers["OCI-Tag"]) == (201, "v1, v2")
     assert client.get(f"/v2/{name}/manifests/v2").content == manifest()
@@ -418,7 +417,7 @@ def test_what_is_not_a_manifest_is_refused(
 
 
 def test_invalid_references_of_manifests_are_refused(client: httpx.Client, name: str) -> None:
-    """A push of a manifest by the digest of other bytes, or by an invalid tag, is refused."""
+    """A manifest is refused if it is pushed with the digest of other bytes or with an invalid tag."""
     assert code(put(client, name, UNKNOWN, manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "sha256:x", manifest())) == (400, "DIGEST_INVALID")
     assert code(put(client, name, "-v1", manifest())) == (400, "TAG_INVALID")
@@ -427,7 +426,7 @@ def test_invalid_references_of_manifests_are_refused(client: httpx.Client, name:
 
 
 def test_unknown_things_have_their_error_codes(client: httpx.Client, name: str) -> None:
-    """Everything that does not exist is answered with 404 and the right error code."""
+    """A request for something that does not exist gets 404 and the right error code."""
     expected = {
         f"/v2/{name}/manifests/v1": "MANIFEST_UNKNOWN",
         f"/v2/{name}/manifests/{UNKNOWN}": "MANIFEST_UNKNOWN",
@@ -482,7 +481,7 @@ def test_tags_manifests_and_blobs_are_deleted(client: httpx.Client, name: str) -
 
 
 def paged(client: httpx.Client, path: str, key: str, **params: Any) -> list[list[Any]]:
-    """Read all pages of a list by their Link headers."""
+    """Read all pages of a list by following the Link headers."""
     pages = []
     answer = client.get(path, params=params)
     while True:
@@ -497,7 +496,7 @@ def paged(client: httpx.Client, path: str, key: str, **params: Any) -> list[list
 
 
 def test_tags_in_pages(client: httpx.Client, name: str) -> None:
-    """Tags are listed in order, in pages of ``n``, beginning after ``last``."""
+    """Tags are listed in order. A page has at most ``n`` tags and begins after the tag ``last``."""
     tags = [f"v{n:02}" for n in range(7)]
     put(client, name, Digest.of(manifest()), manifest(), tag=tags)
     path = f"/v2/{name}/tags/list"
@@ -514,7 +513,7 @@ def test_tags_in_pages(client: httpx.Client, name: str) -> None:
 
 
 def test_the_catalog_in_pages(client: httpx.Client, name: str) -> None:
-    """Repositories are listed in order, in pages of ``n``."""
+    """Repositories are listed in order. A page has at most ``n`` repositories."""
     for letter in "abc":
         pushed(client, f"{name}/{letter}", b"x")
     everything = [x for page in paged(client, "/v2/_catalog", "repositories") for x in page]
@@ -583,7 +582,7 @@ def test_more_than_4_mib_of_referrers_come_in_pages(client: httpx.Client, name: 
     ],
 )
 def test_other_methods_are_answered_with_405(client: httpx.Client, path: str, allowed: str) -> None:
-    """A method that a path does not support is answered with 405 and Allow."""
+    """A method that a path does not support gets status 405 and an Allow header."""
     for method in ({"GET", "POST", "PUT", "PATCH", "DELETE", "TRACE"} - set(allowed.split(", "))) | {"LINK"}:
         answer = client.request(method, path)
         assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)

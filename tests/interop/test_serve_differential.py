@@ -26,7 +26,7 @@ pytestmark = pytest.mark.interop
 
 @dataclass(frozen=True)
 class Difference:
-    """A set of requests to which the two registries respond differently, and the difference.
+    """Requests to which the two registries respond differently.
 
     ``what`` is the first cell of a row in the manual. ``cases`` is a pattern for "name [number of the request]".
     ``theirs`` and ``ours`` are statuses, where 0 means that the connection was closed without a response. ``code`` is
@@ -240,7 +240,7 @@ def test_every_difference_still_exists(asked: list[Asked]) -> None:
 
 
 def test_kitfs_never_fails(asked: list[Asked]) -> None:
-    """kitfs never answers with 500, and every refusal of its API has an error code."""
+    """kitfs never responds with 500, and every refusal has an error code."""
     assert [one.place for one in asked if one.ours["status"] >= 500 and "another encoding" not in one.place] == []
     silent = {one.place for one in asked if one.ours["status"] >= 400 and one.ours.get("body") == []}
     assert {place.rpartition(" [")[0] for place in silent} <= {"method FROB of base"} | {
@@ -256,7 +256,7 @@ def test_the_manual_has_the_same_table() -> None:
 
 
 def test_tags_are_in_the_order_of_their_bytes(tmp_path: Path) -> None:
-    """Tags are in lexical order, and pages by ``n`` and ``Link`` have each tag once.
+    """Tags are listed in lexical order, and pages contain each tag once.
 
     Source: distribution-spec, "Listing Tags".
     """

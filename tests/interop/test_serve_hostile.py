@@ -104,7 +104,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
     ids=lambda b: ascii(b[:90]),
 )
 def test_a_request_that_is_not_http_ends_its_connection(server: Server, request_bytes: bytes) -> None:
-    """The server never answers bytes that follow a malformed request.
+    """After a malformed request the server ignores all further bytes and closes the connection.
 
     Otherwise a request could be smuggled past a proxy.
     """
@@ -238,7 +238,7 @@ def test_a_refused_body_that_is_sent_anyway_is_skipped(server: Server, client: h
 
 
 def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
-    """A body that ends before its Content-Length stores no blob and no manifest, and the upload resumes."""
+    """If a body is shorter than its Content-Length, no blob and no manifest is stored. The upload can be resumed."""
     location = begun(client, "lies")
     with Wire(server.host) as wire:
         wire.send(f"PUT {location}?digest={Digest.of(b'hello')}", "Content-Length: 6", body=b"hello")
@@ -252,9 +252,9 @@ def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Clie
 
 @pytest.mark.parametrize("wrong", [b"zz\r\nhello", b"-5\r\n", b"\r\n", b"XX", b"0\r\nno trailer\r\n\r\n"], ids=ascii)
 def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Client, wrong: bytes) -> None:
-    """A malformed chunk is answered with 400 at once and ends the connection, even in the middle of a body.
+    """A malformed HTTP chunk is refused with 400 at once, and the connection is closed.
 
-    Bytes that arrived before the chunk are kept.
+    The bytes that arrived before the chunk are kept.
     """
     location = begun(client, "chunks")
     with Wire(server.host) as wire:
@@ -269,10 +269,7 @@ def test_a_malformed_chunk_is_refused_at_once(server: Server, client: httpx.Clie
 
 
 def test_more_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
-    """Bytes after the announced body are read as the next request.
-
-    The request is answered with 400 and ends the connection.
-    """
+    """Bytes after the end of a body are parsed as the next request, which is refused with 400."""
     location = begun(client, "lies")
     with Wire(server.host) as wire:
         wire.send(f"PATCH {location}", "Content-Length: 5", body=b"hello, world\r\n\r\n")
@@ -285,7 +282,7 @@ def test_more_bytes_than_content_length_says(server: Server, client: httpx.Clien
 
 
 def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
-    """A request for another protocol is answered over HTTP/1.1."""
+    """A request to change to another protocol gets a response over HTTP/1.1."""
     location = begun(client, "upgrade")
     with Wire(server.host) as wire:
         for upgrade in ("h2c", "websocket"):
@@ -322,7 +319,7 @@ PARTS = (
 
 
 def test_no_path_leads_out_of_the_root(tmp_path: Path) -> None:
-    """No name at any place of a request path reads or changes a file outside of the root."""
+    """No request path reads or changes a file outside of the root."""
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "rest").write_text("top secret")
@@ -438,7 +435,7 @@ class Impatient:
             await app.close()
 
     def finish_running(self) -> None:
-        """Wait until no request is being answered."""
+        """Wait until all requests have been answered."""
         asyncio.run_coroutine_threadsafe(self._app.wait_idle(), self._loop).result(PATIENCE)
 
     def __enter__(self) -> Impatient:
@@ -478,7 +475,7 @@ def test_a_connection_with_half_a_header_is_closed(impatient: Impatient, said: b
 
 
 def test_what_arrived_of_a_body_that_stalls_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
-    """A body that stalls ends its connection. The bytes that arrived are kept."""
+    """If a body stalls, the connection is closed, and the bytes that arrived are kept."""
     location = begun(impatient_client, "a")
     with Wire(impatient.host) as wire:
         wire.send(f"PATCH {location}", f"Content-Length: {len(DATA)}", body=DATA[:1000])
@@ -491,7 +488,7 @@ def test_what_arrived_of_a_body_that_stalls_is_kept(impatient: Impatient, impati
 
 
 def test_what_arrived_of_chunks_that_stall_is_kept(impatient: Impatient, impatient_client: httpx.Client) -> None:
-    """A chunked body that stalls ends its connection. The bytes that arrived are kept."""
+    """If a chunked body stalls, the connection is closed, and the bytes that arrived are kept."""
     location = begun(impatient_client, "a")
     with Wire(impatient.host) as wire:
         wire.send(f"PATCH {location}", "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n")
@@ -502,7 +499,7 @@ def test_what_arrived_of_chunks_that_stall_is_kept(impatient: Impatient, impatie
 
 
 def test_a_body_that_comes_slowly_is_waited_for(impatient: Impatient, impatient_client: httpx.Client) -> None:
-    """A body that arrives slowly is received to its end."""
+    """A body that arrives slowly is received completely."""
     location = begun(impatient_client, "a")
     with Wire(impatient.host) as wire:
         wire.send(f"PATCH {location}", "Content-Length: 12")

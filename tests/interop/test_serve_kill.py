@@ -71,7 +71,7 @@ def made(seed: int) -> list[Blob]:
 class Scene:
     """The state that the clients and the killer share.
 
-    It records what was acknowledged, whether the server runs, how much was transferred, and what went wrong.
+    It records acknowledged blobs and tags, whether the server runs, how many bytes were transferred, and failures.
     """
 
     def __init__(self, blobs: list[Blob], address: str) -> None:
@@ -93,7 +93,7 @@ class Scene:
             self._lock.notify_all()
 
     def wait_for(self, size: int) -> None:
-        """Wait until the given number of further bytes was transferred, or something failed."""
+        """Wait until ``size`` more bytes were transferred, or a client failed."""
         with self._lock:
             until = self._moved + size
             assert self._lock.wait_for(lambda: self._moved >= until or self.failure is not None, timeout=300), (
@@ -124,7 +124,7 @@ class Scene:
 
 
 class Gone(Exception):  # noqa: N818 - what happened, not a mistake
-    """The server went away during a request."""
+    """The server closed the connection during a request."""
 
 
 class Client:
@@ -143,7 +143,7 @@ class Client:
             self._connection = None
 
     def again(self, do: Callable[[], T]) -> T:
-        """Repeat an action until it ends without a kill of the server."""
+        """Repeat an action until the server is not killed during the action."""
         while True:
             try:
                 return do()
@@ -156,7 +156,7 @@ class Client:
     def ask(
         self, method: str, target: str, body: memoryview | bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[http.client.HTTPResponse, bytearray]:
-        """Send a request, and return its answer with the whole body that Content-Length announces."""
+        """Send a request, and return the response and its whole body."""
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection(self._scene.address, timeout=PATIENCE)
@@ -191,7 +191,7 @@ class Client:
     # -- pushing
 
     def push(self, blob: Blob) -> None:
-        """Push a blob in one of four ways until it is acknowledged, and then a tag for it."""
+        """Push a blob in one of four ways until it is acknowledged. Then push a tag."""
         ways = (self.whole, self.streamed, self.in_chunks, self.by_post)
         self.again(lambda: ways[blob.number % len(ways)](blob))
         self._scene.acknowledge(blob)
@@ -228,9 +228,10 @@ class Client:
         self.finish(blob, location, blob.data[:0])
 
     def in_chunks(self, blob: Blob) -> None:
-        """Push in chunks.
+        """Push a blob in chunks.
 
-        After each kill the upload resumes at the server's offset. Everything that was acknowledged must be stored.
+        After each kill the upload resumes at the offset that the server reports. The server must have every byte that
+        it acknowledged.
         """
         location = self.begin(blob)
         at = 0

@@ -72,7 +72,7 @@ def assert_resumes(client: httpx.Client, location: str, data: bytes = DATA) -> N
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 def test_an_upload_resumes_after_its_connection_broke(server: Server, reset: bool, chunked: bool) -> None:
-    """An upload whose connection broke in the middle of a body resumes after the bytes that arrived."""
+    """If the connection breaks in the middle of a body, the upload resumes after the bytes that arrived."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         if chunked:
@@ -85,9 +85,9 @@ def test_an_upload_resumes_after_its_connection_broke(server: Server, reset: boo
 
 
 def test_a_chunk_that_hangs_is_taken_over(server: Server) -> None:
-    """A client can take over its upload if a connection broke and the server did not notice.
+    """A client can resume an upload although the server still waits for bytes on an earlier connection.
 
-    The old request is answered with 409.
+    The request on the earlier connection gets status 409.
     """
     with client_of(server) as client, Wire(server.host) as hanging:
         location = begun(client, "a")
@@ -101,7 +101,7 @@ def test_a_chunk_that_hangs_is_taken_over(server: Server) -> None:
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
 def test_an_end_takes_over_too(server: Server, method: str) -> None:
-    """PUT and DELETE take over an upload from a request that hangs."""
+    """PUT and DELETE of an upload succeed although another request to the same upload hangs."""
     with client_of(server) as client, Wire(server.host) as hanging:
         location = begun(client, "a")
         chunk(hanging, location, DATA[:HALF])
@@ -113,7 +113,7 @@ def test_an_end_takes_over_too(server: Server, method: str) -> None:
 
 
 def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Server) -> None:
-    """If eight clients take over an upload from each other, nothing is written twice or in a wrong place."""
+    """If eight clients resume the same upload again and again, the blob has the right bytes."""
     with client_of(server) as client:
         location = begun(client, "a")
         wires = [Wire(server.host) for _ in range(8)]
@@ -129,7 +129,7 @@ def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Serv
 
 
 def test_a_status_request_does_not_take_over(server: Server) -> None:
-    """A GET of an upload does not end the request that sends bytes to the upload."""
+    """A GET of an upload does not end a request that is sending bytes to it."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         chunk(wire, location, DATA[:HALF])
@@ -140,7 +140,7 @@ def test_a_status_request_does_not_take_over(server: Server) -> None:
 
 
 def test_a_single_post_that_is_cut_leaves_nothing(server: Server) -> None:
-    """A monolithic POST whose connection breaks leaves no blob and no upload behind."""
+    """If the connection of a monolithic POST breaks, no blob and no upload is left behind."""
     with client_of(server) as client:
         wire = Wire(server.host)
         wire.send(
@@ -176,7 +176,7 @@ def test_an_upload_resumes_after_sigkill(server: Server) -> None:
 def test_sigterm_under_load_keeps_uploads(server: Server) -> None:
     """After SIGTERM a server with busy and idle clients exits with 0.
 
-    Uploads resume after a restart.
+    Uploads can be resumed after a restart.
     """
     big = bytes(MiB) * 40
     with (
@@ -205,7 +205,7 @@ def test_sigterm_under_load_keeps_uploads(server: Server) -> None:
 
 
 def test_sigterm_lets_a_request_end(server: Server) -> None:
-    """A request that is being answered ends normally after SIGTERM."""
+    """After SIGTERM the server completes the response that it is sending."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         chunk(wire, location, DATA[:HALF])
@@ -244,9 +244,9 @@ def test_sigterm_ends_it_while_it_reads_a_large_upload_back(server: Server) -> N
 
 
 def test_two_servers_on_one_root_share_it(server: Server, tmp_path: Path) -> None:
-    """Two servers on one root see each other's uploads, blobs and manifests.
+    """Two servers with the same root have the same uploads, blobs and manifests.
 
-    Only one of them may write to an upload.
+    Only one server at a time may write to an upload.
     """
     with Server(server.root, tmp_path / "log2") as other, client_of(server) as one, client_of(other) as two:
         location = begun(one, "a")
@@ -272,7 +272,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_answered_with_507(small_disk: Path, tmp_path: Path) -> None:
-    """A push onto a full disk is answered with 507, and the upload resumes when there is room."""
+    """A push to a full disk gets status 507. When there is space, the upload resumes."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(6 * MiB))
     with Server(small_disk / "root", tmp_path / "log") as server, client_of(server) as client:
@@ -297,7 +297,7 @@ def test_a_full_disk_is_answered_with_507(small_disk: Path, tmp_path: Path) -> N
 
 
 def test_deleted_blobs_make_room(small_disk: Path, tmp_path: Path) -> None:
-    """The room of a deleted blob is used by the next push."""
+    """The next push can use the space of a deleted blob."""
     with Server(small_disk / "root", tmp_path / "log") as server, client_of(server) as client:
         first = pushed(client, "a", DATA)
         second = pushed(client, "a", DATA[1:])
@@ -387,7 +387,7 @@ def test_an_htpasswd_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def high_water(server: Server) -> int:
-    """Return the peak memory of a process, in bytes."""
+    """Return the peak memory of a server's process, in bytes."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
     assert found is not None
     return int(found[1]) << 10
@@ -422,7 +422,7 @@ def test_a_blob_of_256_mib_is_streamed(server: Server, tmp_path: Path) -> None:
 
 
 def test_many_uploads_at_once(server: Server) -> None:
-    """Sixteen uploads that hang in the middle do not fill the memory, and all end when the rest arrives."""
+    """Sixteen uploads that stop in the middle use little memory. All complete when the other bytes arrive."""
     with client_of(server) as client, ThreadPoolExecutor(16) as pool:
         locations = [begun(client, "a") for _ in range(16)]
         wires = [Wire(server.host) for _ in locations]
@@ -438,7 +438,7 @@ def test_many_uploads_at_once(server: Server) -> None:
 
 
 def test_descriptors_are_given_back(server: Server) -> None:
-    """After many requests and broken connections the server has no more open files than before."""
+    """After many requests and broken connections the server has no more open files than before them."""
 
     def opened() -> int:
         return len(os.listdir(f"/proc/{server.process.pid}/fd"))

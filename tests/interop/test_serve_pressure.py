@@ -1,6 +1,6 @@
-"""``kitfs serve`` recovers from full disks and a lack of descriptors, and collects the garbage in its store.
+"""``kitfs serve`` recovers when its disk is full or its file descriptors are used up, and collects garbage.
 
-Pulls still work, and nothing is deleted that may be needed.
+Meanwhile blobs can be pulled, and nothing is deleted that may still be needed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def filled(disk: Path) -> Path:
-    """Write a file that uses all the remaining room."""
+    """Write a file that uses all the remaining space."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as f:
         for size in (MiB, 4096, 1):
@@ -108,9 +108,9 @@ Way = Callable[[httpx.Client, bytes], httpx.Response]
 
 @pytest.mark.parametrize("way", [by_put, by_patch, by_pieces, by_post])
 def test_a_push_that_does_not_fit_leaves_room_for_the_next_one(disk: Path, tmp_path: Path, way: Way) -> None:
-    """A push that does not fit is answered with 507, however it is sent.
+    """A push that does not fit on the disk gets status 507, however it is sent.
 
-    Pulls keep working, an unfinished upload of another client survives, and the next push is accepted.
+    Pulls keep working, an unfinished upload of another client is kept, and the next push is accepted.
     """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         old = pushed(client, "a", b"old")
@@ -129,7 +129,7 @@ def test_a_push_that_does_not_fit_leaves_room_for_the_next_one(disk: Path, tmp_p
 def test_a_server_starts_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
     """On a full disk the server starts, serves pulls, and refuses pushes with a clear message.
 
-    When there is room, pushes are accepted without a restart.
+    When there is space, pushes are accepted without a restart.
     """
     with Server(disk / "root", tmp_path / "log") as server:
         with client_of(server) as client:
@@ -152,7 +152,7 @@ def test_a_server_starts_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
 
 
 def test_deletion_works_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
-    """A kit and a blob can be deleted on a full disk, and their room is used by the next push."""
+    """A kit and a blob can be deleted on a full disk. The next push can use their space."""
     with Server(disk / "root", tmp_path / "log", "--min-age", "0") as server, client_of(server) as client:
         digest = kit(client, "a", "v1", DATA)
         filled(disk)
@@ -166,7 +166,7 @@ def test_deletion_works_on_a_full_disk(disk: Path, tmp_path: Path) -> None:
 def test_young_blobs_of_removed_kits_are_kept(disk: Path, tmp_path: Path) -> None:
     """The blobs of a removed kit are kept for a day, because a push that found them may still send its manifest.
 
-    After that day, a push can use their room.
+    After that day, a push can use their space.
     """
     with Server(disk / "root", tmp_path / "log") as server, client_of(server) as client:
         digest = kit(client, "a", "v1", DATA)
@@ -215,14 +215,14 @@ def seconds_of_cpu(pid: int) -> float:
 
 @pytest.fixture
 def few(tmp_path: Path) -> Iterator[Server]:
-    """Return a server that may open 300 descriptors."""
+    """Return a server with a limit of 300 open files."""
     with Server(tmp_path / "root", tmp_path / "log", descriptors=300) as running:
         yield running
     no_traceback(running.log)
 
 
 def crowd(server: Server, size: int) -> list[socket.socket]:
-    """Open connections on which nothing is sent. The kernel queues those that the server does not accept."""
+    """Open ``size`` connections on which nothing is sent. The kernel queues those that the server does not accept."""
     host, _, port = server.host.rpartition(":")
     made = []
     for _ in range(size):
@@ -234,7 +234,7 @@ def crowd(server: Server, size: int) -> list[socket.socket]:
 
 
 def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: Server) -> None:
-    """With more idle connections than descriptors, the server still answers, and closes idle connections.
+    """If idle connections use up the file descriptors, the server closes some of them and still answers requests.
 
     The log and the CPU time of the server do not grow.
     """
@@ -255,7 +255,7 @@ def test_more_idle_connections_than_descriptors_cost_nothing_and_are_shed(few: S
 
 
 def test_unfinished_tls_handshakes_are_shed_too(tmp_path: Path) -> None:
-    """Connections that never finish a TLS handshake do not use up the descriptors."""
+    """Connections that never finish a TLS handshake do not use up the file descriptors."""
     tls = Path(__file__).parents[1] / "unit" / "registry" / "tls"
     options = ("--tls-cert", str(tls / "server.pem"), "--tls-key", str(tls / "server.pem"))
     context = ssl.create_default_context(cafile=str(tls / "ca.pem"))
@@ -275,7 +275,7 @@ def test_unfinished_tls_handshakes_are_shed_too(tmp_path: Path) -> None:
 
 
 def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None:
-    """With more clients than descriptors every client gets the right bytes, one after the other."""
+    """If there are more clients than file descriptors, all clients get the right bytes, one after the other."""
     with client_of(few) as client:
         digest = pushed(client, "a", DATA[:100_000])
 
@@ -288,7 +288,7 @@ def test_more_requests_than_descriptors_wait_for_their_turn(few: Server) -> None
 
 
 def test_a_busy_connection_is_not_shed(few: Server) -> None:
-    """If idle connections use up the descriptors, a slow push keeps its connection."""
+    """If idle connections use up the file descriptors, a slow push keeps its connection."""
     with client_of(few) as client, Wire(few.host) as slow:
         location = begun(client, "a")
         slow.send(f"PUT {location}?digest={Digest.of(DATA)}", f"Content-Length: {len(DATA)}", body=DATA[:MiB])
@@ -337,7 +337,7 @@ def test_gc_beside_a_running_server_frees_the_layers_of_removed_kits(server: Ser
 
 
 def test_a_blob_that_a_push_found_is_kept_until_its_manifest(server: Server) -> None:
-    """A push that finds an old blob by HEAD can send its manifest, although collectors run all the time."""
+    """If a push has found an old blob by HEAD, garbage collections keep the blob until the push sends its manifest."""
     link = server.root / "served" / "a" / "blobs" / f"sha256-{Digest.of(DATA).hex}"
     stop = False
     collected = 0
@@ -373,7 +373,7 @@ def test_a_blob_that_a_push_found_is_kept_until_its_manifest(server: Server) -> 
 
 
 def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
-    """After SIGKILL of a collector at any moment every kit is whole, and the next collection frees the rest."""
+    """If a garbage collection is killed at any moment, no kit loses a blob. The next collection frees the rest."""
     with client_of(server) as client:
         layers = [os.urandom(20_000) + bytes([n]) for n in range(60)]
         for n in range(30):
@@ -398,7 +398,7 @@ def test_a_killed_collector_leaves_every_kit_whole(server: Server) -> None:
 
 
 def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> None:
-    """``kitfs cache`` does not count or free what was pushed, and names the command that frees it."""
+    """``kitfs cache`` does not count or free the store of ``kitfs serve``, and names the command that frees it."""
     with client_of(server) as client:
         kit(client, "a", "v1", DATA)
     for verb in ("info", "clear"):
@@ -412,7 +412,7 @@ def test_cache_verbs_say_where_the_room_of_removed_kits_is(server: Server) -> No
 
 
 def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -> None:
-    """A wrong ``--root``, before or after the verb, is refused in one line, and nothing is created."""
+    """If ``--root`` is not a store, ``serve gc`` exits with one line and creates nothing."""
     for options in (["gc", "--root", str(tmp_path / "none")], ["--root", str(tmp_path / "none"), "gc"]):
         done = subprocess.run([str(KITFS), "serve", *options], capture_output=True, text=True)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -424,9 +424,9 @@ def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -
 
 
 def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
-    """Each risk of an address has a line that names an option against the risk.
+    """For an address that other machines can reach, one warning names ``--htpasswd`` and one names ``--tls-cert``.
 
-    A loopback address has no risks. ``--htpasswd`` and TLS each remove one.
+    With users or TLS the warning about it is missing. A loopback address has no warnings.
     """
 
     def lines(host: str, *, tls: bool = False, users: bool = False, read_only: bool = False) -> list[str]:
@@ -445,7 +445,10 @@ def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
 
 
 def test_listening_on_every_address_logs_warnings(tmp_path: Path) -> None:
-    """Before the first request, the log has one warning about users and one about TLS. On loopback it has neither."""
+    """A server on 0.0.0.0 logs a warning that names ``--htpasswd`` and one that names ``--tls-cert``.
+
+    A server on a loopback address logs no warning.
+    """
     with Server(tmp_path / "root", tmp_path / "log", "--listen", "0.0.0.0:0") as server:
         warned = [line for line in server.log.read_text().splitlines() if " WARNING " in line]
     assert ["--htpasswd" in warned[0], "--tls-cert" in warned[1], len(warned)] == [True, True, 2]

@@ -41,7 +41,7 @@ def copy(source: str, target: str) -> None:
 
 
 def digest_at(address: str, repository: str, tag: str = "v1") -> str | None:
-    """Return the digest in the response to HEAD of a tag, after comparing it with the bytes from GET."""
+    """Return the digest that HEAD of a tag returns, after comparing it with the bytes that GET returns."""
     connection = http.client.HTTPConnection(address, timeout=20)
     try:
         accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
@@ -81,7 +81,7 @@ def in_layout(layout: Path) -> tuple[str, dict[str, int]]:
 
 @pytest.mark.parametrize("name", GOLDEN_KITS)
 def test_a_golden_kit_is_copied_in_and_out(serving: Server, tmp_path: Path, name: str) -> None:
-    """The manifest and every blob have the digests of kits.json, on the server and in a layout that skopeo copies."""
+    """The manifest and every blob have the digests of kits.json, both on the server and in skopeo's copy."""
     copy(f"oci-archive:{GOLDEN}/layouts/{name}.tar:v1", f"docker://{serving.host}/in/{name}:v1")
     assert digest_at(serving.host, f"in/{name}") == GOLDEN_KITS[name]["manifest"]
     copy(f"docker://{serving.host}/in/{name}:v1", f"oci:{tmp_path}/out:v1")

@@ -25,7 +25,7 @@ NOTES = {"org.opencontainers.image.title": EVIL, EVIL: EVIL}
 
 
 def verbs(group: click.Group, *above: str) -> Iterator[tuple[str, ...]]:
-    """Return every verb, with the names of its groups."""
+    """Return every verb, preceded by the names of its groups."""
     for name, command in group.commands.items():
         if isinstance(command, click.Group):
             yield from verbs(command, *above, name)
@@ -54,7 +54,7 @@ def hostile_kit(text: str, data: bytes) -> kits.Kit:
 
 
 class Terminal:
-    """A runner of verbs that checks everything that the verbs print."""
+    """A class that runs verbs and checks everything that they print."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -62,7 +62,7 @@ class Terminal:
     def run(self, *args: str | os.PathLike[str], env: dict[str, str] | None = None) -> str:
         """Run a verb, and return its stdout and stderr.
 
-        Raises AssertionError if the output contains a control character or the verb has a bug.
+        Raises AssertionError if the output contains a control character or a traceback.
         """
         done = self.host.kitfs(*args, env={"PYTHONUTF8": "1"} | (env or {}), check=False, text=False)
         told = (done.stdout + b"\n" + done.stderr).decode("utf-8")  # type: ignore[operator]
@@ -138,7 +138,7 @@ def test_errors_of_a_registry_are_escaped(terminal: Terminal, fake: FakeRegistry
 
 
 def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Every verb escapes names, descriptions, annotations, labels and paths, for people and for programs."""
+    """Every verb escapes names, descriptions, annotations, labels and paths, in text and in JSON."""
     ref = fake.put_kit("team/kit", hostile_kit(EVIL, b"w" * 5000), "v1")
     other = fake.put_kit("team/kit", hostile_kit(f"{EVIL}2", b"v" * 5000), "v2")
     out = tmp_path / "out"
@@ -174,7 +174,7 @@ def test_texts_of_a_kit_are_escaped(terminal: Terminal, fake: FakeRegistry, tmp_
 
 
 def test_a_manifest_that_is_not_a_kit_is_escaped(terminal: Terminal, fake: FakeRegistry, tmp_path: Path) -> None:
-    """Media types and artifact types are escaped in refusals.
+    """If a manifest is not a kit, the error escapes its media type and its artifact type.
 
     The name and the tags of a layout are escaped too.
     """

@@ -1,8 +1,8 @@
-"""kitfs repeats about a hundred commands of the real kit 1.7, with the same success or failure and the same stdout.
+"""kitfs runs about a hundred commands that kit 1.7 ran, with the same success or failure and the same stdout.
 
-The transcript of kit is not part of the repository. The tests read it from a directory beside the repository. All
-commands are run once, in order, in subprocesses, against a docker-registry. Each command is a test of its own. The
-trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
+A transcript records what kit did. It is not part of this repository: the tests read it from a directory beside the
+repository. All commands are run once, in order, in subprocesses, with a docker-registry. Each command is a separate
+test. The trees are those of make_trees.py. The small wrong Kitfiles are derived from kit's own error messages.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ replays = pytest.mark.skipif(not STEPS, reason="not here: this checkout does not
 
 @pytest.fixture(scope="module")
 def replayed(registry: RegistryProcess, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[Ours]]]:
-    """Return the address of the registry, and the result of kitfs for each step."""
+    """Run all commands. Return the address of the registry, and the result of each command."""
     needs("skopeo")
     registry.copy_archive(GOLDEN / "layouts/modelpack-raw.tar", "golden/modelpack-raw")
     at = tmp_path_factory.mktemp("transcript")
@@ -146,8 +146,8 @@ def test_a_command_does_what_kit_did(replayed: tuple[str, list[Ours]], step: Ste
 def comparable(command: str, stdout: str) -> str | list[str]:
     """Return the part of an output that is compared.
 
-    The width of columns depends on the name of the registry, kit's layers of one type have any order, and the
-    transcript has lost the last empty line of diff.
+    Widths of columns in ``kit list`` are ignored, because they depend on the name of the registry. For ``kit diff`` the
+    order of lines and empty lines are ignored.
     """
     if command.startswith("kit list"):
         return [re.sub(" {3,}", "   ", line) for line in stdout.splitlines()]
@@ -165,9 +165,9 @@ def test_an_unknown_manifest_version_gets_a_warning(replayed: tuple[str, list[Ou
 
 @replays
 def test_every_difference_still_exists() -> None:
-    """Every listed command is in the transcript and still has another result than kit.
+    """Every command in DIFFERENCES is in the transcript, and kitfs' result still differs from kit's.
 
-    The manual gives the reason for each.
+    The manual gives the reason for each difference.
     """
     table = manual.read("kit").partition("## Differences from kit\n")[2]
     assert [why for why in DIFFERENCES.values() if why not in table] == []

@@ -1,6 +1,6 @@
 """``kitfs unpack`` writes the recorded trees and prints what kit printed.
 
-It survives kills, detects wrong bytes and keeps within a limit of memory.
+An unpack can be repeated after a kill, detects wrong bytes, and uses little memory.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def test_an_ordinary_user(golden_registry: RegistryProcess, nobody: Python, name
 
 
 def transcripts() -> list[tuple[str, str, bool]]:
-    """Return the command, the stdout and the success of every unpack that the real kit ran, in order."""
+    """Return the command, the stdout and the success of every recorded ``kit unpack``, in order."""
     if not TRANSCRIPTS.exists():
         return []
     found = []
@@ -101,7 +101,7 @@ def transcripts() -> list[tuple[str, str, bool]]:
     not TRANSCRIPTS.exists(), reason="not here: this checkout does not have the transcripts of the real kit"
 )
 def test_what_the_real_kit_printed(golden_registry: RegistryProcess, box: Host) -> None:
-    """Every unpack of the transcripts prints the same stdout, and succeeds or fails as the real kit did."""
+    """``kitfs unpack`` prints the same stdout as every recorded ``kit unpack``, and fails where kit failed."""
     golden_registry.copy_archive(GOLDEN / "layouts/basic.tar", "t/basic")
     wrong = []
     for command, stdout, success in transcripts():
@@ -115,9 +115,9 @@ def test_what_the_real_kit_printed(golden_registry: RegistryProcess, box: Host) 
 
 
 def test_references(golden_registry: RegistryProcess, box: Host) -> None:
-    """A reference without a tag means latest, and unpack prints a notice of that.
+    """If a reference has no tag, unpack uses latest and prints a notice.
 
-    Several tags are refused before anything is fetched. An archive works like a registry.
+    A reference with several tags is refused before anything is fetched. A kit can be unpacked from an archive.
     """
     archive = GOLDEN / "layouts/basic.tar"
     golden_registry.push(build([part("docs", "x", b"x", format="raw")]), "unpack/basic", "latest")
@@ -136,9 +136,9 @@ def test_references(golden_registry: RegistryProcess, box: Host) -> None:
 
 
 def test_deprecated_flags_are_filters(box: Host) -> None:
-    """Deprecated flags work as filters, with a warning.
+    """Deprecated flags select layers like ``--filter``, and a warning is printed.
 
-    Together with ``--filter``, deprecated flags are ignored.
+    If ``--filter`` is given too, the deprecated flags are ignored.
     """
     archive = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
     done = box.kitfs("unpack", archive, "-d", box.root / "a", "--model", "--kitfile")
@@ -149,7 +149,7 @@ def test_deprecated_flags_are_filters(box: Host) -> None:
 
 
 def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, box: Host) -> None:
-    """If a layer has a wrong byte, unpack exits with 6 and writes nothing of the layer.
+    """If a layer has a wrong byte, unpack exits with 6 and writes no file of the layer.
 
     When the registry has the right bytes again, the same command fetches only that layer.
     """
@@ -176,7 +176,7 @@ def test_a_byte_that_is_wrong_at_the_registry(own_registry: RegistryProcess, box
 def test_a_kill_at_any_moment(own_registry: RegistryProcess, box: Host, seed: int) -> None:
     """After ten kills, the next run unpacks the right tree and leaves no other file behind.
 
-    What was transferred before a kill is not fetched again.
+    Bytes that were transferred before a kill are not fetched again.
     """
     chance = random.Random(seed)
     big = {f"m/{n}.bin": chance.randbytes(chance.randrange(9 * MiB)) for n in range(8)}
@@ -255,7 +255,7 @@ def test_memory_stays_small(own_registry: RegistryProcess, box: Host, compressio
 
 
 def test_a_hostile_kit_is_refused_in_one_line(own_registry: RegistryProcess, box: Host) -> None:
-    """A hostile kit is refused in one line, and nothing is written, neither in the directory nor elsewhere."""
+    """A hostile kit is refused in one line, and no file is written to the directory or elsewhere."""
     evil = kit_tar({"../evil": b"x", "fine": b"y"})
     ref = own_registry.push(build([part("model", ".", evil)]), "team/evil")
     assert "leaves the root" in refused(box.kitfs("unpack", ref, "-d", box.root / "deep/out", check=False), 8)

@@ -88,7 +88,7 @@ def test_a_closed_port(host: Host) -> None:
 
 
 def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """Without credentials or with a wrong password, the error of mount names the registry and its 401."""
+    """Without credentials or with a wrong password, mount fails, and the error names the registry and 401."""
     with RegistryProcess(
         tmp_path / "locked", htpasswd="u:$2y$05$Uw0zTyXkGFiRaGY6lwLdBO5kvZV8Ql0tVNV0g1qM9fLPnw1gpPjDK\n"
     ) as locked:
@@ -99,7 +99,7 @@ def test_401_without_credentials(own_registry: RegistryProcess, host: Host, tmp_
 
 
 def test_403(host: Host) -> None:
-    """The error of mount names the registry and its 403."""
+    """If the registry returns 403, mount fails, and the error names the registry and 403."""
     with answering(403, b'{"errors":[{"code":"DENIED","message":"not for you"}]}') as name:
         refuses_to_mount(host, f"{name}/team/kit:v1", words=(name, "403"))
 
@@ -116,7 +116,7 @@ def test_not_a_registry(host: Host) -> None:
     ids=["tag", "repository", "digest"],
 )
 def test_what_the_registry_does_not_have(golden_registry: RegistryProcess, host: Host, ref: str) -> None:
-    """Mount says that a tag, a repository or a digest does not exist in the registry."""
+    """The error of mount says that a tag, a repository or a digest does not exist in the registry."""
     refuses_to_mount(host, f"{golden_registry.host}/{ref}", words=(golden_registry.host, "does not exist"))
 
 
@@ -253,7 +253,7 @@ def test_a_bad_environment(host: Host, name: str, value: str) -> None:
     "text", ["transport: warp\n", "no-such-setting: 1\n", "- a list\n", "a: [unclosed\n", "cache-size: {a: b}\n"]
 )
 def test_a_bad_settings_file(host: Host, text: str) -> None:
-    """A settings file is refused if it has an invalid value or an unknown name, or is not a mapping."""
+    """A settings file is refused if it is not a mapping, or has an invalid value or an unknown name."""
     file = host.root / "settings.yaml"
     file.write_text(text)
     refuses_to_mount(host, ARCHIVE, "--settings", str(file))
@@ -277,7 +277,7 @@ def test_a_mount_point_below_a_missing_directory(host: Host) -> None:
 
 
 def test_a_mount_point_that_is_not_empty(host: Host) -> None:
-    """Mount refuses a directory that is not empty. Otherwise the mount would hide the files of the directory."""
+    """Mount refuses a directory that is not empty, because the mount would hide its files."""
     (host.mnt / "full").mkdir()
     (host.mnt / "full/mine").write_text("mine")
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "full", check=False), str(host.mnt / "full"), "not empty")
@@ -345,7 +345,7 @@ def test_a_cache_directory_that_is_a_file(host: Host) -> None:
 
 
 def test_a_cache_directory_that_may_not_be_written(user_host: Host) -> None:
-    """Mount refuses a cache directory in which the user may not write."""
+    """Mount refuses a cache directory if the user has no permission to write to it."""
     locked = user_host.root / "locked"
     locked.mkdir(mode=0o555)
     archive = shutil.copy(GOLDEN / "layouts/basic.tar", user_host.root / "kit.tar")
@@ -360,7 +360,7 @@ def test_a_cache_directory_on_a_read_only_disk(host: Host) -> None:
 
 
 def test_a_cache_directory_on_a_full_disk(host: Host) -> None:
-    """Mount refuses a cache directory on a disk that has no room for a single file."""
+    """Mount refuses a cache directory on a full disk."""
     with tmpfs(host.root / "disk", "size=64k") as disk:
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
             while True:

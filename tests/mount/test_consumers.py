@@ -50,7 +50,7 @@ with safe_open(sys.argv[1], "numpy") as file:
 
 
 def run(code: str, path: Path) -> str:
-    """Run a program with the path of a model, and return its stdout."""
+    """Run a Python program with the path of a model as its argument, and return its stdout."""
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False, timeout=200
     )
@@ -77,9 +77,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_is_loaded_through_cold_and_warm_mounts(
     own_registry: RegistryProcess, host: Host, models: Path, program: str, name: str
 ) -> None:
-    """A program prints the same for a model in a mount as for a local file.
+    """A program prints the same for a model in a mount as for a copy on the local disk.
 
-    A cold load transfers the model once and no other file of the kit. A warm load transfers no byte of the model.
+    The first load transfers the model once and no other file of the kit. The second load transfers no byte of the
+    model.
     """
     if program == LLAMA:
         pytest.importorskip("xllamacpp", reason="xllamacpp is missing: install the extra dev")

@@ -22,7 +22,10 @@ TREE = [
 
 
 def workshop(host: Host) -> dict[str, str]:
-    """Return an empty TMPDIR that only the demo uses. A test can find there what the demo leaves behind."""
+    """Return an empty directory that the demo uses as its TMPDIR.
+
+    If the demo leaves something behind, a test can find it in this directory.
+    """
     directory = host.root / "tmp"
     if not directory.exists():
         directory.mkdir()
@@ -38,7 +41,7 @@ def shown(out: str) -> list[str]:
 
 @pytest.mark.parametrize("options", [(), ("--transport", "libfuse")], ids=["kernel", "libfuse"])
 def test_demo(anybody: Host, options: tuple[str, ...]) -> None:
-    """The demo packs, serves and mounts a kit, fetches at most a tenth of its bytes, and leaves nothing behind."""
+    """Demo packs, serves and mounts a kit, fetches at most a tenth of its bytes, and leaves nothing behind."""
     done = anybody.kitfs("demo", *options, env=workshop(anybody), timeout=200)
     assert shown(done.stdout) == TREE
     assert "equal to what was packed" in done.stdout
@@ -59,7 +62,7 @@ def test_demo_with_json_prints_its_findings_only(host: Host) -> None:
 
 
 def test_demo_where_nothing_can_be_mounted(host: Host) -> None:
-    """Without FUSE the demo says that it cannot mount, shows the tree with other verbs, and succeeds."""
+    """Without FUSE the demo says that it cannot mount, shows the tree without a mount, and succeeds."""
     done = without_dev_fuse(host, "demo")
     assert (done.returncode, done.stderr) == (0, "")
     told = [line for line in done.stdout.splitlines() if line.startswith("cannot mount on this machine")]

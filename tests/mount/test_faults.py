@@ -1,8 +1,8 @@
-"""Reads fail with EIO while a fault lasts, the fault is reported, and reads succeed after its end.
+"""While a fault lasts, reads fail with EIO and the fault is reported. After the fault, reads succeed.
 
-Each fault begins and ends while a kit is mounted. ``test_hostile`` tests which faults a reader notices. A lower bound
-on a time in this module shows that nothing is given up too early. An upper bound only shows that nothing hangs: it is
-several times the measured time.
+Each fault begins and ends while a kit is mounted. ``test_hostile`` tests which faults make a read fail. If a test
+requires that a time is at least some value, kitfs must not give up earlier. If a test requires that a time is at most
+some value, kitfs must not hang: the value is several times the measured time.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ with open(sys.argv[1], "rb") as f:
 
 
 def pread(mount: Mounted, offset: int, size: int = 4096, *, seconds: float = HANGS) -> tuple[str, float]:
-    """Return the result of one read(2) of w.bin and its duration in seconds.
+    """Read from w.bin. Return the result and the duration in seconds.
 
     The result is "right", "wrong" or the name of the errno.
     """
@@ -138,7 +138,7 @@ def test_a_slow_body_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) ->
 
 
 def test_a_late_answer_is_not_a_stall(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A read waits for an answer that arrives within ``--read-timeout``."""
+    """A read succeeds if the response arrives late, but within ``--read-timeout``."""
     mount = host.mount(ref, "--read-timeout", "10")
     fake.fail("/blobs/", Pause(1.5), times=1)
     found, seconds = pread(mount, 3 * MiB)
@@ -179,7 +179,7 @@ def test_a_mapped_page_that_cannot_be_fetched_is_sigbus(host: Host, fake: FakeRe
 
 
 def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """Reads succeed soon after the registry is back, even if many failures have opened the circuit breaker."""
+    """Reads succeed soon after the registry is back, even if it failed many times before."""
     mount = host.mount(ref)
     fake.stop()
     for n in range(12):
@@ -193,8 +193,8 @@ def test_a_registry_that_failed_for_long_is_read_again_soon(host: Host, fake: Fa
 def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, fake: FakeRegistry, ref: str) -> None:
     """If the registry does not answer, mount uses the last known digest of the tag and warns.
 
-    The mount is ready long before ``--read-timeout`` is over. A second mount of the reference on the same directory
-    also succeeds.
+    The mount is ready long before ``--read-timeout`` is over. Mounting the same reference on the same directory again
+    succeeds too.
     """
     host.umount(host.mount(ref))
     silence = Stall()
@@ -212,7 +212,7 @@ def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, f
 
 
 def test_retry_after_is_waited_for(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After a 429 with ``Retry-After: 2`` a read returns the bytes after at least two seconds."""
+    """If the registry returns 429 with ``Retry-After: 2``, a read waits at least two seconds and succeeds."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Status(429, {"Retry-After": "2"}), times=1)
     found, seconds = pread(mount, 3 * MiB)
@@ -234,7 +234,7 @@ WRONG: dict[str, tuple[Fault, str]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
-    """While the registry sends a wrong answer, a read fails with EIO, and the status and the log name the cause.
+    """While the registry sends a wrong response, a read fails with EIO, and the status and the log name the cause.
 
     When the fault ends, the next read returns the bytes.
     """
@@ -248,7 +248,7 @@ def test_a_wrong_answer_is_eio_until_it_is_a_right_one(host: Host, fake: FakeReg
 
 
 def test_a_cut_body_resumes_where_it_ended(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """If responses to a read of 128 KiB break off, the read returns the right bytes and transfers none of them twice.
+    """If responses break off, a read of 128 KiB returns the right bytes, and no byte is transferred twice.
 
     A later read of the whole file is one long request, which transfers those 128 KiB again.
     """
@@ -310,7 +310,7 @@ def test_one_stream_that_stalls(host: Host, fake: FakeRegistry, ref: str) -> Non
 
 
 def test_a_layer_with_wrong_bytes_is_dropped(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
-    """A layer whose bytes do not match its digest is dropped, counted and named in the log.
+    """If the bytes of a layer do not match its digest, the layer is dropped, counted and named in the log.
 
     Once the registry sends the right bytes, a new mount reads them.
     """
@@ -368,7 +368,7 @@ def test_a_target_that_is_away_for_a_while(host: Host, fake: FakeRegistry, ref: 
 
 
 def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If the target of a redirect stalls, only one request waits for the whole ``--read-timeout``.
+    """If the target of a redirect stalls, only one read waits for the whole ``--read-timeout``.
 
     The next read asks the registry again, and is redirected to a better target.
     """
@@ -389,7 +389,7 @@ def test_a_target_that_stalls_is_left_by_the_next_read(host: Host, fake: FakeReg
 def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: str, kit: Kit) -> None:
     """If a mirror stops, the registry serves the rest of the file.
 
-    If the registry is also unavailable, one line names both servers. When one of the servers is back, reads succeed.
+    If the registry stops too, one line names both servers. When one of them is back, reads succeed.
     """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
@@ -455,7 +455,7 @@ def test_tokens_that_keep_expiring_do_not_fail_a_read(host: Host, fake: FakeRegi
 
 
 def test_a_password_that_changes_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """After the password was changed, a read fails with EIO, and the error says to log in.
+    """After the password was changed, a read fails with EIO, and the error tells the user to log in.
 
     After a login, reads from the same mount succeed.
     """
@@ -491,7 +491,7 @@ def test_a_credential_helper_gives_an_identity_token(host: Host, fake: FakeRegis
 
 
 def test_a_registry_behind_a_certificate_of_its_own(host: Host, kit: Kit) -> None:
-    """A registry with a private certificate is refused in one line that says what to do.
+    """If the registry's certificate is not trusted, mount fails in one line that says what to do.
 
     With ``--tls-cert`` or ``--tls-verify=false`` the kit is mounted and read.
     """

@@ -18,7 +18,7 @@ MiB = 1 << 20
 
 
 def parts() -> list[Part]:
-    """Return two layers, a tar and a compressed tar."""
+    """Return a plain tar layer and a compressed tar layer."""
     return [
         part("model", "model", kit_tar({"model/w.bin": os.urandom(9 * MiB)})),
         part("dataset", "data", kit_tar({"data/d.csv": b"1,2\n" * MiB}), compression="gzip"),
@@ -26,7 +26,7 @@ def parts() -> list[Part]:
 
 
 def test_a_mount_of_warm_layers_fetches_nothing(own_registry: RegistryProcess, host: Host) -> None:
-    """After ``kitfs warm`` all layers are verified and decoded, and reads need no registry."""
+    """After ``kitfs warm``, all layers are verified and decoded, and reads do not use the registry."""
     ref = own_registry.push(build(parts()), "warm/kit")
     assert host.kitfs("warm", ref).stdout.startswith(f"Warming {ref}\nWarmed sha256:")
     mount = host.mount(ref)
@@ -41,7 +41,7 @@ def test_a_mount_of_warm_layers_fetches_nothing(own_registry: RegistryProcess, h
 def test_warm_fails_if_the_store_cannot_keep_the_layers(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Warmed layers are not pinned, so the size limit of the store applies to them."""
+    """``kitfs warm`` fails if the layers exceed the size limit of the store."""
     sparse_file_tar(tmp_path / "big.tar", {"model/w.bin": 256 * MiB})
     ref = own_registry.push(build([part("model", "model", tmp_path / "big.tar")]), "warm/big")
     done = host.kitfs("warm", ref, "--cache-size", "4MiB", check=False)
@@ -66,7 +66,7 @@ def states(host: Host, mount: Mounted) -> list[str]:
 def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """By default a mount fetches the rest of a layer once half of the layer was read, and no other layer."""
+    """By default a mount fetches the rest of a layer after half of the layer was read. No other layer is fetched."""
     ref = big(own_registry, tmp_path, 256 * MiB, 100 * MiB)
     since = own_registry.mark()
     mount = host.mount(ref)
@@ -87,7 +87,7 @@ def test_a_header_stays_cheap_and_half_a_layer_leads_to_all_of_it(
 def test_all_completes_every_layer_unread_and_none_completes_nothing(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """``--fill all`` fetches and verifies all layers although nothing is read. ``--fill none`` fetches nothing."""
+    """Although nothing is read, ``--fill all`` fetches and verifies all layers. ``--fill none`` fetches nothing."""
     ref = own_registry.push(build(parts()), "fill/all")
     mount = host.mount(ref, "--fill", "none")
     time.sleep(2)
@@ -101,7 +101,7 @@ def test_all_completes_every_layer_unread_and_none_completes_nothing(
 
 
 def test_a_layer_is_completed_by_few_requests(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A few long responses transfer the rest of a layer."""
+    """The rest of a layer is transferred in a few long responses."""
     ref = big(own_registry, tmp_path, 128 * MiB)
     mount = host.mount(ref, "--fill", "all")
     wait_until(lambda: states(host, mount) == ["verified"], f"unexpected status: {host.status(mount)}", seconds=60)
@@ -122,7 +122,7 @@ def test_a_mount_that_is_being_filled_ends_without_the_rest(
 
 
 def test_filling_evicts_nothing(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A layer is not filled if other blobs would be evicted for it, and the mount logs the reason."""
+    """A layer is not fetched in the background if other blobs would be evicted. The log says why."""
     ref = big(own_registry, tmp_path, 8 * MiB, 100 * MiB)
     mount = host.mount(ref, "--fill", "all", "--cache-size", "100MiB")
     wait_until(lambda: "unless other blobs are evicted" in mount.log_text(), mount.log_text(), seconds=60)

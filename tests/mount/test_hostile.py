@@ -46,7 +46,7 @@ SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
-    """Although every blob response, or the next few, have the fault, a read of the whole file gets the right bytes."""
+    """A read of the whole file gets the right bytes, although the registry's responses have the fault."""
     fault, more = SURVIVED[name]
     mount = host.mount(ref, "--transport", transport)
     if cut := more.get("cut"):
@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, name: str) -> None:
     """While the registry has the fault, a read fails with EIO, and the status names the cause.
 
-    When the registry is healed, the same mount reads the right bytes.
+    When the fault has ended, the same mount reads the right bytes.
     """
     fault, word = REFUSED[name]
     mount = host.mount(ref)
@@ -93,10 +93,7 @@ def test_what_a_reader_gets_as_eio(host: Host, fake: FakeRegistry, ref: str, nam
 def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
     host: Host, fake: FakeRegistry, ref: str, by: int
 ) -> None:
-    """If a registry streams a whole blob with too few or too many bytes, only the last read fails with EIO.
-
-    No read returns a wrong byte.
-    """
+    """If the registry sends a whole blob with too few or too many bytes, a reader gets the right bytes or an error."""
     mount = host.mount(ref)
     fake.fail("/blobs/", IgnoreRange())
     fake.fail("/blobs/", Resize(by))
@@ -111,7 +108,7 @@ def test_a_200_that_is_shorter_or_longer_than_the_blob_is_eio_at_its_end(
 
 
 def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A layer with one wrong bit is never verified, is dropped, and counts as an integrity failure."""
+    """A layer with one wrong bit is not verified, and is counted as an integrity failure."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(5 * MiB))
     with reader(mount / "w.bin") as process:
@@ -121,9 +118,9 @@ def test_a_wrong_bit_is_found(host: Host, fake: FakeRegistry, ref: str) -> None:
 
 
 def test_a_stalled_body_does_not_stop_what_is_cached(host: Host, fake: FakeRegistry, ref: str, transport: str) -> None:
-    """While a reader waits for a stalled body, others can read cached bytes, names and attributes.
+    """While one reader waits for a stalled response, other readers can read cached bytes, names and attributes.
 
-    When the stall ends, the reader gets its bytes.
+    When the stall ends, the waiting reader gets its bytes.
     """
     mount = host.mount(ref, "--transport", transport)
     assert read_at(mount / "w.bin", 0) == "read 4096"
@@ -182,7 +179,7 @@ def test_a_redirect_that_expires_is_resolved_again(host: Host, fake: FakeRegistr
 
 
 def test_tokens_are_renewed_while_mounted(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A token that expires between two reads is replaced by a new one."""
+    """If a token expires between two reads, the second read requests a new token."""
     fake.require_token(expires_in=60)
     mount = host.mount(ref)
     assert read_at(mount / "w.bin", 0) == "read 4096"

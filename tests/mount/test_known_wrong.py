@@ -1,4 +1,4 @@
-"""A mount never serves bytes again that are known to be wrong.
+"""Once a mount knows that bytes are wrong, it does not serve them again.
 
 A registry sends a layer with one wrong bit. When the layer is complete, its bytes do not match the digest. From then on
 the files of the layer cannot be opened, open files cannot be read, and mapped pages are dropped, until the store has
@@ -49,7 +49,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Return a function that starts a process with a file open and mapped.
+    """Return a function that starts a process, which opens and maps a file.
 
     The process reads the first page of the file when it starts, and again for each line on its stdin.
     """
@@ -83,7 +83,7 @@ class Replaced:
 
 
 def ask(process: subprocess.Popen[str], line: str) -> str:
-    """Send one line to a holder and return its answer."""
+    """Send one line to a process of ``holder``, and return the response."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(line + "\n")
@@ -91,7 +91,7 @@ def ask(process: subprocess.Popen[str], line: str) -> str:
 
 
 def read(path: Path) -> bytes | int:
-    """Return the content of a file, or the errno of reading it."""
+    """Return the content of a file, or the errno if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as e:
@@ -99,7 +99,7 @@ def read(path: Path) -> bytes | int:
 
 
 def fail(host: Host, mount: Mounted, *paths: Path) -> None:
-    """Read all files of a layer that has a wrong bit, and wait until the mount reports the layer as wrong."""
+    """Read files of a layer that has a wrong bit, until the mount reports the layer as wrong."""
     for path in paths:
         read(path)
     wait_until(lambda: host.status(mount)["integrity_failures"] == 1, "the wrong bit was not found")
@@ -192,9 +192,9 @@ def test_a_compressed_layer_heals(host: Host, fake: FakeRegistry) -> None:
 
 
 def test_a_tar_whose_files_were_elsewhere_stays_refused(host: Host, fake: FakeRegistry) -> None:
-    """If tar headers have wrong bytes, the mount shows names that the kit does not have.
+    """If the headers of a tar have wrong bytes, the mount shows names that the kit does not have.
 
-    The error says that the kit must be mounted again. A new mount shows the right tree.
+    Reads fail, and the error says that the kit must be mounted again. A new mount shows the right tree.
     """
     kit = build([part("model", "m", tars.file(b"m/a.bin", OTHER) + tars.END)])
     ref = fake.put_kit("team/kit", kit, "v1")

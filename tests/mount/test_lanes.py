@@ -15,7 +15,10 @@ DATA = random.Random(11).randbytes(1 << 20) * 144
 
 
 def test_a_limit_for_each_connection_is_met_by_several_connections(registry: RegistryProcess, host: Host) -> None:
-    """A sequential reader gets a second connection, few bytes are received twice, and the layer becomes verified."""
+    """When a file is read from start to end, the mount opens a second connection.
+
+    Few bytes are received twice, and the layer becomes verified.
+    """
     kit = build([part("model", "m", kit_tar({"m/w.bin": DATA}))])
     registry.push(kit, "lanes/kit")
     with Relay(registry.port, rate=RATE) as relay:

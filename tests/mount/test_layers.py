@@ -155,7 +155,7 @@ def test_a_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, source: P
 
 @pytest.mark.parametrize("form", ["v7", "ustar"])
 def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form: str) -> None:
-    """Tars in the formats before pax and GNU appear as GNU tar extracts them, also with ustar's prefix."""
+    """Tars in formats that are older than pax and GNU tar are shown as GNU tar extracts them."""
     top = tmp_path / "source"
     (top / "m" / ("d" * 90)).mkdir(parents=True)
     (top / "m/a.bin").write_bytes(WEIGHTS)
@@ -170,7 +170,7 @@ def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form
 def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> None:
     """Names in many scripts, with control characters and of any permitted length are listed unchanged.
 
-    They include both Unicode forms of a letter, names of 255 bytes and paths of 1200 bytes.
+    Composed and decomposed letters, names of 255 bytes and paths of 1200 bytes are among them.
     """
     data = kit_tar({f"m/{name}": name.encode() for name in ALPHABETS})
     mount = mounted(host, build([part("model", "m", data)]), "--transport", transport)
@@ -212,7 +212,7 @@ def test_every_format_and_compression(
 
 @pytest.mark.parametrize("vintage", ["0.4", "1.7", "1.10", "1.17", "modelpack", "modctl", "cnai"])
 def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """Manifests of every version of kit, and ModelPacks with and without a Kitfile annotation, show the same files."""
+    """Every version's manifests, and ModelPacks with and without a Kitfile annotation, show the same files."""
     tars = {
         name: kit_tar({f"{name}/f.bin": name.encode() * 1000}) for name in ("weights", "part", "source", "rows", "card")
     }
@@ -232,9 +232,9 @@ def test_every_vintage(host: Host, tmp_path: Path, vintage: kits.Vintage) -> Non
 
 @pytest.mark.parametrize("vintage", ["modelpack", "modctl"])
 def test_raw_layers_of_a_modelpack(host: Host, tmp_path: Path, vintage: kits.Vintage) -> None:
-    """A ModelPack has one raw layer per file.
+    """In a ModelPack each file is a raw layer. Paths and modes come from the annotations.
 
-    Paths and modes come from the annotations, whose typeflag is 0 (modctl) or 48 (KitOps).
+    The typeflag in an annotation is 0 (written by modctl) or 48 (written by KitOps).
     """
     files = {"model.safetensors": WEIGHTS, "config/config.json": b"{}", "README.md": b"# r\n", "src/run.py": b"pass\n"}
     kinds = dict(zip(files, ("model", "modelpart", "docs", "code"), strict=True))
@@ -311,7 +311,7 @@ def test_of_two_files_the_later_wins_and_of_two_directories_the_first_mode(host:
 
 
 def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
-    """A layer that contains a Kitfile does not replace the Kitfile that is made from the config."""
+    """A Kitfile in a layer does not replace the Kitfile that kitfs makes from the config."""
     mount = mounted(
         host, build([part("code", ".", kit_tar({"Kitfile": b"evil: true\n", "app.py": b"pass\n"}))], name="mine")
     )
@@ -320,7 +320,7 @@ def test_the_kitfile_of_kitfs_always_wins(host: Host) -> None:
 
 
 def test_parents_without_an_entry_are_made(host: Host) -> None:
-    """A directory without an entry in the tar, as in the tars of modctl, is shown with mode 0755."""
+    """If a tar has no entry for a directory, like the tars of modctl, the directory is shown with mode 0755."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         info = tarfile.TarInfo("a/b/c.bin")
@@ -373,7 +373,7 @@ def test_symlinks_keep_their_targets(host: Host) -> None:
 
 
 def test_a_broken_layer_does_not_break_the_others(host: Host) -> None:
-    """Reading a path that a broken layer might contain fails with EIO. The other layers can be read."""
+    """Reads of paths that a broken layer may contain fail with EIO. The other layers can be read."""
     good = kit_tar({"good/w": b"good"})
     mount = mounted(host, build([part("model", "bad", b"no tar" * 1000), part("docs", "good", good)]))
     assert (mount / "good/w").read_bytes() == b"good"
@@ -410,9 +410,9 @@ def test_more_layers_than_descriptors_are_refused_in_one_line(host: Host) -> Non
 
 
 def test_filters_that_select_nothing_get_a_warning(host: Host) -> None:
-    """A filter that selects nothing gives an empty mount and a warning, as with unpack.
+    """If a filter selects nothing, the mount is empty and a warning is printed.
 
-    A filter that selects something gives no warning.
+    If a filter selects something, no warning is printed.
     """
     kit = build([part("model", "w", b"w", format="raw")])
     assert "datasets: nothing of this kit is selected" in mounted(host, kit, "--only", "datasets").warnings

@@ -1,4 +1,4 @@
-"""Mount answers in one line, daemons end as they should, and dead mounts are cleared."""
+"""Mount prints one line, a daemon ends when its mount ends, and dead mounts can be unmounted."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def test_without_a_tag_latest_is_used(registry: RegistryProcess, host: Host) -> 
 
 
 def test_the_same_reference_on_the_same_directory_again_is_success(host: Host) -> None:
-    """Mounting the same reference on the same directory again mounts nothing.
+    """Mounting the same reference on the same directory again changes nothing.
 
-    Mount prints the digest and the pid of the first mount.
+    The second mount prints the digest and the pid of the first.
     """
     first = host.mount(ARCHIVE)
     second = host.mount(ARCHIVE)
@@ -120,7 +120,7 @@ def test_umount_returns_when_the_daemon_is_gone(host: Host, transport: str) -> N
     "name", ["plain", "sp ace", "tab\there", "é モデル", "back\\slash", "quote'\"", "comma,semi;", "new\nline"]
 )
 def test_umount_takes_any_name(host: Host, name: str, transport: str) -> None:
-    """Mount points with blanks, commas, control characters and foreign letters are mounted, listed and unmounted."""
+    """Directories with blanks, commas, control or foreign characters can be mounted, listed and unmounted."""
     mount = host.mount(ARCHIVE, "--transport", transport, at=name)
     assert (mount / "run.sh").exists()
     assert [row["mountpoint"] for row in host.mounts()] == [str(mount.path)]
@@ -180,7 +180,7 @@ def test_umount_all(host: Host) -> None:
 
 
 def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
-    """For a mount of another run-time directory, the error says that the daemon died or has another ``--run-dir``.
+    """The error for a mount of another run-time directory says: the daemon died or has another ``--run-dir``.
 
     Mount cannot distinguish these two causes.
     """
@@ -210,7 +210,7 @@ def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str)
 
 
 def foreground(host: Host, *options: str) -> tuple[subprocess.Popen[str], Path]:
-    """Start a mount in the foreground, and wait until it answers."""
+    """Start a mount in the foreground, and wait until it is ready."""
     process = host.start("mount", ARCHIVE, host.mnt / "a", "--foreground", *options, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     assert MOUNTED.match(process.stdout.readline())
@@ -219,7 +219,7 @@ def foreground(host: Host, *options: str) -> tuple[subprocess.Popen[str], Path]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_unmounts_and_exits_0(host: Host, transport: str, number: signal.Signals) -> None:
-    """SIGTERM and SIGINT unmount an idle mount, and the process exits with 0."""
+    """After SIGTERM or SIGINT, an idle mount in the foreground unmounts itself and exits with 0."""
     process, path = foreground(host, "--transport", transport)
     with process:
         assert (path / "run.sh").exists()
@@ -230,7 +230,7 @@ def test_a_signal_unmounts_and_exits_0(host: Host, transport: str, number: signa
 
 @pytest.mark.slow
 def test_a_signal_detaches_a_busy_mount(host: Host) -> None:
-    """SIGTERM detaches a busy mount lazily, and the process exits with 0."""
+    """After SIGTERM, a busy mount in the foreground is unmounted lazily, and its process exits with 0."""
     process, path = foreground(host)
     with process, (path / "run.sh").open("rb"):
         process.send_signal(signal.SIGTERM)
@@ -239,7 +239,7 @@ def test_a_signal_detaches_a_busy_mount(host: Host) -> None:
 
 
 def test_umount_by_the_system_ends_the_daemon(host: Host, transport: str) -> None:
-    """The daemon ends after umount(8) and ``fusermount3 -u``, as after ``kitfs umount``."""
+    """After umount(8) or ``fusermount3 -u`` the daemon ends, as after ``kitfs umount``."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     command = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
     subprocess.run([*command, mount.path], check=True)
@@ -275,7 +275,7 @@ def test_status_without_a_directory_prints_a_line_per_mount(host: Host) -> None:
 
 
 def test_check_says_whether_the_tag_has_moved(registry: RegistryProcess, host: Host) -> None:
-    """``status --check`` says whether another kit was pushed to the tag. The mount still shows the old kit."""
+    """``status --check`` says whether the tag now names another kit. The mount still shows the old kit."""
     ref = registry.push(build([part("docs", "README.md", b"one\n", format="raw")]), "life/moving")
     mount = host.mount(ref)
     assert "has not moved" in host.kitfs("status", mount.path, "--check").stdout
@@ -294,7 +294,7 @@ def test_logs_prints_the_log(host: Host) -> None:
 
 
 def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) -> None:
-    """A flag wins over the environment, and the environment wins over the settings file."""
+    """A flag overrides the environment, and the environment overrides the settings file."""
     file = host.root / "settings.yaml"
     file.write_text("transport: libfuse\numask: '077'\n")
     by_file = host.mount(ARCHIVE, "--settings", file, at="file")
@@ -312,9 +312,9 @@ def test_settings_come_from_flag_environment_and_file_in_this_order(host: Host) 
 
 
 def test_other_users_see_a_mount_of_root(host: Host, nobody: object) -> None:
-    """A mount of root is open to other users, because allow_other is root's default.
+    """Other users can read a mount of root by default, as far as the modes of the files permit.
 
-    With ``--no-allow-other`` other users have no access. The modes of files are respected.
+    With ``--no-allow-other`` they have no access.
     """
     needs_root()
     host.mnt.chmod(0o755)
@@ -342,7 +342,7 @@ def test_mounts_of_one_directory_at_once_share_one_daemon(host: Host) -> None:
 
 
 def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str) -> None:
-    """Many programs that walk a cold mount at the same time all see the recorded tree."""
+    """Many programs that list all directories of a cold mount at the same time see the recorded tree."""
     mount = host.mount(ARCHIVE, "--transport", transport)
     code = Path(trees.__file__).read_text()
     walkers = [
@@ -356,7 +356,7 @@ def test_a_mount_survives_a_hundred_listings_at_once(host: Host, transport: str)
 
 
 def test_an_interrupted_reader_can_be_killed(own_registry: RegistryProcess, host: Host, transport: str) -> None:
-    """A process that waits for a stalled registry ends at once after SIGKILL, and the mount stays usable."""
+    """A reader that waits for a stalled registry ends at once after SIGKILL, and the mount stays usable."""
     data = os.urandom(1 << 20)
     own_registry.push(build([part("model", "w.bin", data, format="raw")]), "life/kill")
     with Relay(own_registry.port) as relay:

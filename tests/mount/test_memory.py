@@ -1,4 +1,4 @@
-"""A mount keeps the bytes that it is receiving below ``--memory-budget``, however many files are read at once."""
+"""The bytes that a mount is receiving stay below ``--memory-budget``, however many files are read at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FILES = {f"d/{n}.bin": random.Random(n).randbytes(13 << 20) for n in range(6)}
 
 @pytest.mark.parametrize("budget", ["4MiB", "64MiB"])
 def test_reads_of_many_files_stay_below_the_budget(registry: RegistryProcess, host: Host, budget: str) -> None:
-    """If six cold layers are read at once, the bytes are right, and the status shows how much memory was used."""
+    """Six cold layers are read at once: the bytes are right, and the status shows the used memory."""
     layers = [part("dataset", name, kit_tar({name: data})) for name, data in FILES.items()]
     mount = host.mount(registry.push(build(layers), "memory/many"), "--memory-budget", budget, "--fill", "none")
     with ThreadPoolExecutor(len(FILES)) as pool:

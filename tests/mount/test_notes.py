@@ -26,7 +26,7 @@ def read_as_nobody(path: Path) -> bytes:
 
 
 def private_kit(host: Host) -> str:
-    """Return a kit in the host's store whose weights only their owner may read."""
+    """Return a kit in the host's store whose weights can only be read by their owner."""
     tree = host.root / "tree"
     (tree / "m").mkdir(parents=True)
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: m}\n")
@@ -39,9 +39,9 @@ def private_kit(host: Host) -> str:
 
 
 def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
-    """If other users cannot read files in root's mount, mount prints a note that names an option.
+    """If other users cannot read files of root's mount, mount prints a note that names an option.
 
-    With that option other users can read the files.
+    With this option other users can read the files.
     """
     needs_root()
     host.mnt.chmod(0o755)
@@ -65,16 +65,16 @@ def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
     ],
 )
 def test_an_explicit_option_gets_no_note(host: Host, options: list[str], told: str) -> None:
-    """Mount prints no note if an option decided the modes, or if other users cannot see the mount."""
+    """Mount prints no note if the user gave an option for modes, or if other users have no access to the mount."""
     needs_root()
     warnings = host.mount(private_kit(host), *options).warnings
     assert (told in warnings, bool(warnings)) == (True, bool(told))
 
 
 def test_the_note_about_an_unlisted_layer_is_in_the_log(registry: RegistryProcess, host: Host) -> None:
-    """Mount does not fetch the index of a layer only for a note.
+    """Mount does not fetch the index of a layer only to print a note.
 
-    When the layer is listed, the note is logged. The next mount prints the note.
+    When a directory of the layer is first listed, the note is logged. The next mount prints the note.
     """
     needs_root()
     ref = registry.push(build([part("model", "m", PRIVATE)]), "notes/cold")
@@ -94,7 +94,7 @@ def test_the_note_about_raw_layers_is_printed_at_once(registry: RegistryProcess,
 
 
 def test_fstab_takes_modes(host: Host) -> None:
-    """An fstab line accepts ``file_mode`` and ``dir-mode``."""
+    """A line in fstab accepts ``file_mode`` and ``dir-mode``."""
     layout = kits.write_layout(build([part("model", "m", PRIVATE)]), host.root / "layout", "v1")
     done = mount_helper(host, f"oci:{layout}:v1", host.mnt / "a", "-o", "file_mode=0444,dir-mode=0555")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The verbs for mounts print JSON for programs, and text for people on a terminal."""
+"""Verbs for mounts print JSON for programs, and text on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MiB = 1 << 20
 
 
 def test_umount_json_lists_what_was_unmounted(host: Host) -> None:
-    """``umount --json`` prints a list of the mount points that were unmounted, also with ``--all``."""
+    """``umount --json``, with or without ``--all``, prints the unmounted mount points as a list."""
     first = host.mount(ARCHIVE, at="first")
     assert json.loads(host.kitfs("umount", first.path, "--json").stdout) == [{"mountpoint": str(first.path)}]
     mounts = [host.mount(ARCHIVE, at=name) for name in ("a", "b")]
@@ -45,7 +45,7 @@ def test_umount_json_of_a_busy_mount_is_an_error_in_json(host: Host) -> None:
 
 
 def test_logs_json_has_an_object_per_line(host: Host) -> None:
-    """``logs --json`` prints the time, the level and the message of every line, also after the mount has ended."""
+    """``logs --json`` prints the time, the level and the message of each line, even after the mount has ended."""
     mount = host.mount(ARCHIVE)
     lines = mount.log_text().splitlines()
     rows = [json.loads(line) for line in host.kitfs("logs", mount.path, "--json").stdout.splitlines()]
@@ -60,7 +60,7 @@ def test_logs_json_has_an_object_per_line(host: Host) -> None:
 
 
 def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host) -> None:
-    """On a terminal ``status DIR`` prints text with units, in lines of at most 80 columns."""
+    """On a terminal ``status DIR`` prints sizes with units, in lines of at most 80 columns."""
     kit = build([part("model", "w.bin", bytes(2 * MiB), format="raw")])
     mount = host.mount(registry.push(kit, "output/status"))
     (mount / "w.bin").read_bytes()
@@ -81,7 +81,7 @@ def test_status_on_a_terminal_is_in_words(registry: RegistryProcess, host: Host)
 
 
 def test_status_shows_the_cache_of_the_mount(host: Host, tmp_path: Path) -> None:
-    """``status DIR`` shows the size and the limit of the store that the mount uses, and not of the default store."""
+    """``status DIR`` shows the size and the limit of the mount's store, even if it is not the default store."""
     store = host.root / "other"
     store.mkdir()
     mount = host.mount(ARCHIVE, "--cache-size", "1G", "--cache-dir", store)
@@ -109,7 +109,7 @@ def test_mount_json_has_the_fields_of_the_mount(host: Host) -> None:
 
 
 def test_status_elsewhere_has_the_stable_lines(host: Host) -> None:
-    """Without a terminal ``status DIR`` prints the names and values that programs read, and no words."""
+    """If stdout is not a terminal, ``status DIR`` prints names and values for programs."""
     mount = host.mount(ARCHIVE)
     lines = host.kitfs("status", mount.path).stdout.splitlines()
     names = [line.partition(":")[0] for line in lines[: lines.index("")]]
@@ -120,7 +120,7 @@ def test_status_elsewhere_has_the_stable_lines(host: Host) -> None:
 
 
 def test_status_of_all_mounts_on_a_terminal_ends_with_the_cache(host: Host) -> None:
-    """On a terminal ``status`` without a directory prints a table of mounts, and a last line about the cache."""
+    """On a terminal ``status`` prints a table of all mounts, and then a line about the cache."""
     for name in ("a", "b"):
         host.mount(ARCHIVE, at=name)
     code, printed = host.on_terminal("status")
@@ -133,9 +133,9 @@ def test_status_of_all_mounts_on_a_terminal_ends_with_the_cache(host: Host) -> N
 
 
 def test_mounts_on_a_terminal_fits_80_columns(host: Host) -> None:
-    """On a terminal ``mounts`` shortens its output to 80 columns.
+    """On a terminal ``mounts`` shortens the lines of its table to 80 columns.
 
-    With ``--no-trunc`` or without a terminal, nothing is shortened.
+    If ``--no-trunc`` is given, or if stdout is not a terminal, nothing is shortened.
     """
     mount = host.mount(ARCHIVE)
     code, printed = host.on_terminal("mounts")

@@ -26,9 +26,10 @@ KIT = kits.build([
 
 
 def loose(root: Path) -> dict[str, str]:
-    """Return files that are not 0600 and directories that are not 0700, below a directory.
+    """Return the modes of files that are not 0600 and of directories that are not 0700, below a directory.
 
-    Under a strict umask, a file that a daemon is creating (its name ends with "~") may briefly have fewer bits.
+    A file whose name ends with "~" is being created. It is left out while its mode is 0000, which a strict umask
+    causes.
     """
     found = {}
     for path in root.rglob("*"):
@@ -47,7 +48,7 @@ def loose(root: Path) -> dict[str, str]:
 def test_everything_that_is_created_is_private(host: Host, tmp_path: Path, mask: int) -> None:
     """Under any umask, files of the store and of mounts are 0600, and directories are 0700.
 
-    This is also true in directories that everybody may read.
+    This is also true if the parent directory can be read by everybody.
     """
     if host.python.user is not None:
         pytest.skip("not here: another user would have to own the source")
@@ -85,7 +86,7 @@ def everybodys_directory(path: Path) -> None:
 @pytest.mark.parametrize("change", [others_directory, everybodys_directory], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("part", ["", "catalog", "blobs", "decoded", "ingest", "refs", "indexes", "VERSION"])
 def test_a_store_of_another_user_is_refused(host: Host, change: Callable[[Path], None], part: str) -> None:
-    """A store that belongs to another user, as a whole or in part, is refused for root too.
+    """If another user owns a store or a part of it, kitfs refuses the store, for root too.
 
     One line names the directory, says what is wrong, and names the option that chooses another directory.
     """
@@ -114,9 +115,9 @@ FILES = ("rest", "lease", "meta.json")
     "part", ["ingest", "blobs", "blobs/sha256", "blobs/sha256/PREFIX", "blobs/sha256/PREFIX/HEX", *FILES]
 )
 def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -> None:
-    """Nothing is read or written through a link in the store.
+    """Kitfs does not read or write through a symbolic link in the store.
 
-    The mount fails in one line, or reads fail, and the target of the link does not change.
+    Either the mount fails in one line, or reads fail. The target of the link does not change.
     """
     victim = tmp_path / "victim"
     with FakeRegistry() as registry:
@@ -148,9 +149,9 @@ def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -
 
 @pytest.mark.parametrize("mode", [0o777, 0o2777])
 def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode: int) -> None:
-    """In a directory that everybody may write, for example a pod's emptyDir, kitfs uses a subdirectory of mode 0700.
+    """If everybody may write to the given directory, kitfs creates a subdirectory of mode 0700 and uses that.
 
-    The next run of the same user uses the same subdirectory.
+    A pod's emptyDir is an example. The next run of the same user uses the same subdirectory.
     """
     for directory in (host.cache, host.run_dir):
         directory.chmod(mode)
@@ -171,7 +172,7 @@ def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode:
 
 @pytest.mark.parametrize("suffix", ["log", "lock"])
 def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix: str) -> None:
-    """If another user owns a file of a mount, one line names the file and says what to do."""
+    """If another user owns a file in the run-time directory of a mount, one line names the file and says what to do."""
     needs_root()
     with FakeRegistry() as registry:
         ref = registry.put_kit("team/kit", KIT, "v1")
@@ -189,7 +190,7 @@ def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix:
 
 @pytest.mark.parametrize("name", ["layer", "blobs", "blobs/sha256", "index.json"])
 def test_a_layout_does_not_show_a_file_that_only_root_may_read(host: Host, tmp_path: Path, name: str) -> None:
-    """A link in a user's layout does not make root's mount show a file that only root may read."""
+    """A mount of root does not follow a link in a user's layout to a file that only root may read."""
     needs_root()
     secret = tmp_path / "secret"
     layout = kits.write_layout(KIT, host.root / "layout", "v1")

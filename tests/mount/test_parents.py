@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.interop]
 
 
 def test_a_chain_of_parents_shows_the_model_of_each(registry: RegistryProcess, host: Host) -> None:
-    """A kit with a parent and a grandparent shows the models of all three.
+    """A mount of a kit with a parent and a grandparent shows the models of all three kits.
 
     The other sections and the Kitfile are those of the child.
     """
@@ -42,7 +42,7 @@ def test_a_cycle_of_parents_is_an_error(registry: RegistryProcess, host: Host) -
 
 
 def test_a_parent_from_a_mirror_is_found_offline(own_registry: RegistryProcess, host: Host) -> None:
-    """After a mount that read everything, child and parent can be mounted again while the registry is stopped."""
+    """After all files were read, the kit and its parent can be mounted again without the registry."""
     parent = build([part("model", "m", kit_tar({"m/w.bin": b"w" * 100_000}))])
     own_registry.push(parent, "team/parent")
     child = build([part("docs", "README.md", b"#\n", format="raw")], parent="registry.parent.test/team/parent:v1")

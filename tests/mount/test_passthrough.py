@@ -35,7 +35,7 @@ def ref(fake: FakeRegistry) -> str:
 
 
 def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
-    """After the daemon was killed, open descriptors and mappings read every byte, and new openings fail."""
+    """After the daemon was killed, files that are open or mapped can be read, and other files cannot be opened."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
@@ -50,7 +50,7 @@ def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
 
 
 def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) -> None:
-    """Without the daemon, a handle still reads the right bytes if it was opened after the verification."""
+    """A file that was opened after the verification can be read after the daemon was killed."""
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as old:
         assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]
@@ -72,7 +72,7 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
 
 
 def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
-    """If the store's entry is removed while a file is open, the open handle still reads every byte."""
+    """If a blob is removed from the store while a file is open, every byte of the file can still be read."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
@@ -81,7 +81,7 @@ def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
 
 
 def test_unverified_file_is_never_passthrough(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """A complete layer with wrong bytes is not passed to the kernel, and its files cannot be opened."""
+    """If a complete layer has wrong bytes, its files are not opened for passthrough, and cannot be opened otherwise."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(1000))
     try:

@@ -1,4 +1,4 @@
-"""A mount shows a kit only if the kit is signed as the command line requires."""
+"""If the command line requires a signature, only a kit with this signature can be mounted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def signed(host: Host, fake: FakeRegistry) -> str:
 
 
 def refused(host: Host, *words: str | os.PathLike[str]) -> str:
-    """Run a verb that must fail with exit code 11 and one line, and return the line."""
+    """Run a verb, assert that it exits with 11 and prints one line, and return the line."""
     done = host.kitfs(*words, check=False)
     assert (done.returncode, done.stdout) == (11, ""), done.stderr
     assert done.stderr.count("\n") == 1
@@ -42,7 +42,7 @@ def test_a_signed_kit_is_mounted(host: Host, signed: str) -> None:
 
 
 def test_another_key_is_refused(host: Host, signed: str, tmp_path: Path) -> None:
-    """If the kit is signed with another key, mount leaves the directory as before and starts no daemon."""
+    """If the kit is signed with another key, mount starts no daemon and does not change the directory."""
     host.kitfs("generate-key-pair", "--output-key-prefix", tmp_path / "other", env=PASSWORD)
     line = refused(host, "mount", signed, host.mnt / "a", "--verify-key", tmp_path / "other.pub")
     assert "--verify-key demands a signature by key SHA256:" in line
@@ -55,7 +55,7 @@ def test_a_kit_without_a_signature_is_refused(host: Host, fake: FakeRegistry) ->
 
 
 def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """A manifest that differs in one byte has another digest, for which there is no signature."""
+    """A manifest with one changed byte is refused, because its digest is not signed."""
     changed = KIT.manifest.replace(b'"schemaVersion":2', b'"schemaVersion": 2', 1)
     assert changed != KIT.manifest
     fake.put_manifest("team/kit", changed, tag="v1")
@@ -63,7 +63,10 @@ def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegis
 
 
 def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """Mounting again succeeds while the signature exists, and is refused without ``--verify-key``."""
+    """If a kit is already mounted, mount verifies it again and fails if the signature no longer exists.
+
+    Without ``--verify-key``, mount refuses the request as a different one.
+    """
     mounted = host.mount(signed, "--verify-key", PUB)
     host.mount(signed, "--verify-key", PUB)
     done = host.kitfs("mount", signed, mounted.path, check=False)
@@ -74,7 +77,7 @@ def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, s
 
 
 def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -> None:
-    """``seal --verify-key`` refuses a mount whose kit is not signed, and the mount stays as it is."""
+    """``seal --verify-key`` refuses a mount of an unsigned kit, and the mount is not sealed."""
     kit = fake.put_kit("team/kit", KIT, "v1")
     mounted = host.mount(kit)
     assert (mounted.path / "a.txt").read_bytes() == b"signed"
@@ -83,7 +86,7 @@ def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -
 
 
 def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """If the registry is unavailable, mount uses the verdict of an earlier mount, and logs a warning."""
+    """If the registry is unavailable, a kit that an earlier mount verified can be mounted. The log says so."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     fake.stop()
     mounted = host.mount(signed, "--verify-key", PUB)
@@ -91,7 +94,7 @@ def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry,
 
 
 def test_another_policy_finds_no_verdict(host: Host, fake: FakeRegistry, signed: str, tmp_path: Path) -> None:
-    """If the registry is unavailable, a policy without an earlier verdict refuses the kit."""
+    """If the registry is unavailable, mount refuses a kit that was verified only for another policy."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     policy = tmp_path / "policy.json"
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}

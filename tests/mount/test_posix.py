@@ -125,7 +125,7 @@ def test_reading_a_directory_is_eisdir(mount: Mounted) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_reads_at_and_across_the_end_are_short(mount: Mounted, size: int) -> None:
-    """pread before, across, at and after the end of a file returns the bytes that exist."""
+    """pread before, across, at and after the end of a file returns those requested bytes that exist."""
     data = content(size)[:size]
     fd = os.open(mount / f"m/size-{size}", os.O_RDONLY)
     try:
@@ -152,9 +152,9 @@ def test_symlinks_are_followed_by_the_kernel(mount: Mounted) -> None:
 
 
 def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
-    """The d_ino in a listing is the st_ino, and no two files share an inode.
+    """In listings, d_ino equals st_ino, and no two files share an inode.
 
-    A new listing with dropped caches has the same inodes.
+    If the kernel's caches are dropped, the next listing has the same inodes.
     """
     numbers = {entry.name: entry.inode() for entry in os.scandir(mount / "m")}
     assert numbers == {name: os.lstat(mount / "m" / name).st_ino for name in numbers}
@@ -163,9 +163,9 @@ def test_directories_list_dots_and_stable_inodes(mount: Mounted) -> None:
 
 
 def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
-    """statfs reports no free block and no free inode, and permits names of 255 bytes.
+    """statfs reports no free block, no free inode, and a limit of 255 bytes for names.
 
-    The total of blocks is the size of the files in units of 4 KiB. Every entry counts as an inode.
+    The number of blocks is the size of the files in units of 4 KiB. The number of inodes is the number of entries.
     """
     about = os.statvfs(mount.path)
     total = sum(os.lstat(os.path.join(top, name)).st_size for top, _, files in os.walk(mount.path) for name in files
@@ -178,7 +178,7 @@ def test_statfs_says_that_nothing_is_free(mount: Mounted) -> None:
 
 
 def test_programs_run_from_the_mount(mount: Mounted) -> None:
-    """A script whose mode in the layer is executable can be executed."""
+    """A script that has an executable mode in the layer can be executed."""
     assert subprocess.run([mount / "m/run.sh"], capture_output=True, check=True).stdout == b"ran\n"
 
 
@@ -219,7 +219,7 @@ def test_owner_and_umask_are_options(host: Host, transport: str) -> None:
 
 
 def test_modes_are_options(host: Host, transport: str) -> None:
-    """``--file-mode`` and ``--dir-mode`` open files that were packed for their owner only.
+    """With ``--file-mode`` and ``--dir-mode``, other users can read files that were packed for their owner only.
 
     Both options apply to the Kitfile and the root too.
     """

@@ -1,4 +1,4 @@
-"""A mount fetches bytes before programs request them: the next tensors of a file, and the reads of the last mount."""
+"""A mount fetches bytes before they are read: the next tensors of a model, and the bytes that the last mount read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TENSOR = 16 * MiB
 def header(count: int) -> bytes:
     """Return the header of a safetensors file with ``count`` tensors of 16 MiB.
 
-    The tensors are stored in the reverse order of their names, to defeat the readahead for sequential reads.
+    The tensors are stored in the reverse order of their names, so the readahead for sequential reads does not help.
     """
     spans = {f"layers.{n:02}": [(count - n - 1) * TENSOR, (count - n) * TENSOR] for n in range(count)}
     text = json.dumps({k: {"dtype": "U8", "shape": [TENSOR], "data_offsets": v} for k, v in spans.items()}).encode()
@@ -34,9 +34,9 @@ def header(count: int) -> bytes:
 
 
 def model(registry: RegistryProcess, directory: Path, shards: int = 1, tensors: int = 12) -> str:
-    """Push a kit with a model of ``shards`` files, each in its own layer.
+    """Push a kit with a model of ``shards`` files, each in its own layer. Return the reference.
 
-    A model of several files also has an index of shards.
+    If there are several files, the kit also has model.safetensors.index.json.
     """
     head, parts = header(tensors), []
     for number in range(shards):
@@ -75,7 +75,7 @@ def read_tensors(path: Path, *numbers: int, tensors: int = 12) -> None:
 def test_the_second_tensor_in_order_leads_to_the_next(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """After the header and the first tensor, nothing is fetched in advance."""
+    """After one tensor was read, nothing is fetched in advance. After two tensors, the next one is fetched."""
     mount = host.mount(model(own_registry, tmp_path))
     file = mount / "model/0.safetensors"
     read_tensors(file, 3)
@@ -101,7 +101,10 @@ def test_page_faults_of_a_mapped_file_are_followed(own_registry: RegistryProcess
 
 
 def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """The next shard of a model is fetched if the store contains the index of shards."""
+    """When the last tensors of a shard are read, the next shard is fetched.
+
+    The order of the shards comes from model.safetensors.index.json, which must be in the store.
+    """
     mount = host.mount(model(own_registry, tmp_path, shards=3, tensors=4))
     json.loads((mount / "model/model.safetensors.index.json").read_text())
     read_tensors(mount / "model/0.safetensors", 0, 1, 2, 3, tensors=4)
@@ -113,9 +116,9 @@ def test_the_end_of_a_shard_leads_to_the_next_shard(own_registry: RegistryProces
 def test_the_next_mount_repeats_the_reads_of_the_last(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Only the bytes that the last mount read are fetched in advance.
+    """A new mount fetches in advance only bytes that were read in the last mount of the kit.
 
-    The status counts how many of these bytes were then read.
+    The status counts how many of the fetched bytes were then read.
     """
     ref = model(own_registry, tmp_path)
     mount = host.mount(ref)

@@ -46,7 +46,7 @@ def in_threads(read: object, arguments: list[object]) -> list[object]:
 def test_safetensors_by_mmap_and_by_read_from_eight_threads(
     own_registry: RegistryProcess, host: Host, tmp_path: Path, transport: str, compression: str
 ) -> None:
-    """Eight threads that each open a cold file get equal tensors from safe_open (mmap) and load (read)."""
+    """Eight threads each open a cold file, and get equal tensors from safe_open (mmap) and load (read)."""
     values = tensors()
     safetensors.numpy.save_file(values, tmp_path / "w.safetensors")
     data = (tmp_path / "w.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""Push, pull, mount, index, convert and remove work with fakes of registry products (``tests.fakes.registries``)."""
+"""Kits can be pushed to, mounted from and removed from fakes of registry products (``tests.fakes.registries``)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ SIZE = 33 * MiB  # a little more than one chunk
 
 @pytest.mark.parametrize("name", list(KINDS))
 def test_a_kit_goes_there_and_back(host: Host, tmp_path: Path, name: str) -> None:
-    """A kit that was packed here does not change on its way through a registry product.
+    """A kit that is pushed to a registry product is mounted with the same digest and bytes.
 
-    The kit is pushed, mounted, pulled, listed in an index and converted. Then it is removed. If the registry does not
-    delete, the removal fails in one line.
+    Pull, index and convert succeed too. Then the kit is removed. If the registry does not support that, the removal
+    fails in one line.
     """
     data = bytes(range(256)) * (SIZE >> 8)
     box = tmp_path / "box"

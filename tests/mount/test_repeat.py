@@ -1,6 +1,7 @@
-"""A directory that has, or had, a mount of kitfs is mounted again.
+"""A directory is mounted again while it has a mount of kitfs, or after it had one.
 
-The same request succeeds, and another request is refused. After an unmount any kit can be mounted.
+While a kit is mounted, the same request succeeds, and another request is refused. After an unmount any kit can be
+mounted.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def test_another_kit_mounts_after_a_lazy_unmount(host: Host) -> None:
 
 
 def test_mounts_after_a_lazy_unmount_at_once_share_one_daemon(host: Host) -> None:
-    """If six processes mount again after a lazy unmount, all print the pid of one new daemon."""
+    """After a lazy unmount, six mounts at the same time print the pid of one new daemon."""
     first = host.mount(ARCHIVE)
     with (first / "run.sh").open("rb"):
         host.umount(first, "--lazy")
@@ -143,9 +144,9 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
-    """``mounts`` and ``status`` show the same state for a stopped daemon, and a mount fails.
+    """While a daemon is stopped, ``mounts``, ``status`` and ``mount`` say that it does not answer.
 
-    When the daemon continues, it is listed as alive again.
+    When the daemon continues, ``mounts`` lists it as alive.
     """
     mount = host.mount(ARCHIVE)
     with stopped(mount.pid):
@@ -167,7 +168,7 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 
 
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
-    """If a file system is mounted over a kit, umount and mount name the file system and leave it mounted.
+    """If another file system covers the mount of a kit, umount and mount name that file system and leave it mounted.
 
     When that file system is unmounted, the mount of the kit is as before.
     """
@@ -187,7 +188,7 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """Umount never detaches a mount of another run-time directory lazily. A mount that is in use stays.
+    """Umount of a mount with another run-time directory is refused if the mount is in use, and is never lazy.
 
     The reason is that kitfs cannot find out whether the daemon of such a mount is alive.
     """
@@ -251,7 +252,7 @@ def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_another_option_is_another_request(host: Host, option: list[str], told: str) -> None:
-    """Mount with another option exits with 9 and prints one line without any password.
+    """If the options differ from those of the mount, mount exits with 9 and prints one line without any password.
 
     The line says what the mount has, what was requested, and what to do.
     """
@@ -265,7 +266,7 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """A different allow_other is a different request, although the default depends on the user."""
+    """If allow_other differs from that of the mount, the request is another one. The default depends on the user."""
     needs_root()
     mount = host.mount(ARCHIVE)
     assert "--allow-other true (asked for: false)" in refused(host, ARCHIVE, mount.path, "--no-allow-other")
@@ -292,7 +293,7 @@ def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
 
 
 def test_passwords_are_compared_and_not_kept(host: Host) -> None:
-    """A mount with another proxy password is another request.
+    """If only the password of the proxy differs, the request is another one.
 
     The run-time directory contains no passwords.
     """
@@ -305,10 +306,7 @@ def test_passwords_are_compared_and_not_kept(host: Host) -> None:
 
 
 def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: RegistryProcess, host: Host) -> None:
-    """Two tags and the digest of one kit are the same request.
-
-    The same kit in another repository is another request.
-    """
+    """Two tags and the digest of a kit are the same request. The same kit in another repository is another request."""
     kit = build([part("docs", "README.md", b"same\n", format="raw")])
     ref = registry.push(kit, "repeat/same")
     registry.push(kit, "repeat/same", "stable")
@@ -320,7 +318,7 @@ def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: Registr
 
 
 def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, host: Host) -> None:
-    """If the tag has moved, the error names both digests.
+    """If the tag now names another kit, the error contains both digests.
 
     If the registry is unavailable, mount assumes that the tag has not moved, and warns.
     """
@@ -341,9 +339,9 @@ def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, 
 
 
 def test_fstab_and_the_sdk_refuse_another_request_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For another request mount.kitfs exits with 32 and ``kitfs.mount`` raises MountError.
+    """If the request differs from the mount, mount.kitfs exits with 32 and ``kitfs.mount`` raises MountError.
 
-    For the same request both succeed.
+    If the request is the same, both succeed.
     """
     for name, value in host.env.items():
         monkeypatch.setenv(name, value)
@@ -370,7 +368,10 @@ def test_a_mount_of_something_else_is_not_mounted_over(host: Host) -> None:
 
 
 def test_a_dead_mount_is_refused_until_it_is_cleared(host: Host) -> None:
-    """After SIGKILL of a daemon with an open file, mount is refused until umount has cleared the dead mount."""
+    """After the daemon of a mount was killed, mount is refused until umount has removed the dead mount.
+
+    A file of the dead mount is still open.
+    """
     mount: Mounted = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
         os.kill(mount.pid, signal.SIGKILL)

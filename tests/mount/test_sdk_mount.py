@@ -83,7 +83,7 @@ def test_mount_without_a_block(place: Place) -> None:
 
 
 def test_a_block_ends_only_the_mount_that_it_made(place: Place) -> None:
-    """A block does not end a mount that existed before, for example the mount of an outer block."""
+    """At its end, a ``with`` block does not unmount a kit that was already mounted when the block began."""
     before = kitfs.mount(place.reference, place.directory, **place.options)
     with kitfs.mount(place.reference, place.directory, **place.options):
         pass
@@ -100,7 +100,7 @@ HOLD = "import os, sys\nf = open(sys.argv[1])\nif os.fork(): os._exit(0)\nprint(
 
 
 class Other:
-    """A process that keeps a file open until ``let_go``, and that is not a child of this process."""
+    """A process that keeps a file open until ``let_go`` is called. It is not a child of this process."""
 
     def __init__(self, path: str) -> None:
         reader, self._writer = os.pipe()
@@ -130,7 +130,7 @@ def mapped(models: str) -> Any:
 
 @pytest.mark.parametrize("use", [opened, mapped])
 def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.LogCaptureFixture, use: Any) -> None:
-    """If this process still uses a file, the mount is detached at the end of the block.
+    """If this process still uses a file at the end of the ``with`` block, the mount is detached.
 
     The directory is free, the file can still be read, and the log says that the mount was detached.
     """
@@ -146,7 +146,7 @@ def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.L
 
 
 def test_a_working_directory_in_the_mount_does_not_fail_the_block(place: Place) -> None:
-    """A program whose working directory is in the mount leaves the block without an error."""
+    """If the working directory is in the mount, the ``with`` block ends without an error."""
     code = """
 import os, sys, kitfs
 with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.argv[4], run_dir=sys.argv[5]) as models:
@@ -179,7 +179,7 @@ def test_what_another_process_uses_stays_mounted(place: Place) -> None:
 
 @pytest.mark.parametrize("user", ["this process", "another process"])
 def test_a_block_raises_its_own_exception(place: Place, user: str) -> None:
-    """An exception of a block is raised even if the mount cannot be ended."""
+    """If a ``with`` block raises an exception, the caller gets it even if the kit cannot be unmounted."""
     used: list[Any] = []
 
     def fail() -> None:
@@ -240,7 +240,7 @@ def test_a_mount_can_be_listed_examined_and_ended_by_its_directory(place: Place)
 
 
 def test_status_with_check_finds_that_a_tag_has_moved(place: Place, tmp_path: Path) -> None:
-    """``status`` with ``check`` says that the tag of a mount has moved."""
+    """``status`` with ``check`` says that the tag of a mount now names another kit."""
     with kitfs.mount(place.reference, place.directory, **place.options) as models:
         assert kitfs.status(models, check=True, **place.options).moved is False
         (tmp_path / "tree" / "w.bin").write_bytes(b"other")
