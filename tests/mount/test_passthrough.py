@@ -35,7 +35,7 @@ def ref(fake: FakeRegistry) -> str:
 
 
 def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
-    """After the daemon was killed, files that are open or mapped can be read, and other files cannot be opened."""
+    """After the daemon was killed, a file that is open or mapped can still be read. It cannot be opened again."""
     host.kitfs("pull", ref)
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
@@ -81,7 +81,7 @@ def test_evicted_blob_is_read_to_its_end(host: Host, ref: str) -> None:
 
 
 def test_unverified_file_is_never_passthrough(host: Host, fake: FakeRegistry, ref: str) -> None:
-    """If a complete layer has wrong bytes, its files are not opened for passthrough, and cannot be opened otherwise."""
+    """If a complete layer has wrong bytes, its files cannot be opened, with passthrough or without."""
     mount = host.mount(ref)
     fake.fail("/blobs/", Lie(1000))
     try:

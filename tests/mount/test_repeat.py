@@ -266,7 +266,10 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """If allow_other differs from that of the mount, the request is another one. The default depends on the user."""
+    """If only allow_other differs, the request is another one.
+
+    A request without the option means the user's default.
+    """
     needs_root()
     mount = host.mount(ARCHIVE)
     assert "--allow-other true (asked for: false)" in refused(host, ARCHIVE, mount.path, "--no-allow-other")

@@ -47,7 +47,7 @@ def user_host(new_host: Callable[..., Host], nobody: Python) -> Host:
 
 
 def layout(host: Host, *parts: Part, name: str = "kit") -> str:
-    """Return the reference of a kit in a layout below the host's directory."""
+    """Write a kit to an OCI layout in the host's directory, and return the reference of the kit."""
     return f"oci:{write_layout(build(list(parts)), host.root / name, 'v1')}:v1"
 
 
@@ -58,7 +58,7 @@ def small(host: Host) -> str:
 
 
 def details(root: Path) -> dict[str, Any]:
-    """Return the tree of a mount with the results of stat(2), the extended attributes and the contents."""
+    """Return a mounted tree, including the results of stat(2), the extended attributes and the contents."""
     tree: dict[str, Any] = {"": _about(root)}
     for path, row in trees.scan(root).items():
         tree[path] = {**row, **_about(root / path)}
@@ -97,7 +97,7 @@ def wait_sealed(host: Host, mount: Mounted) -> dict[str, Any]:
 
 
 def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
-    """Mount a kit by FUSE, read all of its files, and unmount it. Return the ``details`` of the mounted tree."""
+    """Mount a kit by FUSE, read all of its files, and unmount it. Return the ``details`` of the tree."""
     mount = host.mount(ref, "--seal", "never", *options)
     read_all(mount)
     wait_until(
@@ -112,7 +112,7 @@ def fill(host: Host, ref: str, *options: str) -> dict[str, Any]:
 
 
 def mount_sealed(host: Host, ref: str, *options: str, at: str = "") -> Mounted:
-    """Mount a kit that is complete in the store, and assert that the mount is sealed immediately."""
+    """Mount a kit that is complete in the store, and assert that the mount is already sealed."""
     mount = host.mount(ref, *options, at=at)
     assert mount.pid == 0, host.status(mount)
     return mount
@@ -176,7 +176,7 @@ def test_sizes_links_and_names(host: Host) -> None:
 
 
 def test_a_layer_that_others_hide_need_not_be_complete(host: Host) -> None:
-    """If two raw layers have one path, the mount seals itself when the upper layer is complete."""
+    """If two raw layers have the same path, the mount is sealed as soon as the layer that is shown is complete."""
     lower, upper = BIG[:100_000], BIG[100_000:300_000]
     ref = layout(host, *(part(kind, "w.bin", data, format="raw") for kind, data in (("model", lower), ("docs", upper))))
     mount = host.mount(ref)
@@ -207,7 +207,7 @@ def sparse_tar(name: str, parts: dict[int, bytes], size: int) -> bytes:
 
 
 def test_sparse_files(host: Host) -> None:
-    """In a sealed mount holes are zeros, and data at any offset of the layer is right."""
+    """A sealed mount shows holes as zeros, and data with the right bytes, wherever the data is in the layer."""
     tar = sparse_tar("model/s.bin", {4096: BIG[:700], 10_000: BIG[:1000], 90_000: BIG[:4096]}, 200_000)
     ref = layout(host, part("model", "model", tar))
     shown = fill(host, ref)
@@ -240,7 +240,7 @@ def test_many_files(host: Host) -> None:
 
 
 def test_a_hundred_thousand_files(new_host: Callable[..., Host]) -> None:
-    """Types, modes, link counts, owners, times and sizes are equal in a FUSE mount and in a sealed one."""
+    """A FUSE mount and a sealed mount have equal types, modes, link counts, owners, times and sizes."""
     host = new_host(patience=1200)
     tar = kit_tar({f"data/{i % 50}/f{i:06d}": b"%d" % i for i in range(100_000)})
     ref = layout(host, part("dataset", "data", tar))
@@ -263,7 +263,7 @@ def test_a_hundred_thousand_files(new_host: Callable[..., Host]) -> None:
 
 
 def test_a_sealed_mount_has_no_process(host: Host) -> None:
-    """The status of a sealed mount has all fields, with the pid null and the mode sealed.
+    """The status of a sealed mount has all fields. The pid is null, and the mode is "sealed".
 
     The mount table has the reference. umount ends the mount.
     """
@@ -294,7 +294,7 @@ def test_a_sealed_mount_has_no_process(host: Host) -> None:
 
 
 def test_a_compressed_layer_is_sealed_in_its_decoded_form(host: Host) -> None:
-    """A mount of a compressed layer seals itself when the layer is decoded."""
+    """A mount of a compressed layer is sealed when the layer has been decoded."""
     ref = layout(host, part("model", "model", kit_tar({"model/w": BIG}), compression="gzip"))
     mount = host.mount(ref)
     read_all(mount)
@@ -303,7 +303,10 @@ def test_a_compressed_layer_is_sealed_in_its_decoded_form(host: Host) -> None:
 
 
 def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
-    """The same request succeeds on a sealed mount. With another option, mount fails and names the option."""
+    """If the kit is mounted again with the same options, mount succeeds.
+
+    If an option differs, mount names the option.
+    """
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -315,7 +318,7 @@ def test_a_second_mount_is_the_same_or_refused(host: Host) -> None:
 
 @pytest.mark.parametrize("command", [["umount"], ["umount", "-l"]])
 def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
-    """After umount(8) no mount is listed, status finds no mount, and the directory can be mounted again."""
+    """After umount(8), ``mounts`` and ``status`` do not find the mount, and the directory can be mounted again."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -328,7 +331,7 @@ def test_umount_8_ends_a_sealed_mount(host: Host, command: list[str]) -> None:
 
 
 def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
-    """If a file is open, umount fails and names the process.
+    """If a process has a file open, umount fails and names the process.
 
     With ``--lazy`` the directory is free at once, and the open file can be read to its end.
     """
@@ -344,7 +347,7 @@ def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
 
 
 def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
-    """If a file system covers a sealed mount, umount fails and names that file system, and the record stays."""
+    """If a file system is mounted over a sealed mount, umount fails and names it. The record of the mount is kept."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -358,7 +361,7 @@ def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
 
 
 def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
-    """With another run-time directory, mount refuses a sealed mount, and umount ends the sealed mount."""
+    """With another run-time directory, mount refuses the directory of a sealed mount, and umount unmounts it."""
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -369,7 +372,7 @@ def test_another_run_time_directory_ends_a_sealed_mount(host: Host) -> None:
 
 
 def test_the_helper_of_mount_8_seals(host: Host) -> None:
-    """A line in fstab makes a sealed mount of a kit in the store, and mount(8) finds it mounted."""
+    """A line in fstab mounts a kit from the store as a sealed mount. mount(8) finds that it is mounted."""
     ref = small(host)
     fill(host, ref)
     helper = [host.python.executable, "-c", "from kitfs.cli.mount_helper import main; main()"]
@@ -392,9 +395,9 @@ def in_foreground(host: Host, ref: str, *options: str) -> subprocess.Popen[str]:
 
 
 def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
-    """A sealed mount in the foreground has a process, whose pid is in the status.
+    """If a sealed mount is started in the foreground, it has a process, whose pid is in the status.
 
-    The process ends with the mount. SIGTERM ends both the process and the mount.
+    The process ends when the mount ends. SIGTERM ends both.
     """
     ref = small(host)
     fill(host, ref)
@@ -411,7 +414,7 @@ def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
 def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
     """If the process of a sealed mount is killed, the mount stays.
 
-    If systemd starts the mount in the foreground again, a new process waits for the end of the mount.
+    If mount is run again in the foreground, as by systemd, the new process runs until the mount ends.
     """
     ref = small(host)
     fill(host, ref)
@@ -428,7 +431,7 @@ def test_a_killed_process_of_a_sealed_mount_is_replaced(host: Host) -> None:
 
 
 def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
-    """The process that systemd monitors runs until the mount ends, even if the mount was sealed."""
+    """A mount in the foreground keeps its process when it is sealed. The process runs until the mount ends."""
     ref = small(host)
     with in_foreground(host, ref) as process:
         mount = Mounted(host.mnt / "a", "", process.pid, Path())
@@ -444,7 +447,10 @@ def test_a_lazy_mount_in_the_foreground_goes_on_sealed(host: Host) -> None:
 
 
 def test_a_complete_mount_seals_itself(host: Host) -> None:
-    """When a complete mount seals itself, the daemon ends. The tree and the counts in the status stay the same."""
+    """When all layers are complete, the mount is sealed and its daemon ends.
+
+    The tree and the counts in the status stay the same.
+    """
     ref = small(host)
     mount = host.mount(ref)
     assert mount.pid
@@ -462,7 +468,10 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
 
 
 def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> None:
-    """A mount may be sealed after status has read its record and before status reads the mount table."""
+    """``status`` reports a sealed mount if the mount is sealed while ``status`` runs.
+
+    The test seals the mount after the record was read and before the mount table is read.
+    """
     mount = host.mount(small(host))
     run = RunDir(str(host.run_dir))
     before = run.record(str(mount.path))
@@ -475,7 +484,7 @@ def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> No
 
 
 def test_open_files_read_on_through_the_swap(host: Host) -> None:
-    """The daemon runs until the last file that was open before the swap is closed.
+    """If files are open when a mount is sealed, the daemon runs until the last of them is closed.
 
     The record of the mount stays.
     """
@@ -493,7 +502,7 @@ def test_open_files_read_on_through_the_swap(host: Host) -> None:
 
 
 def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
-    """A bind mount that was made before the swap still shows the kit.
+    """If a mount is sealed, an earlier bind mount of it still shows the kit.
 
     When the bind mount is unmounted, the daemon ends.
     """
@@ -512,9 +521,9 @@ def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
 
 
 def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
-    """If a file was open before the swap, umount ends the sealed mount and names the process that uses the file.
+    """If a file was open when the mount was sealed, umount ends the mount and names the process.
 
-    The file can be read to its end.
+    The process can read the file to its end.
     """
     mount = host.mount(small(host))
     with (mount / "model/w.bin").open("rb") as f:
@@ -529,7 +538,7 @@ def test_umount_after_the_swap_names_who_reads_on(host: Host) -> None:
 
 
 def test_a_daemon_killed_after_the_swap_is_not_missed(host: Host) -> None:
-    """If the daemon is killed after the swap, files can still be opened and read, and the status has no pid."""
+    """If the daemon is killed after the mount was sealed, files can be opened and read. The status has no pid."""
     mount = host.mount(small(host))
     with (mount / "README.md").open("rb"):
         read_all(mount)
@@ -541,7 +550,7 @@ def test_a_daemon_killed_after_the_swap_is_not_missed(host: Host) -> None:
 
 
 def test_the_kit_seals_when_another_process_completes_it(host: Host) -> None:
-    """If another mount completes the layers, both mounts are sealed."""
+    """If a second mount of the kit completes the layers, both mounts are sealed."""
     ref = small(host)
     mount, other = host.mount(ref), host.mount(ref, at="other")
     read_all(other)
@@ -550,7 +559,7 @@ def test_the_kit_seals_when_another_process_completes_it(host: Host) -> None:
 
 
 def test_mmaps_stay_through_the_swap(host: Host) -> None:
-    """A mapping that was made before the swap still has the right bytes."""
+    """If a file was mapped before the mount was sealed, the mapping still has the right bytes."""
     import mmap
 
     mount = host.mount(small(host))
@@ -564,7 +573,7 @@ def test_mmaps_stay_through_the_swap(host: Host) -> None:
 
 
 def test_seal_says_why_it_cannot(host: Host) -> None:
-    """For an incomplete mount, ``kitfs seal`` says how many layers are missing.
+    """If layers are incomplete, ``kitfs seal`` says how many.
 
     Without a mount, the command exits with 3.
     """
@@ -576,7 +585,7 @@ def test_seal_says_why_it_cannot(host: Host) -> None:
 
 
 def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
-    """``kitfs seal`` seals a mount with ``--seal never``. A second ``kitfs seal`` changes nothing."""
+    """``kitfs seal`` seals a mount that has ``--seal never``. A second ``kitfs seal`` changes nothing."""
     mount = host.mount(small(host), "--seal", "never")
     assert host.status(mount)["not_sealed"] == "the mount has --seal never"
     read_all(mount)
@@ -592,7 +601,7 @@ def test_seal_seals_a_mount_that_does_not_seal_itself(host: Host) -> None:
 
 @pytest.fixture
 def mounted_cache(host: Host) -> Iterator[Callable[..., None]]:
-    """Return a function that mounts another file system at the host's store."""
+    """Return a function that mounts another file system on the directory of the host's store."""
     done = []
 
     def mount(*args: str) -> None:
@@ -629,13 +638,13 @@ def assert_lazy(host: Host, ref: str, *options: str, because: str) -> None:
 
 
 def test_a_store_on_tmpfs_is_not_sealed(host: Host, mounted_cache: Callable[..., None]) -> None:
-    """EROFS cannot read files on tmpfs."""
+    """A kit in a store on tmpfs is mounted by FUSE, because EROFS cannot read files on tmpfs."""
     mounted_cache("-t", "tmpfs", "none")
     assert_lazy(host, small(host), because="(tmpfs)")
 
 
 def test_a_store_on_overlayfs_is_not_sealed(host: Host, mounted_cache: Callable[..., None]) -> None:
-    """A store on overlayfs is never sealed, although some kernels permit EROFS to read from overlayfs."""
+    """A kit in a store on overlayfs is mounted by FUSE, although some kernels let EROFS read from overlayfs."""
     lower, upper, work = (host.root / name for name in ("lower", "upper", "work"))
     for directory in (lower, upper, work):
         directory.mkdir()
@@ -663,12 +672,12 @@ def test_the_libfuse_transport_is_not_sealed(host: Host) -> None:
 
 
 def test_an_ordinary_user_does_not_seal(user_host: Host) -> None:
-    """The mount uses FUSE, and the status says that only root can mount EROFS."""
+    """A mount of an ordinary user uses FUSE, and the status says that only root can mount EROFS."""
     assert_lazy(user_host, f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1", because="only root")
 
 
 def test_a_layer_of_the_wrong_size_is_not_sealed(host: Host) -> None:
-    """If the store's file of a verified layer was truncated by another program, the mount uses FUSE."""
+    """If another program truncated the file of a verified layer in the store, the mount uses FUSE."""
     ref = small(host)
     fill(host, ref)
     body = max((host.cache / "blobs").rglob("rest"), key=lambda path: path.stat().st_size)
@@ -683,14 +692,14 @@ def test_a_layer_of_the_wrong_size_is_not_sealed(host: Host) -> None:
 
 
 def blobs(host: Host) -> set[str]:
-    """Return the digests of those blobs in a host's store that are large enough to be layers."""
+    """Return the digests of the blobs in a host's store that are large enough to be layers."""
     return {p.parent.name for p in (host.cache / "blobs").rglob("rest") if p.stat().st_size > 256 << 10}
 
 
 def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
-    """Neither ``cache clear`` nor a full cache removes the blobs of a sealed mount.
+    """While a sealed mount exists, neither ``cache clear`` nor a full cache removes its blobs.
 
-    After the umount, ``cache clear`` removes the blobs.
+    After umount, ``cache clear`` removes the blobs.
     """
     ref = small(host)
     fill(host, ref)
@@ -711,9 +720,9 @@ def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
 
 
 def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:
-    """The blobs of a mount in another mount namespace are kept until the mount ends.
+    """The blobs of a sealed mount are kept if the mount is in another mount namespace.
 
-    So are the blobs of a detached mount with an open file.
+    The blobs are also kept if the mount was detached and a file is still open.
     """
     needs("unshare")
     ref = small(host)
@@ -745,7 +754,7 @@ def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:
 
 
 def test_a_removed_kit_stays_mounted(host: Host) -> None:
-    """``remove`` deletes the tag of a pulled kit, and keeps the blobs that a sealed mount reads."""
+    """``remove`` deletes the tag of a mounted kit, and keeps the blobs that the sealed mount reads."""
     kit = build([part("model", "model", kit_tar({"model/w.bin": BIG}))])
     write_layout(kit, host.root / "kit", "v1")
     host.kitfs("import", f"oci:{host.root / 'kit'}:v1", "-t", "team/kit:v1")
@@ -757,7 +766,7 @@ def test_a_removed_kit_stays_mounted(host: Host) -> None:
 
 
 def test_a_mount_that_is_filled_seals_itself_unread(host: Host, own_registry: RegistryProcess) -> None:
-    """With ``--fill all`` a mount seals itself although nothing was read, also with a compressed layer."""
+    """With ``--fill all`` a mount is sealed although nothing was read. A compressed layer is filled too."""
     files = kit_tar({"data/d.bin": BIG})
     kit = build(
         [part("model", "model", kit_tar({"model/w.bin": BIG})), part("dataset", "data", files, compression="gzip")]

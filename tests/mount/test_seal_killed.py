@@ -36,14 +36,14 @@ def killed(host: Host) -> Mounted:
 
 
 def record_seal(host: Host, dev: str, number: int) -> None:
-    """Add a seal to the only record of a host, as step 2 does."""
+    """Add a seal to the only record of a host, as the second step of the daemon does."""
     path = next(host.run_dir.glob("*.json"))
     record: dict[str, Any] = json.loads(path.read_text())
     path.write_text(json.dumps({**record, "seal": {"dev": dev, "number": number, "status": {}}}))
 
 
 def mount_beneath(host: Host, top: Path) -> mounting.NewMount:
-    """Attach an empty sealed mount with the same source beneath the topmost mount of a directory, as step 3 does."""
+    """Mount an empty sealed mount beneath the topmost mount of a directory, as the third step of the daemon does."""
     source = json.loads(next(host.run_dir.glob("*.json")).read_text())["reference"]
     with (host.root / "image").open("w+b") as out:
         write_image(
@@ -77,7 +77,7 @@ def assert_dead_and_cleared(host: Host, mount: Mounted) -> None:
 
 
 def test_killed_after_the_record_was_written(host: Host, killed: Mounted) -> None:
-    """The record describes a sealed mount that was never attached."""
+    """The record contains a seal, but there is only the dead FUSE mount."""
     record_seal(host, "0:9999", 9999)
     assert_dead_and_cleared(host, killed)
 
@@ -91,7 +91,7 @@ def test_killed_after_the_sealed_mount_was_attached(host: Host, killed: Mounted)
 
 
 def test_killed_after_the_fuse_mount_was_detached(host: Host, killed: Mounted) -> None:
-    """The sealed mount is the mount of the record, and is alive without a process."""
+    """Only the sealed mount is left. It is listed as alive and has no process."""
     sealed = mount_beneath(host, killed.path)
     record_seal(host, sealed.dev, sealed.number)
     top = os.open(killed.path, os.O_PATH | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""The helper of mount(8) and the units of systemd start kitfs, and services notify systemd."""
+"""kitfs can be started by mount(8) and by systemd units, and its services notify systemd."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mount_helper(host: Host, *args: str | Path) -> subprocess.CompletedProcess[s
 
 
 def test_the_helper_mounts_as_mount_8_calls_it(host: Host) -> None:
-    """``mount.kitfs SPEC DIR -o OPTIONS`` accepts all options of an fstab line, and applies the options of kitfs."""
+    """``mount.kitfs SPEC DIR -o OPTIONS`` accepts all options that an fstab line may have, and uses those of kitfs."""
     (host.mnt / "a").mkdir()
     done = mount_helper(host, ARCHIVE, host.mnt / "a", "-o", "rw,_netdev,x-systemd.automount,only=docs,umask=077")
     assert done.returncode == 0, done.stderr
@@ -54,7 +54,7 @@ def test_the_helper_fails_as_mount_8_wants_it(host: Host, ref: str, options: str
 
 
 def test_systemd_is_notified_when_the_mount_answers(host: Host) -> None:
-    """The daemon sends READY=1 when the mount answers, and STOPPING=1 when it ends."""
+    """The daemon sends READY=1 when the mount is ready, and STOPPING=1 when the mount ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(host.root / "notify"))
         notices.settimeout(30)
@@ -71,7 +71,7 @@ def test_systemd_is_notified_when_the_mount_answers(host: Host) -> None:
 
 
 def test_systemd_is_notified_when_the_registry_answers(host: Host) -> None:
-    """``kitfs serve`` sends READY=1 when it listens, and STOPPING=1 when it ends."""
+    """``kitfs serve`` sends READY=1 when it can accept connections, and STOPPING=1 when it ends."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notices:
         notices.bind(str(host.root / "notify"))
         notices.settimeout(30)
@@ -88,7 +88,6 @@ UNITS = ["kitfs@.service", "kitfs-serve.service", "kitfs-cache-verify.service", 
 
 @pytest.mark.parametrize("name", UNITS)
 def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
-    """systemd-analyze finds nothing wrong with the unit."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip(f"{CANNOT} systemd is not installed")
     for other in UNITS:
@@ -101,7 +100,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
 
 
 def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
-    """``cache verify`` finds changed bytes of a mounted kit. A new mount has the right bytes."""
+    """``cache verify`` finds bytes of a mounted kit that changed on disk. A new mount has the right bytes."""
     kit = build([part("model", "w.bin", WEIGHTS, format="raw")])
     reference = f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1"
     mount = host.mount(reference, "--seal", "never")

@@ -1,6 +1,6 @@
 """All mounts of a host share one store.
 
-Shared layers are fetched once, processes may be killed, and cached bytes are read without the registry.
+Layers that several kits have are fetched once, processes may be killed, and cached bytes are read without the registry.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ except OSError as e:
 
 
 def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -> None:
-    """Assert that the registry has sent each byte of a blob once.
+    """Wait until the registry's log has each byte of a blob, and assert that it has no byte twice.
 
-    The registry logs a request a moment after it has sent the last byte of the response.
+    The registry logs a request shortly after the end of the response.
     """
     wait_until(
         lambda: registry.moved(since, digest=digest) >= size,
@@ -51,7 +51,7 @@ def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -
 
 
 def reader(path: Path) -> subprocess.Popen[str]:
-    """Start a separate process that hashes a file. A test can stop waiting for it if a read hangs."""
+    """Start a process that reads and hashes a file. Even if the read hangs, the test can continue."""
     return subprocess.Popen(
         [sys.executable, "-c", READ, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -89,7 +89,7 @@ def test_two_repositories_that_share_a_layer_fetch_it_once(own_registry: Registr
 
 
 def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: RegistryProcess, host: Host) -> None:
-    """A layer of which every byte was read becomes verified, also in the status of another mount."""
+    """When every byte of a layer was read, the layer becomes verified. A second mount shows that too."""
     ref = own_registry.push(build([part("model", "m", kit_tar({"m/w.bin": bytes(MiB)}))]), "share/warm")
     mount = host.mount(ref, at="one")
     assert os.getxattr(mount / "m/w.bin", "user.kitfs.state") in (b"absent", b"partial")
@@ -104,9 +104,9 @@ def test_a_second_mount_of_a_warm_layer_says_that_it_is_verified(own_registry: R
 def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(
     own_registry: RegistryProcess, host: Host
 ) -> None:
-    """One of four daemons is killed in the middle of a chunk, and the other three read the right bytes.
+    """One of four daemons is killed in the middle of a chunk. The other three read the right bytes.
 
-    The registry serves no byte twice except those of the request that was aborted.
+    The registry sends no byte twice, except the bytes of the request that was aborted.
     """
     weights = random.Random(2).randbytes(24 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
@@ -160,7 +160,7 @@ def test_four_processes_decode_a_cold_gzip_layer(own_registry: RegistryProcess, 
 
 
 def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host: Host, transport: str) -> None:
-    """64 threads that read one cold file at 64 places get the right bytes, and the registry serves each byte once."""
+    """64 threads read one cold file at 64 offsets. The bytes are right, and the registry sends each byte once."""
     weights = random.Random(5).randbytes(16 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw")])
     ref = own_registry.push(kit, "share/threads")
@@ -185,7 +185,10 @@ def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host
 
 @pytest.fixture
 def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted, bytes]:
-    """Return a kit that was listed and half read. The mount has ended and the registry has stopped."""
+    """Return a kit, its mount and its bytes, after the mount has ended and the registry has stopped.
+
+    The mount has listed all files and read the first 4 MiB of the kit.
+    """
     weights = random.Random(6).randbytes(16 * MiB)
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": weights, "m/z.bin": b"z" * 100}))]), "offline/half"
@@ -202,9 +205,9 @@ def half_cached(own_registry: RegistryProcess, host: Host) -> tuple[str, Mounted
 def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(
     host: Host, half_cached: tuple[str, Mounted, bytes]
 ) -> None:
-    """If the registry has stopped, a mount lists the tree and reads cached bytes from the store.
+    """Without the registry, a new mount lists the tree and reads cached bytes from the store.
 
-    A warning gives the age of the tag.
+    A warning says how old the digest of the tag is.
     """
     ref, before, weights = half_cached
     mount = host.mount(ref)
@@ -220,7 +223,7 @@ def test_a_remount_with_the_registry_stopped_lists_and_reads_what_was_cached(
 
 
 def test_a_byte_that_was_never_fetched_gives_eio(host: Host, half_cached: tuple[str, Mounted, bytes]) -> None:
-    """If the registry has stopped, the read of a cold byte fails with EIO and does not hang.
+    """Without the registry, a read of bytes that are not cached fails with EIO and does not hang.
 
     The error and the log name the registry.
     """
@@ -256,7 +259,10 @@ def test_a_registry_that_stalls_gives_eio_and_is_read_when_it_is_back(
 
 
 def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess, host: Host) -> None:
-    """If a registry stops and starts again, cold reads fail in between and succeed afterwards, on the same mount."""
+    """Bytes that are not cached cannot be read while the registry is stopped.
+
+    After its restart, the same mount reads them.
+    """
     weights = random.Random(8).randbytes(2 * MiB)
     ref = own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "offline/back")
     mount = host.mount(ref, "--read-timeout", "1000")
@@ -268,7 +274,7 @@ def test_a_registry_that_comes_back_is_read_again(own_registry: RegistryProcess,
 
 
 def body_of(host: Host, digest: str) -> Path:
-    """Return the path of the sparse file that has the bytes of an unverified blob in the store."""
+    """Return the path of the sparse file that contains the bytes of an unverified blob."""
     algorithm, _, hexadecimal = digest.partition(":")
     (body,) = (host.cache / "unproven").glob(f"*/blobs/{algorithm}/{hexadecimal[:2]}/{hexadecimal}/rest")
     return body
@@ -285,7 +291,7 @@ def flip(path: Path, offset: int) -> None:
 def test_a_bit_flipped_in_the_store_is_found_before_the_layer_is_verified(
     own_registry: RegistryProcess, host: Host
 ) -> None:
-    """A layer with a chunk that changed on disk is dropped when it is complete, and never verified.
+    """If a chunk changed on disk, the layer is dropped when it is complete, and is not verified.
 
     The failure is counted and logged once.
     """
@@ -332,7 +338,7 @@ def test_a_layer_of_other_bytes_is_never_verified(own_registry: RegistryProcess,
 
 
 def test_evicted_layers_are_fetched_again(own_registry: RegistryProcess, host: Host) -> None:
-    """With a store of 8 MiB, two kits of 6 MiB can be mounted in turn, and every read is right."""
+    """Two kits of 6 MiB are mounted in turn with a store of 8 MiB, and all reads return the right bytes."""
     made = {}
     for n in ("one", "two"):
         weights = random.Random(n).randbytes(6 * MiB)
@@ -345,7 +351,7 @@ def test_evicted_layers_are_fetched_again(own_registry: RegistryProcess, host: H
 
 
 def test_a_store_that_fills_up_is_read_through(own_registry: RegistryProcess, host: Host) -> None:
-    """With a cache on a file system of 8 MiB, 24 MiB can be read, although they cannot all be stored."""
+    """A kit of 24 MiB can be read with a store on a file system of 8 MiB, although not all bytes can be stored."""
     weights = random.Random(12).randbytes(24 * MiB)
     ref = own_registry.push(build([part("model", "w.bin", weights, format="raw")]), "full/one")
     with tmpfs(host.cache, "size=8m"):

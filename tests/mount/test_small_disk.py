@@ -31,7 +31,7 @@ print(hashlib.sha256(os.pread(fd, int(sys.argv[3]), int(sys.argv[2]))).hexdigest
 
 @pytest.fixture
 def small(host: Host) -> Iterator[Path]:
-    """Return a tmpfs of 12 MiB, to be used as the cache directory."""
+    """Return a tmpfs of 12 MiB, which is used as the cache directory."""
     with tmpfs(host.root / "disk", "size=12m") as directory:
         yield directory
         for path in host.mount_points():
@@ -40,7 +40,7 @@ def small(host: Host) -> Iterator[Path]:
 
 
 def fill(directory: Path) -> Path:
-    """Write a file that uses all the remaining room."""
+    """Write a file that uses all the remaining space."""
     filler = directory / "filler"
     fd = os.open(filler, os.O_WRONLY | os.O_CREAT)
     try:
@@ -55,9 +55,9 @@ def fill(directory: Path) -> Path:
 
 
 def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
-    """Return the digest of a part of a file.
+    """Return the digest of some bytes of a file.
 
-    A process with a time limit reads the part, bypassing the kernel's cache.
+    A process with a time limit reads the bytes, bypassing the kernel's cache.
     """
     command = [sys.executable, "-c", READ_UNCACHED, str(mount / name), str(at), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -65,7 +65,7 @@ def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
 
 
 def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
-    """If the disk has no room to record a far chunk, the daemon returns the bytes without storing them."""
+    """If the disk is full, a mount returns the bytes of a chunk without storing them."""
     blob = host.root / "blob"
     with blob.open("wb") as file:
         file.truncate(1 << 30)
@@ -81,7 +81,10 @@ def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path)
 
 
 def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path) -> None:
-    """Reads forward, back and forward again return the right bytes, although the store cannot keep them all."""
+    """A file is read forward, backward and forward again.
+
+    The bytes are right, although the store cannot keep them all.
+    """
     data = random.Random(4).randbytes(40 * MiB)
     kit = build([part("model", "w.bin", data, format="raw", compression="gzip")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'layout', 'v1')}:v1", "--cache-dir", small)
@@ -92,7 +95,7 @@ def test_a_compressed_layer_that_is_larger_than_the_disk(host: Host, small: Path
 
 
 def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> None:
-    """Blobs that an earlier mount cached are evicted for the next mount."""
+    """The blobs of an earlier mount are evicted to make space for the next mount."""
     refs = []
     for n in range(2):
         data = random.Random(n).randbytes(20 * MiB)
@@ -106,7 +109,7 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """A raw gzip file of unknown decoded size is refused if its decoded bytes do not fit into the store.
+    """stat(2) of a gzip file fails if its decoded bytes do not fit into the store and its decoded size is not declared.
 
     The mount stays usable.
     """

@@ -1,4 +1,4 @@
-"""A mount that is interrupted before it answers leaves nothing behind."""
+"""A mount that is interrupted before it is ready leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tests.host import Host
 @pytest.mark.mount
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_mount_leaves_nothing(host: Host, number: signal.Signals) -> None:
-    """While the registry sends nothing, Ctrl-C ends a mount, and SIGTERM ends a mount in the foreground.
+    """While the registry sends nothing, SIGINT ends a mount, and SIGTERM ends a mount in the foreground.
 
-    Neither a directory nor a daemon is left behind.
+    No directory and no daemon is left behind.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         ref = f"127.0.0.1:{silent.getsockname()[1]}/a/b:v1"

@@ -1,6 +1,6 @@
 """If standard streams or the current directory are unusable, kitfs prints at most one line and no traceback.
 
-No mount is lost.
+Mounts stay usable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def shell(host: Host, script: str, *args: str | Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
 def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed: str) -> None:
-    """A daemon mounts, serves and ends even if its caller had closed some of the standard streams."""
+    """A kit can be mounted, read and unmounted even if the shell closed some of the standard streams."""
     done = shell(host, f'"$@" {closed}', "mount", ref, host.mnt / "a")
     assert (done.returncode, done.stderr) == (0, "")
     assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
@@ -45,7 +45,7 @@ def test_closed_descriptors_are_as_good_as_dev_null(host: Host, ref: str, closed
 def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
     """If stdout is /dev/full, a verb exits with 1 and prints one line on stderr.
 
-    A mount stays, and ``mounts`` lists it.
+    If the verb is mount, the mount stays, and ``mounts`` lists it.
     """
     for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
         done = shell(host, '"$@" > /dev/full', *verb)
@@ -60,13 +60,13 @@ def test_help_on_a_full_stdout_is_reported_in_one_line(host: Host, told: tuple[s
 
 
 def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
-    """A Kitfile that is read from a closed stdin is empty, as from /dev/null."""
+    """If stdin is closed, a Kitfile that is read from stdin is empty."""
     done = shell(host, '"$@" <&-', "pack", host.root, "-f", "-")
     assert (done.returncode, done.stderr) == (8, "kitfs: the Kitfile is empty\n")
 
 
 def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
-    """A message about the root directory of a kit calls it /."""
+    """Messages name the root directory of a kit "/"."""
     done = host.kitfs("cat", ref, "", check=False)
     assert (done.returncode, done.stderr) == (
         2,
@@ -75,9 +75,9 @@ def test_the_root_of_a_kit_is_called_slash(host: Host, ref: str) -> None:
 
 
 def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
-    """If the reader of stdout goes away, kitfs exits silently with 141.
+    """If the reader of stdout closes the pipe, kitfs prints nothing and exits with 141.
 
-    A shell reports this code for a program that SIGPIPE ended.
+    A shell reports the same code for a program that SIGPIPE ended.
     """
     done = shell(host, '"$@" | head -c 10 > /dev/null; echo "${PIPESTATUS[0]}"', "cat", ref, "m/w.bin")
     assert (done.stdout, done.stderr) == ("141\n", "")
@@ -85,7 +85,7 @@ def test_a_closed_pipe_is_exit_code_141(host: Host, ref: str) -> None:
 
 @pytest.mark.parametrize("kind", ["full", "gone"])
 def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kind: str) -> None:
-    """A mount in the foreground whose stdout is full or closed warns, and serves until a signal ends it."""
+    """If stdout is full or closed, a mount in the foreground warns, and serves until it gets a signal."""
     if kind == "full":
         stdout = os.open("/dev/full", os.O_WRONLY)
     else:
@@ -129,7 +129,7 @@ def test_a_current_directory_that_is_gone(host: Host, ref: str) -> None:
 
 
 def test_directories_of_any_name_are_a_line_each(host: Host, ref: str) -> None:
-    """Tables have one line per mount, and JSON is valid, whatever the names of directories contain.
+    """Tables have one line per mount, and JSON is valid, whatever the names of mount points contain.
 
     Names may contain newlines and bytes that are not UTF-8, even if stdout is ASCII.
     """

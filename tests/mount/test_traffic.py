@@ -26,9 +26,9 @@ KiB, MiB, GiB = 1 << 10, 1 << 20, 1 << 30
 def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Mount, ``ls -lR`` and a read of 4 KiB of a 10 GiB tar transfer at most 4 MiB.
+    """Mount, ``ls -lR`` and a read of 4 KiB from a tar of 10 GiB transfer at most 4 MiB.
 
-    The mount and the registry both count this. The read is in the last of eight files.
+    The status of the mount and the log of the registry both show this. The read is from the last of eight files.
     """
     size = 10 * GiB // 8
     middle = size // 2
@@ -54,7 +54,10 @@ def test_a_kit_of_ten_gibibytes_is_listed_and_read_in_four_mebibytes(
 def test_one_percent_read_at_random_moves_at_most_a_tenth(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """Random 4 KiB reads of 1 % of a 1 GiB tar transfer at most 10 % of it, and return the right bytes."""
+    """Random reads of 4 KiB, in total 1 % of a tar of 1 GiB, transfer at most 10 % of the tar.
+
+    The bytes are right.
+    """
     dice = random.Random(2)
     size = GiB - MiB
     pages = dice.sample(range(size // (4 * KiB)), GiB // 100 // (4 * KiB))
@@ -74,7 +77,7 @@ def test_one_percent_read_at_random_moves_at_most_a_tenth(
 def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """A kit with a gzip layer of 1 GiB is mounted before 1 % of the layer was transferred.
+    """Mount of a kit with a gzip layer of 1 GiB is ready before 1 % of the layer was transferred.
 
     The bytes are right, and the daemon uses at most 100 MiB of memory.
     """
@@ -114,7 +117,7 @@ def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
 
 
 def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: RegistryProcess, host: Host) -> None:
-    """``find`` and a read of each of 20,000 files need at most a tenth as many requests as files.
+    """``find`` and a read of each of 20,000 files cause at most 2,000 requests.
 
     The bytes are right, and no byte is transferred twice.
     """
@@ -135,7 +138,7 @@ def test_twenty_thousand_small_files_take_far_fewer_requests(own_registry: Regis
 
 
 def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, host: Host) -> None:
-    """``bytes_fetched`` counts all body bytes since the mount began, including the manifest and the config."""
+    """``bytes_fetched`` counts all bytes of response bodies, including the manifest and the config."""
     ref = own_registry.push(
         build([part("model", "m", kit_tar({"m/w.bin": random.Random(4).randbytes(3 * MiB)}))]), "count/one"
     )
@@ -152,7 +155,10 @@ def test_status_counts_what_the_registry_counts(own_registry: RegistryProcess, h
 
 
 def test_a_raw_layer_is_listed_without_a_request(own_registry: RegistryProcess, host: Host) -> None:
-    """The size and the mode of a raw layer's file come from its annotation, without a request for the blob."""
+    """A raw layer's file is listed with its size and its mode, without a request for the blob.
+
+    Size and mode come from the manifest.
+    """
     kit = build([part("model", "m/w.bin", bytes(MiB), format="raw", mode=0o604)])
     ref = own_registry.push(kit, "raw/one")
     since = own_registry.mark()
