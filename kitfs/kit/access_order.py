@@ -53,7 +53,10 @@ class AccessOrder:
         self._lock = threading.Lock()
 
     def read(self, node: Node, offset: int, size: int) -> bool:
-        """Record that a program has read bytes of a file; return whether any unit of them was not read before."""
+        """Record that a program has read bytes of a file.
+
+        Returns whether one of the units that contain these bytes was read for the first time.
+        """
         touched = None if node.layer is None else self._touched.get(node.layer.digest)
         if touched is None or node.layer is None:
             return False

@@ -402,7 +402,7 @@ class Layer:
 
     @property
     def whole_file(self) -> bool:
-        """Return whether the blob is a single file, which is so if the layer is raw and not compressed."""
+        """Return whether the blob is a single file. This is the case if the layer is raw and not compressed."""
         return self.type.format == "raw" and not self.compressed
 
     def open_whole(self) -> io.FileIO | None:

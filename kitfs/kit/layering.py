@@ -358,7 +358,7 @@ def _directory(source: PlacedLayer) -> str:
 
 
 class BadLink(Exception):  # noqa: N818 - its callers decide whether it is an error
-    """The symbolic link ``path`` leads out of the tree. If ``circular`` is True, it leads through too many links."""
+    """The symbolic link ``path`` leads out of the tree, or through too many links if ``circular`` is True."""
 
     def __init__(self, path: str, *, circular: bool) -> None:
         super().__init__(path)

@@ -14,7 +14,7 @@ from kitfs.layers.index import LayerIndex, Member
 
 
 class TreeLayer(Protocol):
-    """The methods of a layer that the tree calls.
+    """The methods that the tree calls on a layer.
 
     ``path`` is the path that the Kitfile declares for the layer. A layer with the path "" may contain any name; None
     means that no path is declared. With ``wait=False``, a method raises WouldBlock instead of using the network.

@@ -38,7 +38,7 @@ class KitTensors:
         self._maps: dict[str, dict[str, str]] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (path, tensor) for every tensor, by file and then in the order of its header. Raises KitfsError."""
+        """Yield (path, tensor) for every tensor, file by file, in the order of the header. Raises KitfsError."""
         for path in sorted(filter(has_tensors, self._found())):
             for tensor in self._header(path).values():
                 yield path, tensor

@@ -1,10 +1,11 @@
-"""Restrict the addresses to which kitfs connects: a URL from the user may lead to any address.
+"""Restrict the addresses to which kitfs connects.
 
-Other parties also choose URLs: a token realm, a redirect, the Location of an upload, a link to the next page, a kit's
-parent. Such a URL must not lead to this machine (loopback) or to a link-local address (for example the metadata service
-of a cloud), unless the server that named the URL has such an address itself. kitfs checks the address of the
-connection. A name is looked up only once per connection, so kitfs connects to the address that it has checked. If a
-proxy looks names up, kitfs can check only the host as written in the URL.
+A URL from the user can lead to any address. Other parties also choose URLs: a token realm, a redirect, the Location of
+an upload, a link to the next page, a kit's parent. Such a URL must not lead to this machine (loopback) or to a
+link-local address (for example the metadata service of a cloud), unless the server that named the URL has such an
+address itself. kitfs checks the address of the connection. A name is looked up only once per connection, so kitfs
+connects to the address that it has checked. If a proxy looks names up, kitfs can check only the host as written in the
+URL.
 
 The scopes have the names that Linux uses (``ip address``): host, link, global. Threading: the functions and the backend
 have no state.

@@ -2,10 +2,11 @@
 
 Follows distribution's "Token Authentication Specification" and its OAuth2 form. After a 401 with ``WWW-Authenticate:
 Bearer``, kitfs requests a token from the realm (GET with Basic, or POST with a refresh token), and sends the request
-again. Tokens are cached per (host, scope) until shortly before they expire. If the registry returns 401 before that,
-the token is replaced once. Before a body is streamed, an expired token is replaced without waiting for a 401, so that
-the body need not be sent twice. Threading: the flow runs on the thread that sends the request. If several threads need
-a token for the same scope, one thread requests the token and the others wait for the result.
+again. Tokens are cached per (host, scope) until shortly before they expire. If the registry returns 401 although a
+token has not expired, the token is replaced once. Before a body is streamed, an expired token is replaced without
+waiting for a 401, so that the body need not be sent twice. Threading: the flow runs on the thread that sends the
+request. If several threads need a token for the same scope, one thread requests the token and the others wait for the
+result.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def challenges(*headers: str) -> dict[str, dict[str, str]]:
 
 
 def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield (scheme, parameters) of one header. A token is a parameter's name if "=" follows it, otherwise a scheme."""
+    """Yield (scheme, parameters) for each challenge in a header.
+
+    A word is the name of a parameter if "=" follows it. Otherwise it is a scheme.
+    """
     scheme, parameters = "", dict[str, str]()
     at = 0
     while at < len(header):
@@ -99,7 +103,7 @@ def _challenges(header: str) -> Iterator[tuple[str, dict[str, str]]]:
 class TokenRequest:
     """A token request in progress, shared by every thread that needs the same token.
 
-    After ``end``, ``header`` or ``error`` is set. If the token server could not be reached, neither is set.
+    The method ``end`` sets ``header`` or ``error``. If the token server could not be reached, neither is set.
     """
 
     __slots__ = ("done", "error", "header")
@@ -148,7 +152,7 @@ class Tokens:
     def accepted(self, host: str, scope: str) -> bool:
         """Return whether a host has ever accepted a token for a scope.
 
-        If it later refuses the token, the token has expired.
+        If such a host refuses a token, the token has expired.
         """
         return (host, scope) in self._accepted
 
@@ -163,7 +167,10 @@ class Tokens:
             return self._challenges.get((host, scope))
 
     def begin(self, host: str, scope: str) -> tuple[TokenRequest, bool]:
-        """Return the request for a token, and whether the caller must send the request and then call ``end``."""
+        """Return the token request for a scope.
+
+        The second result is True if the caller must send the request and call ``end``.
+        """
         with self._lock:
             found = self._requests.get((host, scope))
             if found is not None:

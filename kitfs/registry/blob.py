@@ -33,7 +33,7 @@ CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 
 
 class BlobRequest(Protocol):
-    """A function that requests a blob, or the range in ``headers``, and returns a response with status 200 or 206.
+    """A function that requests a blob, or the range in ``headers``. It returns a response with status 200 or 206.
 
     It raises KitfsError for any other response.
     """
@@ -61,7 +61,7 @@ class PlainRequest:
 class RequestAtRedirect:
     """A BlobRequest that remembers the target of a redirect, and sends the next request directly to the target.
 
-    If the target fails, for example because its signature has expired, ``request`` is used again.
+    If the target fails, for example because its signature has expired, the next request goes to the registry again.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class Speed:
 class Remaining:
     """The bytes [at, stop) that a read still needs.
 
-    ``given``: how many bytes the read has yielded. ``whole``: whether the registry ignored the range, so that the
-    response is a stream from byte 0 on.
+    ``given``: how many bytes the read has yielded. ``whole``: whether the registry ignored the range. The response then
+    begins at byte 0.
     """
 
     at: int
@@ -141,7 +141,7 @@ class Remaining:
 
 
 class RemoteBlob:
-    """A blob at ``endpoints``, which are tried in order. It is a Source, and ``request`` sends its requests.
+    """A Source for a blob at ``endpoints``, which are tried in order. ``request`` sends the requests.
 
     ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds. The minimum speed is measured
     over this time. ``ranged`` becomes False when a registry returns the whole blob instead of a range.
@@ -195,8 +195,9 @@ class RemoteBlob:
         """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
 
         See ``content.Source``. The endpoints are tried in turn, and each continues where the previous endpoint broke
-        off. The last endpoint is the registry itself. If all fail, its error is raised, and the message has the causes
-        of all endpoints. The error is NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored or IntegrityError.
+        off. The last endpoint is the registry itself. If all fail, the registry's error is raised, and the message
+        names the causes of all endpoints. The error is NotFound, Unauthorized, RateLimited, Unavailable, RangeIgnored
+        or IntegrityError.
         """
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
@@ -273,8 +274,7 @@ class RemoteBlob:
     def _span(self, endpoint: Endpoint, response: httpx.Response, rest: Remaining) -> tuple[int, int]:
         """Return the range [first byte, end) of the blob that the body of a response contains.
 
-        If the response has another range than the requested range, it is closed, and RegistryError or IntegrityError is
-        raised.
+        If that is not the requested range, the response is closed, and RegistryError or IntegrityError is raised.
         """
         try:
             check_encoding(response, self._what)

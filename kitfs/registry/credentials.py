@@ -230,7 +230,7 @@ def _auths(config: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def helper_of(config: dict[str, Any], host: str, repository: str = "") -> tuple[str, str] | None:
-    """Return (helper, key) for a host, or None if it has no helper. ``key`` is to be looked up in the helper."""
+    """Return (helper, key) for a host, or None if it has no helper. ``key`` is the helper's key for the host."""
     named = config.get("credHelpers")
     if isinstance(named, dict):
         for key in matching(named, host, repository):

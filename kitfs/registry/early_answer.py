@@ -106,8 +106,8 @@ class DuplexStream(httpcore.NetworkStream):
     def receive_into(self, view: memoryview, timeout: float | None, *, at_least: int = 1) -> int:
         """Receive the next bytes of a body into a buffer. Return their number, or 0 at the end of the connection.
 
-        Waits a moment (``GATHER``) for ``at_least`` bytes, so that a fast body arrives in few pieces. Raises
-        ReadTimeout (or its subclass TooSlow), ReadError.
+        Waits a moment (``GATHER``) for ``at_least`` bytes, so that a fast body arrives in few pieces. Raises ReadError,
+        and ReadTimeout or its subclass TooSlow.
         """
         sock: socket.socket = self._inner.get_extra_info("socket")
         left = timeout.left() if isinstance(timeout, Pace) else timeout
@@ -143,7 +143,8 @@ class DuplexStream(httpcore.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send the whole buffer, unless a response arrives first.
 
-        Raises WriteError if a response arrives, WriteTimeout if the server accepts too few bytes within the timeout.
+        Raises WriteError if a response arrives, and WriteTimeout if the server accepts too few bytes within the
+        timeout.
         """
         pace = timeout if isinstance(timeout, Pace) else None if timeout is None else Pace(timeout)
         if pace is not None:

@@ -88,7 +88,7 @@ class StreamedBody(httpx.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         """Yield the body in pieces.
 
-        Raises StoreError if the local copy cannot be read, IntegrityError if it is too short.
+        Raises StoreError if the local copy cannot be read, and IntegrityError if the copy is too short.
         """
         at = self._start
         self._sent(at)
@@ -148,7 +148,11 @@ class HttpClient:
         self._http.close()
 
     def url_of(self, host: str) -> str:
-        """Return the URL of a host ("host[:port]"). It has http: if the options require it or the host is loopback."""
+        """Return the URL of a host ("host[:port]").
+
+        The scheme is http if the option ``plain_http`` is True, or if it is None and the host is loopback. Otherwise
+        the scheme is https.
+        """
         plain = url_from(f"http://{host}").host
         use_http = is_loopback(plain) if self.options.plain_http is None else self.options.plain_http
         return f"{'http' if use_http else 'https'}://{host}"
@@ -156,7 +160,7 @@ class HttpClient:
     def address_scope(self, base: str) -> AddressScope:
         """Return the scope of the addresses from which the host of a URL has responded.
 
-        Before its first response, it is the scope of the host as written in the URL. A host that responds from
+        Before the first response, the scope of the host as written in the URL is returned. A host that responds from
         addresses of several scopes counts as global, because its name is not reliable.
         """
         url = url_from(base)
@@ -195,7 +199,7 @@ class HttpClient:
     def _may_upgrade(self, home: httpx.URL) -> bool:
         """Return whether a server may be contacted over TLS instead of plain HTTP.
 
-        That is so if the server is on loopback and plain HTTP is only the default.
+        This is permitted if the server is on loopback and plain HTTP is only the default.
         """
         return home.scheme == "http" and self.options.plain_http is None and is_loopback(home.host)
 
@@ -207,7 +211,10 @@ class HttpClient:
         return True
 
     def _probe(self, home: httpx.URL, error: httpx.TransportError) -> bool:
-        """Return whether a server that closed a connection without a response uses TLS. It is probed only once."""
+        """Return whether a server that closed a connection without a response uses TLS.
+
+        A server is probed only once.
+        """
         if isinstance(error, httpx.RemoteProtocolError) and not isinstance(error.__cause__, (NoResponse, TlsAlert)):
             return False  # the server sent something that is neither HTTP nor TLS
         if self.options.proxy or home.netloc in self._probed or _origin(home) in self._scopes:

@@ -80,7 +80,7 @@ def mapped(url: httpx.URL | str, what: str) -> Iterator[None]:
 
 
 def forbidden(e: Forbidden, url: httpx.URL | str, what: str) -> RegistryError:
-    """Return the error for a URL from a registry or a kit that leads to an address that is not permitted."""
+    """Return the error for a URL that leads to a forbidden address. A registry or a kit has named the URL."""
     asked = host_of(url)
     where = "this machine itself" if e.scope == "host" else "a link-local or metadata address"
     address = f" ({e.address})" if e.address and e.address != e.host.partition(":")[0].strip("[]") else ""

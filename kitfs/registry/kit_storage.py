@@ -119,8 +119,9 @@ class DigestCheck:
 class KitStorage:
     """The storage in kit's home directory, which need not exist.
 
-    ``hints``: where the results of checks are stored. ``wait_limit``: readers wait for the check of a blob only up to
-    this number of bytes. ``open_file``: opens a file below the storage's directory, like ``StoredFile.open``.
+    ``hints``: where the results of checks are stored. ``wait_limit``: readers wait for the check of a blob only if the
+    blob has at most this many bytes. ``open_file``: opens a file below the storage's directory, like
+    ``StoredFile.open``.
     """
 
     def __init__(
@@ -155,8 +156,8 @@ class KitStorage:
     ) -> LocalFirstRepository:
         """Return the Origin of a reference.
 
-        ``whole``: whether the caller reads all bytes. Its reads then wait for checks, and it may use a tag that only
-        kit has.
+        ``whole``: whether the caller reads all bytes. Reads then wait for checks, and a tag that only kit has is
+        accepted.
         """
         return LocalFirstRepository(self, reference, repository, whole=whole)
 
@@ -279,8 +280,8 @@ class LocalFirstRepository:
 class LocalFirstBlob:
     """A Source of a blob that kit has.
 
-    Until ``check`` has verified kit's file, reads use the blob that ``open_remote`` returns, which is the registry's.
-    ``waits``: whether reads wait until the check has ended.
+    ``open_remote`` returns the registry's blob, which is read until ``check`` has verified kit's file. ``waits``:
+    whether reads wait until the check has ended.
     """
 
     def __init__(self, check: DigestCheck, open_remote: Callable[[], Source], *, waits: bool) -> None:

@@ -95,7 +95,7 @@ class Layout:
         raise NotFound(f"{self.path}: name one of its manifests by a tag (the layout contains {tags})")
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """Read a manifest by tag or digest, and verify its digest. Raises NotFound, ManifestError, IntegrityError."""
+        """Read a manifest by tag or digest, and verify its digest. Raises NotFound, ManifestError or IntegrityError."""
         descriptor = self.resolve(identifier)
         return descriptor, self.blob_bytes(descriptor, MAX_INDEX)
 

@@ -68,7 +68,7 @@ class Repository:
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
         """Fetch a manifest or index by tag or digest, and verify its digest.
 
-        Raises NotFound, ManifestError, IntegrityError, RegistryError.
+        Raises NotFound, ManifestError, IntegrityError or RegistryError.
         """
         return self._first(lambda e: self._manifest(e, identifier))
 
@@ -141,7 +141,7 @@ class Repository:
         """Return the manifests whose subject is ``digest``, optionally only those of one artifact type.
 
         They are read from the referrers API, or from the referrers tag if the registry does not have that API. Raises
-        ManifestError, IntegrityError, RegistryError.
+        ManifestError, IntegrityError or RegistryError.
         """
         found = self._first(lambda e: self._referrers(e, digest))
         return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)

@@ -38,7 +38,7 @@ OCTETS: Final = "application/octet-stream"
 
 
 class Upload:
-    """The upload of one blob to the repository ``name`` at ``endpoint``, whose auth flow allows pushing."""
+    """The upload of one blob to the repository ``name`` at ``endpoint``. The endpoint's tokens allow pushing."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ PATCH: Final = Method("patch", 0)
 class Lesson(NamedTuple):
     """A record of the methods that a host has refused.
 
-    ``refused``: their names. ``limit``: the bytes of the smallest request that was too large, or None.
+    ``refused``: the names of these methods. ``limit``: the bytes of the smallest request that was too large, or None.
     """
 
     refused: frozenset[str] = frozenset()
@@ -90,7 +90,7 @@ class Lessons:
 
 
 class MethodPlan:
-    """The methods left for one blob, in order. Each is tried once. ``lesson``: the methods refused so far."""
+    """The methods that are left for one blob, in order. Each is tried once. ``lesson``: the methods refused so far."""
 
     def __init__(self, size: int, chunk: int, known: Lesson) -> None:
         self._size = size

@@ -45,7 +45,7 @@ class UploadSession:
 
     ``at``: how many bytes the registry has. ``sure``: whether ``at`` is valid. ``least``: the fewest bytes of every
     chunk except the last. ``exact``: whether this process sent every byte, and the registry acknowledged the bytes in
-    order. If so, the session cannot be the cause of a wrong digest. ``odd``: whether a Range differed from the expected
+    order. If so, the session cannot be the cause of a wrong digest. ``odd``: whether a response had an unexpected
     Range. ``doubted``: the offset at which a chunk was refused with 416.
     """
 

@@ -1,4 +1,4 @@
-"""Serve the registry over HTTP: route each request to its handler, and log it in one line.
+"""Serve the registry over HTTP: route each request to its handler, and log the request in one line.
 
 aiohttp implements HTTP, and its event loop is used only in this package. Bodies are streamed (``bodies``). All disk
 access runs on the threads of ``pool``. If a request still waits for bytes of a chunk, the next request for the same
@@ -109,7 +109,7 @@ class App:
         }
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer a request, and log it in one line."""
+        """Respond to a request, and log the request in one line."""
         began = time.monotonic()
         user = "-"
         status: int | str = "broken off"

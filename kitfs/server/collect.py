@@ -2,17 +2,18 @@
 
 A blob is removed from a repository when no manifest of that repository refers to it, and no client has pushed it,
 mounted it or asked whether it exists for ``min_age`` seconds. (A push asks for its blobs first and sends its manifest
-last.) A manifest, tagged or not, refers to its descriptors, and to those of its indexes, children and subjects. The
-bytes of a blob are deleted when no repository and no packed or pulled kit contains the blob, no reader has it open, and
-the bytes are older than ``min_age``.
+last.) A manifest, tagged or not, refers to the blobs and manifests that its descriptors name, and to everything that
+these manifests refer to. The bytes of a blob are deleted when no repository and no packed or pulled kit contains the
+blob, no reader has it open, and the bytes are older than ``min_age``.
 
 The parts of unfinished uploads are not blobs yet and are never deleted. While an upload to a repository is open, the
 ages of that repository's blobs are measured at the beginning of the upload, so that a push that takes days does not
 lose the blobs that it has sent.
 
-An age is the difference between a file's time and ``now``, both of the system's clock. A time in the future counts as
-now, so nothing is deleted after the clock jumps back. A running server passes in a ``SteadyClock``, which ignores jumps
-ahead. ``kitfs serve gc`` cannot detect such a jump and must not run while the clock is known to be ahead.
+An age is the time from a file's timestamp until ``now``. Both are from the system's clock. A timestamp in the future is
+treated as ``now``, so nothing is deleted after the clock jumps back. A running server passes in a ``SteadyClock``,
+which ignores jumps ahead. ``kitfs serve gc`` cannot detect such a jump and must not run while the clock is known to be
+ahead.
 
 A crash at any moment leaves no more garbage than before. Threading and processes: any number of collectors may run
 beside servers and pushes. A repository is locked only while its links are removed.
@@ -110,9 +111,9 @@ def _begun(store: Store, now: float) -> dict[str, float]:
 
 
 def _unlink(store: Store, repository: str, *, before: float) -> set[str]:
-    """Unlink the blobs of a repository to which no manifest refers and that were last used at or before ``before``.
+    """Unlink the blobs of a repository to which no manifest refers, if they have not been used after ``before``.
 
-    Returns the digests of the unused blobs that are younger.
+    Returns the digests of the unreferenced blobs that have been used after ``before``.
     """
     links = store.repositories
     manifests = set(links.listed(repository, MANIFESTS))
@@ -170,7 +171,8 @@ def _descriptors(manifest: Any) -> Iterator[tuple[str, bool]]:
     """Yield (digest, whether it is the digest of a manifest) for every descriptor at any depth.
 
     Descriptors in unknown fields are included. An entry of an index and the subject of a referrer count as manifests,
-    whatever their media type is. Field names are compared without case, because Go clients read them without case.
+    whatever their media type is. Upper and lower case are not distinguished in field names, because Go clients do not
+    distinguish them.
     """
     pending = [(manifest, "")]
     while pending:

@@ -2,10 +2,10 @@
 
 Passwords are checked on a few threads with low priority, so that clients that guess passwords do not slow down pulls
 and pushes. A login that succeeded once is remembered (``htpasswd``) and is not scheduled. The other logins wait in a
-queue. A login comes first if logins with the same name from the same address have failed less often recently. If the
-numbers of failures are equal, the addresses take turns. So a client that guesses waits behind other clients. Known and
-unknown names are treated alike, so that waiting times do not reveal which names exist. Threading: only the event loop's
-thread may use this module.
+queue. A login has priority if fewer logins with its name from its address have failed recently. If the numbers are
+equal, the addresses take turns. So a client that guesses waits behind other clients. Known and unknown names are
+treated alike, so that waiting times do not reveal which names exist. Threading: only the event loop's thread may use
+this module.
 """
 
 from __future__ import annotations

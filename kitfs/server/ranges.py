@@ -29,7 +29,7 @@ def requested(header: str | None, size: int) -> Span | None:
     """Return the range that a Range header requests from a blob of ``size`` bytes, or None for the whole blob.
 
     A header with several ranges or a unit other than bytes is ignored, as RFC 9110 14.2 allows. Empty elements of the
-    list are ignored (5.6.1). Raises Unsatisfiable, also for a malformed header.
+    header's list are ignored (5.6.1). Raises Unsatisfiable for a range outside the blob, and for a malformed header.
     """
     if not header:
         return None

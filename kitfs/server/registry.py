@@ -66,8 +66,8 @@ class Registry:
     def blob(self, repository: str, digest_text: str, *, promised: bool = False) -> tuple[Digest, io.FileIO]:
         """Return the digest of a blob and its open file, which the caller must close.
 
-        ``promised``: whether the client only asks if the blob exists (HEAD). It may then push a manifest that names the
-        blob.
+        ``promised``: whether the request is a HEAD. The use of the blob is then always recorded, because the client may
+        next push a manifest that names the blob.
         """
         name, digest = repository_name(repository), digest_of(digest_text)
         file = self._open(name, digest, promised)
@@ -167,7 +167,7 @@ class Registry:
     # Manifests
 
     def manifest(self, repository: str, reference: str) -> ServedManifest:
-        """Return a manifest by its tag or digest. Raises ApiError, StoreError."""
+        """Return a manifest by its tag or digest. Raises ApiError or StoreError."""
         name = repository_name(repository)
         digest = self._resolved(name, reference)
         link = self._links.get(name, MANIFESTS, link_name(digest))

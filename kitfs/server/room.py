@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class ServerRoom:
-    """A manager of the free space of a served store. Blobs of removed kits are deleted after ``min_age`` seconds."""
+    """A manager of the free space of a served store. Blobs of removed kits stay for ``min_age`` seconds."""
 
     def __init__(self, store: Store, *, log: logging.Logger, min_age: float, collect_every: float) -> None:
         self._store = store

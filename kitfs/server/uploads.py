@@ -24,7 +24,7 @@ class UploadQueue:
     """The requests for one upload.
 
     ``users``: the number of requests. ``latest``: the number of the latest request. ``receiving``: the task that waits
-    for bytes of a body. ``resting``: whether no bytes of that body arrive.
+    for bytes of a body. ``resting``: True while no bytes of that body arrive.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class UploadTurn:
         self._number = number
 
     def check(self) -> None:
-        """Raise ApiError when a later request has arrived."""
+        """Raise ApiError if a later request has arrived."""
         if self.queue.latest > self._number:
             raise ApiError(409, "BLOB_UPLOAD_INVALID", "a later request has taken this upload over")
 
@@ -66,7 +66,10 @@ class UploadTurn:
 
 
 class OpenUploads:
-    """The uploads that this process is writing. One request at a time writes an upload, and the latest has priority."""
+    """The uploads that this process is writing.
+
+    Only one request at a time writes an upload. The latest request has priority.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -104,7 +107,7 @@ class OpenUploads:
                 del self._queues[ident]
 
     async def wait_idle(self, ident: str) -> None:
-        """Wait until no more bytes arrive for an upload, at most SETTLE seconds.
+        """Wait until no more bytes arrive for an upload, but at most SETTLE seconds.
 
         A client that asks for the progress of an upload has usually lost the connection on which it sent the bytes.
         Some of these bytes may still arrive.
