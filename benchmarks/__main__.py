@@ -29,7 +29,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def measure(row: Row, bench: Bench, runs: int) -> Result:
-    """Measure a row ``runs`` times. If a run fails, the row ends, and the results of earlier runs are kept."""
+    """Measure a row ``runs`` times. If a run fails, no more runs follow, and the results of earlier runs are kept."""
     result = Result(row)
     if absent := missing(row.needs):
         result.skip(f"{' and '.join(absent)} not on PATH")

@@ -92,7 +92,7 @@ def table(about: dict[str, Any]) -> str:
 
 
 def _bar(target: dict[str, Any], at: Callable[[float], float], y: float) -> list[str]:
-    """Draw a number as a line from its goal."""
+    """Draw a line from the goal of a number to the number."""
     goal, must = target["goal"], target["must"]
     distance = _distance(target, target["median"], goal)
     allowed = _distance(target, must, goal) if must is not None else 1.0
@@ -105,7 +105,7 @@ def _bar(target: dict[str, Any], at: Callable[[float], float], y: float) -> list
 
 
 def _number(target: dict[str, Any]) -> str:
-    """Return the number and its goal as text."""
+    """Return a number and its goal as text."""
     unit = f" {target['unit']}" if target["unit"] in ("s", "MiB") else ""
     return f"{target['median']:.2f}{unit}  ({'≥' if target['at_least'] else '≤'} {target['goal']:g})"
 
@@ -161,7 +161,7 @@ def _panel(points: list[dict[str, Any]], ways: list[str], top: int, height: int,
 
 
 def tick_distance(most: float) -> float:
-    """Return a round distance between grid lines, such that four of these distances cover ``most``."""
+    """Return a round distance between grid lines. Four times this distance is at least ``most``."""
     power = float(10 ** math.floor(math.log10(most / 4)))
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power * 4 >= most)
 

@@ -120,7 +120,7 @@ class Result:
         self._absent = {target.name: reason for target in self.row.targets}
 
     def missed(self) -> list[Target]:
-        """Return the targets whose *must* is not met or was not measured."""
+        """Return the targets whose *must* is not met, including those that were not measured."""
         return [one for one in self.row.targets if one.must is not None and not self._met(one, one.must)]
 
     def _median(self, target: Target) -> float | None:

@@ -1,9 +1,9 @@
 """Build ModelKits and ModelPacks from bytes, independently of kitfs.
 
 The module is written from the published formats alone (KitOps' Kitfile and the manifest of each vintage, CNCF's
-model-spec, the OCI image and distribution specs). It imports nothing from kitfs, so that a mistake in kitfs cannot hide
-in the expected results. It is not a packer: it does not read trees or choose layers, and it compresses with the
-standard library and zstandard. Any thread may use the functions, because values are immutable, and only the three
+model-spec, the OCI image and distribution specs). It imports nothing from kitfs, because a mistake in kitfs could
+otherwise hide in the expected results. It is not a packer: it does not read trees or choose layers, and it compresses
+with the standard library and zstandard. Any thread may use the functions: values are immutable, and only the three
 writers at the end have side effects.
 
     part = Part("model", "model", kit_tar({"model/w.bin": b"..."}), compression="zstd")

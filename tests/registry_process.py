@@ -138,7 +138,7 @@ class RegistryProcess:
     # -- record of requests
 
     def served(self, since: Mark | None = None) -> list[Served]:
-        """Return the requests that were answered, or those after ``since``, except the requests of this class.
+        """Return the answered requests, or only those after ``since``. Requests of this class itself are left out.
 
         The registry writes a log line after its response, so this method sends a request of its own as a fence. A
         response may still be written to a client that has died. The method therefore reads the log until two fences
@@ -155,7 +155,7 @@ class RegistryProcess:
         return Mark(len(self.served()))
 
     def moved(self, since: Mark | None = None, *, digest: str = "") -> int:
-        """Return the number of body bytes of all responses to GET, or of those for one blob."""
+        """Return the number of body bytes of the responses to GET, for all requests or for those of one blob."""
         return sum(row.bytes for row in self.served(since) if row.method == "GET" and digest in row.path)
 
     def _fence(self) -> list[Served]:

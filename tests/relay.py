@@ -8,13 +8,14 @@ import time
 
 
 class Relay:
-    """A TCP relay in front of a registry, which counts, holds or breaks the bytes that it relays.
+    """A TCP relay in front of a registry. It counts, holds or breaks the bytes that it relays.
 
     It counts and holds the responses, or the requests with ``requests=True``. ``moved`` is the number of bytes that it
     relayed in that direction. ``hold(n)`` relays n more bytes in that direction and then none until ``release()``.
-    ``held`` is set while bytes wait. ``cut(n)`` relays n more bytes in the other direction and then breaks, once, the
-    connection that carried the last of them. With ``rate``, each connection relays at most that many bytes a second in
-    that direction. ``connections`` has the number of bytes that each connection relayed in that direction.
+    ``held`` is set while bytes wait. ``cut(n)`` relays n more bytes in the other direction and then breaks the
+    connection that carried the last of them. Other connections are not broken. With ``rate``, each connection relays at
+    most that many bytes a second in the counted direction. ``connections`` lists the number of bytes that each
+    connection relayed in the counted direction.
     """
 
     def __init__(self, port: int, *, requests: bool = False, rate: int = 0) -> None:
@@ -157,7 +158,7 @@ class Relay:
 
 
 class _Pair:
-    """The two sockets of a relayed connection. The pump that ends last closes both."""
+    """The two sockets of a relayed connection. The thread that ends last closes both."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server

@@ -101,7 +101,10 @@ def opened() -> Iterator[Callable[[Path], int]]:
 
 
 def test_kernel_reads_a_backed_file_by_itself(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """For a backed file the kernel sends no read requests. ``native_files`` counts the open backing files."""
+    """The kernel sends no read requests for a file with a backing file.
+
+    ``native_files`` is the number of open backing files.
+    """
     mount.fs.backings["file"] = mount.backing
     first, second = opened(mount.file), opened(mount.file)
     assert [os.pread(fd, 1 << 20, 0) for fd in (first, second)] == [BACKED] * 2
@@ -134,9 +137,9 @@ def test_file_that_is_verified_while_it_is_open_is_mixed(mount: Passing, opened:
 
 
 def test_file_that_loses_its_backing_is_copied_again(mount: Passing, opened: Callable[[Path], int]) -> None:
-    """If a file is evicted while it is open, open handles can still be read.
+    """If a file loses its backing file while it is open, open handles can still be read.
 
-    Handles that are opened later are served by the daemon.
+    The daemon serves handles that are opened later.
     """
     mount.fs.backings["file"] = mount.backing
     held = opened(mount.file)

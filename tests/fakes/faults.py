@@ -89,7 +89,7 @@ class Cut:
 class Stall:
     """A fault that sends ``at`` bytes of the body and then nothing until ``until`` is set.
 
-    If ``at`` is None, not even the status line is sent. ``reached`` is set when a request arrives at the stall.
+    If ``at`` is None, not even the status line is sent. ``reached`` is set when the fault begins to wait.
     """
 
     at: int | None = None

@@ -8,7 +8,7 @@
 The hub also implements the batch API of LFS at ``hub.url/lfs``, with the ``objects`` (hex → bytes). A batch response
 names a header, and requests for an object must have this header.
 
-Faults, the record of requests, start and stop are those of FakeRegistry. A page lists ``page`` files. If ``recursive``
+Faults, the record of requests, start and stop work as in FakeRegistry. A page lists ``page`` files. If ``recursive``
 is False, a listing has one level, as on some mirrors of the hub. ``links`` is "absolute" or "relative" and selects the
 form of the links to the next page.
 """

@@ -1,9 +1,9 @@
 """Fakes of registry products. Each fake is a FakeRegistry with the quirks of one product, taken from public issues.
 
-A quirk is a difference from distribution-spec v1.1, or a choice that the specification leaves open, in the response to
-a push, a pull, a mount of a blob, a deletion or a request for referrers. Each class names the issues in which the quirk
-was observed. Everything else is as in FakeRegistry. ``KINDS`` maps the names of the products to their classes, for
-tests of every product.
+A quirk is a difference from distribution-spec v1.1, or a choice that the specification leaves open. Quirks are in the
+responses to pushes, pulls, mounts of blobs, deletions and requests for referrers. The docstring of each class names the
+issues in which the quirk was observed. Everything else is as in FakeRegistry. ``KINDS`` maps the names of the products
+to their classes, for tests of every product.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GitHub(FakeRegistry):
 
 
 class Amazon(FakeRegistry):
-    """ECR returns 201 to PATCH, with a Range that stays at the first chunk.
+    """ECR returns 201 to PATCH, with the Range of the first chunk even after later chunks.
 
     A push does not create repositories (404 NAME_UNKNOWN), only Basic authentication works, and a deletion by tag
     returns 400. Sources: tart 273 (201), containers-roadmap 2831 (Range).
@@ -206,7 +206,7 @@ class Zot(FakeRegistry):
 
 
 class GitLab(FakeRegistry):
-    """GitLab has no referrers API. It confuses the tag that replaces the API with the digest in the tag's name.
+    """GitLab has no referrers API. If there is no tag sha256-X, it returns the manifest with the digest sha256:X.
 
     It returns 404 to DELETE of a tag. Source: oras-go 1396 (tag).
     """
@@ -228,7 +228,7 @@ class GitLab(FakeRegistry):
 
 
 class Harbor(FakeRegistry):
-    """Harbor returns 401 for a mount from a project that does not exist, and for referrers before version 2.8.
+    """Harbor returns 401 for a mount from a project that does not exist. Before version 2.8, also for referrers.
 
     Behind a proxy that terminates TLS, its locations begin with http: (see test_upload). Sources: harbor 17097 (mount),
     18305 (referrers).

@@ -200,7 +200,7 @@ class FakeRegistry:
         self._server.begin()
 
     def stop(self) -> None:
-        """Close the port and every connection, so that later requests are refused."""
+        """Close the port and every connection. Later requests are refused."""
         if self._server is not None:
             server, self._server = self._server, None
             server.end()

@@ -186,7 +186,7 @@ class Machine:
 def machine(registry: str) -> Iterator[Machine]:
     """Yield a machine in a directory with a short name, because the path of a socket is limited to 108 bytes.
 
-    Its mounts and background jobs end with the block.
+    Its mounts and background jobs are ended at the end of the block.
     """
     home = Path(tempfile.mkdtemp(prefix="kitfs-m", dir="/tmp"))
     made = Machine(home, registry, f"localhost:{free_port()}")

@@ -90,7 +90,7 @@ class Readers:
 
     @contextmanager
     def disturbed(self) -> Iterator[None]:
-        """Permit failures of reads during this block, in which the mount is ended or made."""
+        """Permit failures of reads during a block that ends a mount or makes a new mount."""
         self._epoch += 1 - self._epoch % 2
         try:
             yield

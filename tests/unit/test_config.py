@@ -33,7 +33,7 @@ def load(flags: dict[str, object], env: dict[str, str] | None = None, **options:
 
 
 def test_order_is_flag_environment_file_default(tmp_path: Path) -> None:
-    """A flag takes precedence over the variable, the variable over the settings file, and the file over the default."""
+    """The order of precedence is: the flag, the environment variable, the settings file, the default."""
     file = tmp_path / "s.yaml"
     file.write_text("transport: libfuse\n")
     flags: dict[str, object] = {"settings": str(file), "transport": None}

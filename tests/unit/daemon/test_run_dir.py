@@ -109,7 +109,7 @@ def test_record_comes_back(run: RunDir, mountpoint: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"reference": 1}'])
 def test_damaged_record_is_no_record(run: RunDir, text: str) -> None:
-    """A record that cannot be parsed counts as missing. The other records are still listed."""
+    """A record that cannot be parsed is treated as missing. The other records are still listed."""
     Path(run.file("/models", "json")).write_text(text)
     assert run.record("/models") is None
     assert run.records() == []

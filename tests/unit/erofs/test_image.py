@@ -237,7 +237,7 @@ def test_a_device_on_tmpfs_is_refused(image: Image) -> None:
 
 @pytest.mark.parametrize("source", ["a/../b", "/absolute", "x" * 256, "a//b", "\0"])
 def test_a_source_that_cannot_be_a_name_is_replaced(image: Image, source: str) -> None:
-    """The mount table shows "kitfs" as the source."""
+    """If a source is not a valid name, the mount table shows "kitfs" as the source."""
     with (image.scratch / "image").open("w+b") as out:
         write_image(out, directory(1), lambda _: (), [], lambda *_: b"", uuid=bytes(16))
         mount = mounting.mount_image(out.fileno(), [], source, scratch=str(image.scratch))

@@ -6,7 +6,7 @@ from __future__ import annotations
 class Reads:
     """A file in memory.
 
-    ``moved`` counts the bytes that are read. If ``size`` is larger than the data, zeros follow the data.
+    ``moved`` is the number of bytes that were read. If ``size`` is larger than the data, zeros follow the data.
     """
 
     def __init__(self, data: bytes, size: int | None = None) -> None:

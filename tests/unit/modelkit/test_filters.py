@@ -85,7 +85,7 @@ def test_wrong_filters(text: str, told: str) -> None:
     ],
 )
 def test_filters_of_a_parent(texts: list[str], parents: list[str] | None) -> None:
-    """Only the model of a parent is used, and only if a filter selects a model.
+    """Only the model of a parent kit is used, and only if a filter selects a model.
 
     Without filters, the whole model is used.
     """

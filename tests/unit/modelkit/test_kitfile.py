@@ -132,7 +132,7 @@ def test_parameters_are_written_as_yaml_v3_writes_them(parameters: str, written:
     ],
 )
 def test_yaml_is_yaml_v3s(scalar: str, value: object) -> None:
-    """A plain scalar has the type that yaml.v3 gives it, which may differ from YAML 1.1."""
+    """A plain scalar has its type in yaml.v3, even if YAML 1.1 has another type for it."""
     kitfile = Kitfile.from_yaml(f"manifestVersion: 1.0.0\nmodel: {{parameters: {{v: {scalar}}}}}\n".encode())
     assert json.loads(kitfile.to_json())["model"]["parameters"] == {"v": value}
 

@@ -65,7 +65,10 @@ def test_every_golden_layer_has_its_entry_and_a_path(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["modelpack-raw", "modelpack-tar"])
 def test_the_kitfile_of_a_modctl_kit(name: str) -> None:
-    """The first weight is the model. The other weights and weight.config are parts. Code and docs keep their order."""
+    """The first weight file is the model. The other weight files and weight.config are parts.
+
+    Code and docs keep their order.
+    """
     manifest, read = golden(name)
     by_type: dict[str, list[str]] = {}
     for d in manifest.layers:
@@ -113,7 +116,10 @@ def test_equal_digests_are_told_apart_by_their_annotation() -> None:
 
 
 def test_kits_without_layer_info_are_matched_by_position_within_their_type() -> None:
-    """Kits before 0.5 have no digests in the config. A remote dataset and a model that is a reference have no layer."""
+    """Versions of kit before 0.5 write no digests of layers into the config.
+
+    A remote dataset and a model that is a reference have no layer.
+    """
     read = kitfile(
         model={"path": "r.io/base:v1", "parts": [{"path": "p"}]},
         code=[{"path": "c1"}, {"path": "c2"}],
@@ -132,7 +138,7 @@ def test_a_layer_that_the_config_does_not_know_has_no_entry() -> None:
 
 
 def test_modelpack_layers_with_a_kitfile_are_matched_by_path() -> None:
-    """KitOps stores the Kitfile of a ModelPack in an annotation. The entries may have no digests."""
+    """KitOps stores the Kitfile of a ModelPack in an annotation. The entries of this Kitfile can lack digests."""
     text = json.dumps({"manifestVersion": "1.0.0", "model": {"path": "w.bin"}, "code": [{"path": "src"}]})
     manifest = kit(
         layer(f"{PACK}code.v1.tar", 1, "src"),
@@ -149,7 +155,7 @@ def test_modelpack_layers_with_a_kitfile_are_matched_by_path() -> None:
 
 
 def test_layers_of_unknown_types_are_refused() -> None:
-    """A kit with one layer of an unknown type is refused."""
+    """A kit is refused if one of its layers has an unknown type."""
     with pytest.raises(UnsupportedLayer):
         kit_layers(kit(layer("application/x", 1)), kitfile())
 

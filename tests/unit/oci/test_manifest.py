@@ -34,7 +34,7 @@ def manifest(**more: Any) -> bytes:
 
 
 def test_the_vector_of_a_kit_1_7_manifest() -> None:
-    """The config and the layer of a kit that kit 1.7 packed give a manifest with the recorded size and digest."""
+    """A manifest that is built for a config and a layer of kit 1.7 has the recorded size and digest."""
     made = Manifest(
         Descriptor(KIT_CONFIG, Digest("sha256:edbe426e41cf7af6f482317d9150baae723476e1c2fdf616723003a95af4a48c"), 313),
         (Descriptor(MODEL, Digest("sha256:29cdf6272176a3bcba34eeaacaeba2863713eaa748887a9a5563277cd8c95671"), 2560),),

@@ -37,7 +37,7 @@ def pem_of(key: object, form: serialization.PrivateFormat, password: bytes = b""
 
 
 def changed(pem: bytes, **fields: object) -> bytes:
-    """Return cosign's key file with other parameters for its key derivation."""
+    """Return cosign's key file with other parameters for the key derivation."""
     found = key_file.PEM.search(pem)
     assert found
     body = json.loads(base64.b64decode(found[2]))
