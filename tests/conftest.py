@@ -1,4 +1,4 @@
-"""Provide fixtures for real mounts and real registries, and the rule about skipped tests.
+"""Provide fixtures for real mounts and real registries, and decide which tests are skipped.
 
 A test that needs a program calls ``needs(...)``. If the program is missing, the test is skipped with a reason that
 names the package to install. With ``CI=true`` the test fails instead, because ``.ci/run`` installs all of these
@@ -185,7 +185,7 @@ def own_registry(tmp_path: Path) -> Iterator[RegistryProcess]:
 
 @pytest.fixture(scope="session")
 def golden_registry(registry: RegistryProcess) -> RegistryProcess:
-    """Return the session's registry. skopeo has copied every golden kit to it as ``golden/NAME:v1``."""
+    """Return the docker-registry of the whole run, which has every golden kit as ``golden/NAME:v1``."""
     needs("skopeo")
     for archive in sorted((GOLDEN / "layouts").glob("*.tar")):
         registry.copy_archive(archive, f"golden/{archive.stem}")

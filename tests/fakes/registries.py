@@ -228,10 +228,10 @@ class GitLab(FakeRegistry):
 
 
 class Harbor(FakeRegistry):
-    """Harbor returns 401 for a mount from a project that does not exist. Before version 2.8, also for referrers.
+    """Harbor returns 401 for a mount from a project that does not exist.
 
-    Behind a proxy that terminates TLS, its locations begin with http: (see test_upload). Sources: harbor 17097 (mount),
-    18305 (referrers).
+    Versions before 2.8 return 401 for referrers too. Behind a proxy that terminates TLS, its locations begin with
+    http: (see test_upload). Sources: harbor 17097 (mount), 18305 (referrers).
     """
 
     def __init__(self) -> None:

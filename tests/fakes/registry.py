@@ -241,7 +241,7 @@ class FakeRegistry:
     # -- behaviour
 
     def fail(self, path: str, fault: Fault, *, method: str = "", times: int | None = None) -> Rule:
-        """Apply a fault to requests whose path (with its query) matches the regex.
+        """Apply a fault to requests whose path and query match the regex ``path``.
 
         The fault applies to all of these requests, or to the next ``times`` of them.
         """

@@ -108,7 +108,7 @@ def origins(content: Content) -> tuple[Origin, ...]:
 
 
 class Sender(BytesSource):
-    """The source of the bytes of an origin.
+    """A source of the bytes that an origin sends.
 
     ``distrust`` selects the second endpoint, if there is one.
     """
@@ -153,9 +153,9 @@ class Inflated:
 class Journal:
     """The writes and syncs of one process, in a file that survives the process.
 
-    All processes of a store share one file. A line is [event, inode, ...]. "write" has the offset and the length, and
-    is recorded before the write. "sync" is recorded before a sync of the file. After the sync, "synced" is recorded, or
-    "failed" if the sync failed.
+    All processes of a store write to the same file. A line is [event, inode, ...]. "write" has the offset and the
+    length, and is recorded before the write. "sync" is recorded before a sync of the file. After the sync, "synced" is
+    recorded, or "failed" if the sync failed.
     """
 
     def __init__(self, path: str) -> None:

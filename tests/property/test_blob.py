@@ -1,6 +1,6 @@
 """No read of a blob returns a wrong byte, whatever was done to the blob before.
 
-The blob is read, filled, closed, killed and evicted in any order, and the computer is rebooted.
+The blob is read, filled, closed and evicted, its process is killed, and the computer is rebooted, in any order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZES = st.integers(0, 300_000)
 
 
 class BlobMachine(RuleBasedStateMachine):
-    """A state machine over one blob, whose reference model is the data itself."""
+    """A state machine over one blob. Each read is compared with DATA."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -75,7 +75,7 @@ def test_users_and_passwords_are_not_in_the_terms(url: str) -> None:
 
 
 def test_what_an_older_kitfs_did_not_record_counts_as_equal() -> None:
-    """A mount that was made before an upgrade still matches its request."""
+    """Options that the record of an older mount does not have are not compared with the request."""
     assert differences({}, terms_of(PLAIN, "salt")) == []
     assert differences({"umask": "000"}, terms_of(replace(PLAIN, umask=0o22, uid=7), "salt")) == [
         "--umask 000 (asked for: 022)"
