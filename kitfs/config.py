@@ -1,10 +1,10 @@
-"""Find and parse the values of options, and define the options that mean the same for every verb.
+"""Find and parse the values of options, and define the options that several verbs share.
 
 A flag takes precedence over the environment, the environment over the settings file, and the file over the default. An
 ``Option`` describes an option; its flag, its environment variable and its key in the settings file are all derived from
-the ``Option``. ``OPTIONS`` has the options that mean the same for every verb that accepts them. A verb declares its own
-options beside its code, with ``options_of``. All values are parsed here, and an error names the place of the value.
-Only the command line, the SDK and ``daemon.request`` read settings; all other code gets plain values. Threading:
+the ``Option``. ``OPTIONS`` has the options that have the same meaning for every verb that accepts them. A verb declares
+its own options beside its code, with ``options_of``. All values are parsed here, and an error names the place of the
+value. Only the command line, the SDK and ``daemon.request`` read settings; all other code gets plain values. Threading:
 ``Settings`` do not change, so threads may share them.
 
 The value of an option may be in these places:
@@ -50,7 +50,7 @@ class Option(NamedTuple):
     """An option. ``name`` is its flag without dashes; ``parse`` turns a string into a value, or raises ValueError.
 
     ``verb`` is the verb that the option belongs to (``index-info`` for ``kitfs index info``), or "" for an option that
-    means the same for every verb.
+    several verbs share.
     """
 
     name: str

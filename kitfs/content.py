@@ -80,7 +80,7 @@ class RemoteOrigin(Origin, Protocol):
 
 
 class Repository(RemoteOrigin, Protocol):
-    """A repository of a registry, whose tags can be listed and deleted, such as ``registry.repository.Repository``."""
+    """A repository of a registry. Its tags can be listed and deleted. See ``registry.repository.Repository``."""
 
     def resolve(self, identifier: str) -> Descriptor: ...
 

@@ -211,7 +211,7 @@ class WouldBlock(Exception):
 
     ``when_ready`` is given if a running fetch is about to fetch the bytes. It registers a function that is called once,
     on any thread, when the caller should try again. The argument of that function is the error of the fetch, or None.
-    If the fetch has ended meanwhile, ``when_ready`` registers nothing and returns False.
+    If the fetch has already ended, ``when_ready`` registers nothing and returns False.
     """
 
     def __init__(self, when_ready: WhenReady | None = None) -> None:

@@ -2,8 +2,8 @@
 
 Names, annotations, paths and the messages of registries are written by strangers. Every character that Unicode does not
 class as printable is escaped: C0 and C1 controls, DEL, controls of bidirectional text, separators of lines and
-paragraphs, characters without a width, and halves of surrogate pairs, by which Python represents bytes that are not
-UTF-8. Letters of any alphabet are not changed. Text that is already escaped is not changed. ``cli.output`` and
+paragraphs, characters without a width, and halves of surrogate pairs, which Python uses for bytes that are not UTF-8.
+Letters of any alphabet are not changed. Text that is already escaped is not changed. ``cli.output`` and
 ``LogFormatter`` escape all text that they print. In the SDK, ``LogFilter`` escapes log messages.
 """
 

@@ -54,7 +54,7 @@ class Counters:
             self._values[name, labels] = self._values.get((name, labels), 0) + amount
 
     def get(self, name: str, *labels: str) -> int:
-        """Return the value of a metric; 0 if it was never counted."""
+        """Return the value of a metric, or 0 if it was never counted."""
         METRICS[name]
         with self._lock:
             return self._values.get((name, labels), 0)

@@ -1,10 +1,10 @@
 """Open files that belong to one process, and never use a descriptor after it is closed.
 
-The kernel reuses the number of a closed descriptor for the next file. So an OpenFile is closed only when its last user
-has finished, and every later use raises Closed; no read or write can reach another file of the program. A parent and
-its forked child share file locks (flock(2), and the "Open file description locks" of fcntl(2)), so a child that kept
-its copy of a descriptor would hold the lock after the parent has died. Therefore a child closes its copies at once. The
-locks of the parent stay.
+The kernel reuses the number of a closed descriptor for the next file. So an OpenFile is closed only after the reads and
+writes in progress, and every later use raises Closed. No read or write can reach another file of the program. A parent
+and its forked child share file locks (flock(2), and the "Open file description locks" of fcntl(2)), so a child that
+kept its copy of a descriptor would hold the lock after the parent has died. Therefore a child closes its copies at
+once. The locks of the parent stay.
 
 Threading: any thread may call every method. Reads and writes take no lock.
 """

@@ -3,7 +3,7 @@
 kitfs trusts the bytes and the locks in the store and the run-time directory. So every directory there has mode 0700 and
 every file mode 0600, whatever the umask or the mode of the parent directory, and a file that another user owns or can
 write to is refused. Root refuses such files, too: otherwise, another user could choose the bytes that root reads. No
-symbolic link is followed below such a directory or in an OCI layout. Only regular files are opened, because opening a
+symbolic link is followed below these directories or in an OCI layout. Only regular files are opened, because opening a
 FIFO could block, and opening a device may have side effects.
 
 Failures are OSErrors. The checks in this module raise ``Unsafe``, with the reason as ``strerror``.

@@ -1,6 +1,6 @@
 """Show the progress of verbs: as lines in kit's words, with bars on a terminal, or as JSON lines.
 
-Where stdout is not a terminal, a line is printed every five seconds instead of the bars. For a short verb nothing is
+If stdout is not a terminal, a line is printed every five seconds instead of the bars. For a short verb nothing is
 shown: bars appear after one second, and lines after five. rich draws the bars on stderr; it is imported when the first
 bar is drawn. Threading: events may come from any thread; a lock keeps lines and bars apart.
 """

@@ -94,7 +94,7 @@ class Filler:
         return None
 
     def _try(self, layer: Layer) -> None:
-        """Fill a layer as far as the store has room. If that fails, the layer is tried again later."""
+        """Complete a layer as far as the store has room. After a failure, the layer is tried again later."""
         self._layer = layer
         try:
             self._fill(layer)

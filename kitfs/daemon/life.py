@@ -96,7 +96,7 @@ def _interrupted(number: int, frame: object) -> None:
 
 
 def leave(run: RunDir, record: Record) -> None:
-    """Clean up for a daemon that ends: remove its record, or only its socket if a sealed mount stays."""
+    """Remove the record of a daemon that is about to exit, or only its socket if a sealed mount stays."""
     current = run.record(record.mountpoint)
     if current is not None and current.nonce == record.nonce and is_sealed_at(current, mount_at(record.mountpoint)):
         run.close_socket(record)
@@ -189,7 +189,7 @@ class _Life:
     # -- both
 
     def _record(self, transport: str, there: MountInfo, pid: int | None) -> Record:
-        """Return the record of a mount that is ready. ``there`` is its line of mountinfo."""
+        """Return the record of a mount that is ready. ``there`` is the mount's line of mountinfo."""
         request = self._at.request
         return Record(
             reference=request.reference,
@@ -208,7 +208,7 @@ class _Life:
         )
 
     def _look(self) -> None:
-        """Look up which bytes of each layer the store has, and warn about names that other users cannot use."""
+        """Look up which bytes of each layer the store has. Warn about files that other users may not use."""
         for layer in self._shown.kit.layers:
             layer.load_state()
         self._closed.look(self._shown.kit)

@@ -22,7 +22,7 @@ class CreatedMountpoint:
     """A mount point that this process has claimed.
 
     ``made`` is True if kitfs made the directory, and ``kept`` if the directory stays after the ``with`` block. ``lock``
-    is a descriptor of a lock that keeps daemons with another run-time directory from mounting there.
+    is a descriptor of a lock that prevents daemons with another run-time directory from mounting at the same path.
     """
 
     made: bool = False
@@ -41,7 +41,7 @@ def claim_mountpoint(path: str) -> Iterator[CreatedMountpoint]:
     """Check a mount point or make it, and lock it for a ``with`` block.
 
     A directory that this function made is removed at the end unless it is ``kept``. Raises MountError if the path
-    cannot be a mount point, or if something is mounted there.
+    cannot be a mount point, or if it is a mount point already.
     """
     made = CreatedMountpoint()
     _check_free(path)

@@ -234,7 +234,6 @@ def prefetch_status(file: str | None, *, replays: bool, fetched: int, used: int)
     """Return the object ``prefetch`` of a status.
 
     It has the path of the file whose tensors are fetched in order (None if there is none), whether bytes are being
-    fetched in the recorded order, how many bytes were fetched ahead, and how many of these bytes programs have read
-    since.
+    fetched in the recorded order, how many bytes were fetched ahead, and how many of these bytes programs have read.
     """
     return {"file": file, "replays": replays, "fetched": fetched, "used": used}

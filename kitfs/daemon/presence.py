@@ -11,7 +11,7 @@ The kernel serves a sealed mount without a process. The record of a sealed mount
     status            the object of ``kitfs status`` at the time of sealing
 
 A record gets its ``seal`` just before the EROFS mount replaces the FUSE mount. The mount table then decides which of
-the two mounts the record describes, so the state is known even if the daemon is killed between the steps.
+the two mounts the record describes, so the state is known even if the daemon is killed between these two steps.
 
 No function here sends a request to the mounted file system, because the request could block.
 """
@@ -84,8 +84,8 @@ def is_of_kitfs(there: MountInfo | None) -> bool:
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:
     """Return the record of the mount at a mount point.
 
-    If the mount there does not belong to this run-time directory, the result is the record of a daemon that was
-    detached from the mount point, or None. The record of a sealed mount that has ended is removed.
+    If the mount at the mount point does not belong to this run-time directory, the result is None, or the record of a
+    daemon whose mount was detached from the mount point. The record of a sealed mount that has ended is removed.
     """
     all_there = [mount for mount in mounts() if mount.mountpoint == mountpoint]
     found = []
@@ -145,7 +145,7 @@ def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:
 
 
 def records_of(run: RunDir, store: str) -> list[Record]:
-    """Return the records of the mounts that use a store; ``store`` is the real path of the store's directory.
+    """Return the records of the mounts that use a store. ``store`` is the real path of the store's directory.
 
     The record of a dead daemon is removed if it left no mount behind.
     """

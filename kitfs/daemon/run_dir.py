@@ -166,7 +166,7 @@ class RunDir:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Lock the directory for a ``with`` block, so that other processes do not rename or remove files meanwhile.
+        """Lock the directory for a ``with`` block, so that no other process renames or removes files in it.
 
         Raises MountError after ``LOCK_PATIENCE`` seconds.
         """

@@ -1,4 +1,4 @@
-"""Check a mount request for a directory that has a kitfs mount already.
+"""Check a mount request for a directory on which kitfs has already mounted a kit.
 
 A request that is the same as the request of the mount succeeds. Any other request raises an error that names the
 differences. ``request`` defines which requests are the same. Tags are resolved at their registry again, because a tag
@@ -58,7 +58,7 @@ def _busy(text: str) -> MountError:
 def _same_place(mounted: Reference | LayoutReference, asked: Reference | LayoutReference) -> bool:
     """Return whether two references name the same repository or layout.
 
-    A kit of the store may be named by its digest alone.
+    The reference of a kit in the store can be just a digest.
     """
     if isinstance(mounted, LayoutReference) or isinstance(asked, LayoutReference):
         if not (isinstance(mounted, LayoutReference) and isinstance(asked, LayoutReference)):

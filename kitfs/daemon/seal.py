@@ -38,7 +38,7 @@ _STATE: Final = b"kitfs.state"
 
 
 class Seal:
-    """The means to seal an opened kit, whose ``filesystem`` shows ``tree``.
+    """A way to seal an opened kit. ``tree`` is the kit's tree, and ``filesystem`` shows it in the mount.
 
     ``scratch`` is a directory for temporary files.
     """
@@ -80,8 +80,8 @@ class Seal:
     def _hides(self, layer: Layer) -> bool:
         """Return whether the layers above a layer hide all of its entries.
 
-        Returns False if that is unknown without a request to a registry. Also returns False if the index was made from
-        unverified bytes, which may have wrong names.
+        Returns False if that is unknown without a request to a registry. Also returns False if the layer's index was
+        made from unverified bytes, because the index may have wrong names.
         """
         try:
             return layer.index_is_proven and not any(
@@ -91,7 +91,7 @@ class Seal:
             return False
 
     def _shows(self, layer: Layer, path: str) -> bool:
-        """Return whether the entry at a path of the tree comes from a layer. Raises WouldBlock and KitfsError."""
+        """Return whether the entry at ``path`` in the tree comes from ``layer``. Raises WouldBlock and KitfsError."""
         node = self._tree.root
         for name in path.split("/"):
             try:
@@ -146,7 +146,7 @@ class _Bodies:
                 self._raw.add(layer.digest)
 
     def number(self, digest: str) -> int:
-        """Return the number of a layer's device; the first number is 1."""
+        """Return the number of a layer's device. The first device has the number 1."""
         return self._numbers[digest]
 
     def holds(self, digest: str, size: int, extents: Iterable[Extent]) -> bool:
@@ -226,7 +226,7 @@ class _Source:
         return found
 
     def _attributes_of(self, node: Node) -> tuple[tuple[bytes, bytes], ...]:
-        """Return the extended attributes of a node, which report its content as verified."""
+        """Return the extended attributes of a node. They report the node's content as verified."""
         shared = node.layer.digest if node.layer is not None and node.kind != "symlink" else ""
         if shared and shared in self._attributes:
             return self._attributes[shared]

@@ -18,7 +18,7 @@ PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 f
 def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> None:
     """Verify the kit of a mount, and its parents, as the key and the policy of ``options`` demand.
 
-    Raises SignatureError, the errors of opening the kit, and NotFound if kitfs has no mount there.
+    Raises SignatureError, the errors of opening the kit, and NotFound if kitfs has no mount at ``mountpoint``.
     """
     if options.verify_key is None and options.policy is None:
         return
@@ -36,7 +36,8 @@ def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> Non
 def seal_now(run: RunDir, mountpoint: str) -> None:
     """Seal the mount at ``mountpoint``, even if it has ``--seal never``. Does nothing if the mount is sealed already.
 
-    Raises NotFound if kitfs has no mount there, and MountError with the reason if the mount cannot be sealed.
+    Raises NotFound if kitfs has no mount at ``mountpoint``, and MountError with the reason if the mount cannot be
+    sealed.
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)

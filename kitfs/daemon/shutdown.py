@@ -94,7 +94,7 @@ class Shutdown:
         return there
 
     def sealed(self, there: MountInfo) -> None:
-        """Replace the transport's mount by a sealed mount, whose end is then waited for."""
+        """Record that a sealed mount replaced the transport's mount, so that ``stay`` waits for its end."""
         self.is_sealed = True
         self._mount = there
 

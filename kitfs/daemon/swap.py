@@ -67,7 +67,7 @@ class Sealer:
 
     @property
     def not_sealed(self) -> str | None:
-        """Return the reason why the mount is not sealed; None if it is sealed."""
+        """Return the reason why the mount is not sealed, or None if it is sealed."""
         return None if self.is_sealed else str(self._refused)
 
     def start(self) -> None:

@@ -26,8 +26,8 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
     """Unmount the kit at ``mountpoint``, and wait until its daemon has ended. With ``lazy``, do not wait.
 
     A mount whose daemon died is unmounted too. A daemon that was stopped (SIGSTOP) is continued, so that it can end.
-    Raises MountError if kitfs has no mount there, if the mount is in use or covered by another mount, and if the mount
-    or the daemon still exists afterwards.
+    Raises MountError if kitfs has no mount at ``mountpoint``, if the mount is in use or covered by another mount, or if
+    the mount or the daemon still exists after the attempt.
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)
@@ -86,7 +86,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
 
 
 def _users(record: Record) -> str:
-    """Describe which processes have files of a detached mount open; return "" if no such process is visible."""
+    """Describe which processes have files of a detached mount open. Return "" if no such process is visible."""
     if not record.dev:
         return ""
     pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
@@ -94,10 +94,10 @@ def _users(record: Record) -> str:
 
 
 def _continue(run: RunDir, record: Record) -> None:
-    """Continue a daemon that was stopped.
+    """Continue a daemon that was stopped by a signal.
 
-    A process is continued only if it has the daemon's lock file open, because the process id may meanwhile belong to
-    another process.
+    A process is continued only if it has the daemon's lock file open, because another process may have got the process
+    id since.
     """
     if record.pid is None:
         return

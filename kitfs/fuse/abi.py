@@ -98,7 +98,7 @@ _OPERATIONS: Final = {int(op): op.name.lower() for op in Op}
 
 
 class InitFlag(IntFlag):
-    """The FUSE_* flags of INIT that kitfs uses."""
+    """The FUSE_* flags that kitfs uses in INIT."""
 
     ASYNC_READ = 1 << 0
     DO_READDIRPLUS = 1 << 13
@@ -117,7 +117,7 @@ WANTED: Final = (
 
 
 class OpenFlag(IntFlag):
-    """The FOPEN_* flags of a reply to OPEN or OPENDIR that kitfs uses."""
+    """The FOPEN_* flags that kitfs uses in replies to OPEN and OPENDIR."""
 
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
@@ -212,7 +212,7 @@ class Init(NamedTuple):
 
 
 def request(data: bytes) -> Request:
-    """Decode a message of the kernel. Raises BadRequestError if its length differs from the length in its header."""
+    """Decode a message from the kernel. Raises BadRequestError if the header states another length."""
     if len(data) < IN_HEADER_SIZE:
         raise BadRequestError(f"{len(data)} bytes are not a FUSE request")
     length, opcode, unique, nodeid, _, _, pid, extensions, _ = _IN_HEADER.unpack_from(data)
@@ -272,7 +272,7 @@ class Negotiated(NamedTuple):
 def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
     """Choose the version and the flags of a connection, after an INIT of this major version.
 
-    If ``passthrough`` is True, the flag for passthrough may be chosen, too.
+    If ``passthrough`` is True, the flag for passthrough may also be chosen.
     """
     wanted = WANTED
     if passthrough and init.flags & InitFlag.PASSTHROUGH:
@@ -329,7 +329,7 @@ def entry_out(place: Place, attr: Attr) -> bytes:
 
 
 def no_entry_out() -> bytes:
-    """Encode the fuse_entry_out of a name that does not exist, which is valid for ``FOREVER``."""
+    """Encode the fuse_entry_out, valid for ``FOREVER``, of a name that does not exist."""
     return _ENTRY_HEAD.pack(0, 0, FOREVER, 0, 0, 0) + bytes(_ATTR.size)
 
 

@@ -92,7 +92,7 @@ class KernelTransport:
             connection.invalidate(inodes)
 
     def stop(self) -> None:
-        """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
+        """Unmount, or detach the mount if it is in use. ``serve`` returns when the last file is closed."""
         try:
             end_mount(self._options.mountpoint)
         finally:

@@ -226,7 +226,7 @@ class LibfuseTransport:
         self._filesystem.failed(digest)
 
     def stop(self) -> None:
-        """Unmount, or detach the mount if it is in use; ``serve`` returns when the last file is closed."""
+        """Unmount, or detach the mount if it is in use. ``serve`` returns when the last file is closed."""
         end_mount(self._options.mountpoint)
 
 

@@ -54,7 +54,7 @@ class MappedFile:
 
 
 class Span(NamedTuple):
-    """The ``size`` bytes of a file in the tree, which begin at ``at`` in the store's file of its layer."""
+    """The position of a file of the tree in the stored file of its layer: ``size`` bytes from ``at`` on."""
 
     digest: str
     file: MappedFile
@@ -62,7 +62,7 @@ class Span(NamedTuple):
     size: int
 
     def read(self, offset: int, size: int) -> bytes | memoryview | None:
-        """Return bytes, fewer at the end; None if they cannot be read. The caller then reads in another way."""
+        """Return bytes, fewer at the end of the file. Return None if they must be read in another way."""
         size = min(size, self.size - offset)
         if size <= 0:
             return b""
@@ -80,7 +80,7 @@ class MappedLayers:
         self._files: dict[str, MappedFile | None] = {}
 
     def span(self, node: Node) -> Span | None:
-        """Return the span of a file's bytes; None unless the file's layer is uncompressed and verified."""
+        """Return the span of a file's bytes, or None if the file's layer is compressed or not verified."""
         layer = node.layer
         if layer is None or layer.compressed or not node.size or not layer.is_verified():
             return None

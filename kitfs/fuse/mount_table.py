@@ -112,7 +112,7 @@ def canonical(path: str, *, mountpoints: Collection[str] | None = None) -> str:
 
 
 def _link_target(path: str) -> str:
-    """Return the target of a symlink; "" for anything else."""
+    """Return the target of a symlink, or "" for anything else."""
     try:
         return os.readlink(path)
     except OSError:
@@ -120,14 +120,14 @@ def _link_target(path: str) -> str:
 
 
 def mount_at(path: str) -> MountInfo | None:
-    """Return the topmost mount at a path; None if nothing is mounted there."""
+    """Return the topmost mount at a path, or None if the path is not a mount point."""
     found = mounts()
     path = canonical(path, mountpoints={m.mountpoint for m in found})
     return next((m for m in reversed(found) if m.mountpoint == path), None)
 
 
 def requests_waiting(device: str) -> int | None:
-    """Return how many requests a FUSE mount has not answered yet; None if fusectl is not mounted.
+    """Return how many requests a FUSE mount has not answered yet, or None if fusectl is not mounted.
 
     ``device`` is major:minor as in mountinfo. Source: Documentation/filesystems/fuse.rst, "waiting".
     """
@@ -144,10 +144,10 @@ def is_mountpoint(path: str) -> bool:
 
 
 def holders(mountpoint: str) -> list[int]:
-    """Return the sorted ids of the processes that keep a mount busy; an empty list if nothing is mounted there.
+    """Return the sorted ids of the processes that keep a mount busy, or an empty list if nothing is mounted.
 
     A process keeps a mount busy by its working directory, its root, its program, an open file or a mapping. Only
-    processes that this user may inspect are found; root finds all.
+    processes that this user may inspect are found. Root finds all processes.
     """
     mount = mount_at(mountpoint)
     return [] if mount is None else holders_of(mount)

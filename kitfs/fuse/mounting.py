@@ -50,7 +50,7 @@ class MountOptions:
 
 
 def mount_fuse(options: MountOptions) -> int:
-    """Mount, and return the descriptor of the kernel's requests, which is closed on exec. Raises MountError."""
+    """Mount, and return the descriptor that delivers the kernel's requests. It is closed on exec. Raises MountError."""
     if os.geteuid() == 0:
         return _mount_as_root(options)
     return _mount_as_user(options)
@@ -215,9 +215,10 @@ def raise_readahead(mountpoint: str) -> None:
 
 
 def unmount(mountpoint: str, *, lazy: bool) -> None:
-    """Unmount the topmost mount at a path. With ``lazy``, detach the mount, which ends when its last file is closed.
+    """Unmount the topmost mount at a path. With ``lazy``, detach the mount. It ends when its last file is closed.
 
-    Raises MountError (EINVAL if nothing is mounted there, EBUSY with the ids of the processes that use it, EPERM).
+    Raises MountError with EINVAL if nothing is mounted at the path, EBUSY if processes use the mount, or EPERM. The
+    message for EBUSY lists the processes.
     """
     path = canonical(mountpoint)
     nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
@@ -264,8 +265,8 @@ def _umount2(path: str, lazy: bool) -> int:
 def _fusermount_unmount(mount: MountInfo, lazy: bool) -> tuple[int, str]:
     """Unmount with fusermount3. Return (0, ""), or an errno and the message of the program.
 
-    The program exits with 1, whatever the reason. Users may unmount their own mounts, so the errno for such a mount is
-    EBUSY.
+    The program exits with 1, whatever the reason. Users may unmount their own mounts, so a failure to do that is
+    reported as EBUSY.
     """
     command = [fusermount(), "-u", *(["-z"] if lazy else []), "--", mount.mountpoint]
     done = subprocess.run(

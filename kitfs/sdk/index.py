@@ -171,7 +171,7 @@ def list_indexes(**options: Unpack[Options]) -> builtins.list[IndexSummary]:
 
 
 def info(index: str, *, remote: bool = False, **options: Unpack[Options]) -> IndexInfo:
-    """Return the kits that an index lists. The index is read from the store, or with ``remote`` from its registry.
+    """Return an index and the kits that it lists. It is read from the store, or with ``remote`` from its registry.
 
     Raises NotFound, ManifestError, StoreError, RegistryError, UsageError.
     """

@@ -158,7 +158,7 @@ class Kit:
 
     @property
     def _opened(self) -> OpenedKit:
-        """Return the metadata of the opened kit. A closed kit still has them."""
+        """Return the metadata of the opened kit. A closed kit still has its metadata."""
         session = self._held.session
         return (session if session is not None else self._session()).kit
 

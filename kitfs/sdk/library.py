@@ -109,7 +109,7 @@ def _said(text: str) -> str:
 
 
 def info(reference: str, *, remote: bool = False, **options: Unpack[Options]) -> Kitfile:
-    """Return the Kitfile of a kit in the store or in an OCI layout, or with ``remote`` of a kit at its registry.
+    """Return the Kitfile of a kit. The kit is read from the store or a layout, or with ``remote`` from its registry.
 
     Raises NotFound, ManifestError, KitfileError, StoreError, RegistryError, UsageError.
     """
@@ -181,9 +181,9 @@ def remove(
     its tags. ``force``: remove the kit even if it has other tags. ``all`` instead of a reference: remove every kit of
     the store that has no tag, and with ``force`` every kit. ``remote``: remove from the registry, not from the store.
 
-    If the first tag cannot be removed, nothing is removed. If later tags cannot be removed, the other tags are removed,
-    the last error is raised at the end, and the logger "kitfs" logs the other errors as warnings. Raises NotFound,
-    StoreError or UsageError, and RegistryError if the registry does not support deletion.
+    If the first tag cannot be removed, nothing is removed. If later tags cannot be removed, all remaining tags are
+    still removed. The last error is raised at the end, and the logger "kitfs" logs earlier errors as warnings. Raises
+    NotFound, StoreError or UsageError, and RegistryError if the registry does not support deletion.
     """
     from kitfs.ops.library import remove as removing
 

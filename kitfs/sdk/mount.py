@@ -49,7 +49,7 @@ class MountStatus:
 
     ``state``: "alive"; "dead" when its daemon died (``unmount`` clears the mount); "does not answer" when its daemon is
     stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``mode``: "lazy", or "sealed"
-    when the kernel serves a complete kit; The ``pid`` of a sealed mount is None if no process serves or watches it.
+    when the kernel serves a complete kit. The ``pid`` of a sealed mount is None if the mount has no process.
     ``not_sealed``: why the mount is not sealed. ``log``: the path of the daemon's log.
 
     The other fields are None or empty unless the daemon answered. ``fill``: the ``mode`` of the mount's option
@@ -106,7 +106,7 @@ def mount(
 
     ``reference``, ``only`` and ``labels``: see ``open``. If the same kit is already mounted at the directory with the
     same options, that mount is used, and the end of the block does not unmount it. Raises the errors of ``open``, and
-    MountError if the directory cannot be mounted on or something else is mounted there.
+    MountError if the directory cannot be a mount point, or if it is the mount point of something else.
     """
     from kitfs.daemon.request import MountRequest
 
@@ -121,7 +121,7 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     """End the mount at a directory, and wait until its daemon has exited. A mount whose daemon died is cleared.
 
     ``lazy``: detach the mount at once; open files can still be read. Raises MountError if the mount is in use, or if
-    kitfs has no mount there.
+    kitfs has no mount at the directory.
     """
     from kitfs.fuse.mount_table import canonical
 
@@ -134,7 +134,7 @@ def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
 
     A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
     is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises SignatureError, NotFound if kitfs has
-    no mount there, and MountError with the reason if the mount cannot be sealed.
+    no mount at the directory, and MountError with the reason if the mount cannot be sealed.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.seal_now import seal_now, verify_mount
@@ -161,7 +161,7 @@ def mounts(**options: Unpack[Options]) -> list[MountStatus]:
 def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options]) -> MountStatus:
     """Return the status of the mount at a directory. ``check``: also ask the registry whether the tag has moved.
 
-    Raises MountError, NotFound if kitfs has no mount there, and with ``check`` RegistryError.
+    Raises MountError, NotFound if kitfs has no mount at the directory, and RegistryError with ``check``.
     """
     from dataclasses import replace
 
@@ -270,9 +270,9 @@ class Mount:
     def unmount(self, *, lazy: bool = False) -> None:
         """End the mount, and wait until its daemon has exited. A second call does nothing.
 
-        ``lazy``: detach the mount at once; open files can still be read. If this process or a child of it still uses
-        the mount (by an open or mapped file, or as the working directory), the mount is also detached, with a warning.
-        Raises MountError if other processes use the mount.
+        ``lazy``: detach the mount at once; open files can still be read. If this process or one of its children still
+        uses the mount (by an open or mapped file, or as the working directory), the mount is also detached, with a
+        warning. Raises MountError if other processes use the mount.
         """
         if self._ended:
             return

@@ -134,11 +134,11 @@ def import_kit(
     ``repository``: owner/name or datasets/owner/name of a Hugging Face hub, the URL or path of a git repository,
     oci:DIR[:tag] or oci-archive:FILE[:tag]. ``tag``: repository:tag of the kit; the default is made from the name.
     ``ref``: a branch, tag or commit. ``token``: the token for the hub or the git server; the default for a hub is
-    HF_TOKEN. ``tool``: how the repository is read. ``kitfile``: a Kitfile to use instead of the repository's Kitfile.
-    ``edit``: a function that receives the generated Kitfile and returns the Kitfile to use. ``created``: seconds since
-    the epoch; the default is the time of the commit. ``push``: send the kit directly to the registry of ``tag``. An
-    interrupted import resumes when the same call is made again. Raises NotFound, Unauthorized, RegistryError,
-    IntegrityError, ContextError, KitfileError, StoreError, UsageError.
+    HF_TOKEN. ``tool``: the way to read the repository, as for ``--tool``. ``kitfile``: a Kitfile to use instead of the
+    repository's Kitfile. ``edit``: a function that receives the generated Kitfile and returns the Kitfile to use.
+    ``created``: seconds since the epoch; the default is the time of the commit. ``push``: send the kit directly to the
+    registry of ``tag``. An interrupted import resumes when the same call is made again. Raises NotFound, Unauthorized,
+    RegistryError, IntegrityError, ContextError, KitfileError, StoreError, UsageError.
     """
     from kitfs.ops.imports.run import ImportOptions
     from kitfs.ops.imports.run import import_kit as run

@@ -77,7 +77,7 @@ def in_notebook() -> bool:
 
 
 class Meter:
-    """A Report that sums the bytes for a display, and logs warnings."""
+    """A Report that adds up the bytes for a display, and logs warnings."""
 
     def __init__(self, display: Display | None) -> None:
         self._display = display

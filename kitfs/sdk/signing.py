@@ -92,12 +92,12 @@ def verify(
     ignore_paths: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> list[KitSignature]:
-    """Verify that a kit is signed by a key, and return its signatures by the key.
+    """Verify that a kit is signed by a key or an identity, and return the signatures by that key or identity.
 
     The registry or the layout is always asked. ``public_key``: the file of the key. ``labels``: select one kit of an
     index. ``oms``: verify the files of the kit, as OpenSSF Model Signing v1.0 does. The signature is in the file
     ``bundle``, or attached to the kit if ``bundle`` is None. Files at ``ignore_paths`` are not compared. Raises
-    NotFound, RegistryError or ManifestError, SignatureError if the key has not signed the kit, and UsageError for a key
+    NotFound, RegistryError or ManifestError, SignatureError if the kit has no such signature, and UsageError for a key
     that cannot be used.
     """
     from kitfs.oci.names import Reference

@@ -53,7 +53,7 @@ IMPORT = options_of(
 def init(settings: Settings, directory: str) -> None:
     """Write a Kitfile for the files of DIR. File names decide what is a model, a dataset, a document or code.
 
-    On a terminal, init asks for a name, a description and an author that the options do not set.
+    On a terminal, init asks for the name, the description and the author, unless options set them.
     """
     from kitfs.modelkit.kitfile import Package
     from kitfs.ops.events import Event, Warned
