@@ -60,7 +60,7 @@ def kit_of(*parts: kits.Part, **more: object) -> kits.Kit:
 
 
 def whole(store: Store, kit: kits.Kit, reference: str) -> None:
-    """Assert that a reference names the kit in the store, and that all its blobs are verified and pinned."""
+    """Assert that a reference names the kit in the store, and that all blobs of the kit are verified and pinned."""
     found = find(store, Reference.parse(reference))
     assert found is not None
     assert found.digest == kit.digest
@@ -84,7 +84,7 @@ def total(kit: kits.Kit) -> int:
 def test_a_kit_of_every_vintage(fake: FakeRegistry, store: Store, bring: Pull, vintage: kits.Vintage) -> None:
     """The manifest, the config and the layers are verified and pinned, and each byte is transferred once.
 
-    The tree can then be read offline.
+    Afterwards, the tree can be read offline.
     """
     parts = [
         kits.part("model", "w.bin", WEIGHTS, format="raw"),
@@ -520,7 +520,7 @@ def test_tokens_that_live_for_two_requests(fake: FakeRegistry, store: Store, cli
 
 
 def test_a_token_that_expires_in_the_middle_of_a_layer(fake: FakeRegistry, store: Store, bring: Pull) -> None:
-    """The streams that fetch the layer get new tokens, and each byte is transferred once."""
+    """The requests that fetch the layer get new tokens, and each byte is transferred once."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     with FakeRegistry() as desk:
@@ -547,7 +547,10 @@ def test_a_registry_that_asks_to_come_later(fake: FakeRegistry, store: Store, br
 
 
 def test_the_kit_of_an_index_that_labels_choose(fake: FakeRegistry, store: Store, client: RegistryClient) -> None:
-    """As with kit, the selected kit gets the tag of the index in the store. Without labels, the pull fails."""
+    """Labels select a kit of an index. As in kit, the selected kit gets the tag of the index in the store.
+
+    Without labels, the pull fails.
+    """
     made = [kit_of(kits.part("model", "w.bin", text.encode(), format="raw")) for text in ("q4", "q8")]
     for number, kit in enumerate(made):
         fake.put_kit("team/kit", kit, f"q{number}")

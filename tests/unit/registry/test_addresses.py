@@ -65,9 +65,10 @@ DATA = b"x" * 100
     ],
 )
 def test_the_scope_of_an_address(address: str, scope: AddressScope) -> None:
-    """Loopback and unspecified addresses have the scope host. Link-local and metadata addresses have the scope link.
+    """Loopback and unspecified addresses have the scope "host".
 
-    An IPv6 address that contains such an IPv4 address has the scope of the IPv4 address.
+    Link-local and metadata addresses have the scope "link". An IPv6 address that contains an IPv4 address has the scope
+    of the IPv4 address.
     """
     assert scope_of(address) == scope
 
@@ -124,7 +125,7 @@ def test_a_server_elsewhere_causes_no_connection_to_loopback(listener: socket.so
 
 @pytest.mark.parametrize("led_from", [None, "host"])
 def test_who_may_lead_to_loopback(listener: socket.socket, led_from: AddressScope | None) -> None:
-    """The user and a registry on loopback may name a URL on loopback."""
+    """A URL on loopback may come from the user or from a registry on loopback."""
     stream = GuardedBackend(SyncBackend(), led_from).connect_tcp("localhost", listener.getsockname()[1], 5.0)
     assert scope_of(stream.get_extra_info("server_addr")[0]) == "host"
     stream.close()
@@ -163,7 +164,7 @@ def outer(elsewhere: str) -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def hub(elsewhere: str) -> Iterator[FakeHub]:
-    """Yield a running hub at an address that is not on loopback. It also implements the LFS API."""
+    """Yield a running hub at an address that is not on loopback. The hub also implements the LFS API."""
     hub = FakeHub()
     hub.address = elsewhere
     with hub:

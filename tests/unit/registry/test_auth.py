@@ -161,7 +161,7 @@ def test_readers_do_not_queue_up_behind_a_stalled_token_server(fake: FakeRegistr
 
 
 def test_a_refused_token_says_who_and_where(fake: FakeRegistry, repository: Repositories) -> None:
-    """Unauthorized names the realm, the user whose credentials were refused, and the command to log in."""
+    """The Unauthorized error names the realm, the user whose credentials were refused, and the command to log in."""
     fake.require_token({"u": "other"})
     with pytest.raises(
         Unauthorized,
@@ -317,7 +317,7 @@ def test_where_credentials_may_go(url: str, realm: str, plain_http: bool) -> Non
 
 @pytest.mark.parametrize("url", ["https://r.test/v2/", "http://127.0.0.1:5000/v2/", "http://mirror.test/v2/"])
 def test_credentials_do_not_go_to_another_host_without_tls(url: str) -> None:
-    """A realm without TLS on a host that is not the registry's gets no credentials."""
+    """A realm gets no credentials if it has no TLS and is on another host than the registry."""
     with pytest.raises(Unauthorized, match="without TLS; allow that with --plain-http"):
         flow(url, "http://auth.test/token", plain_http=False)
 
@@ -338,7 +338,7 @@ def test_public_content_needs_no_credential_helper(
 def test_a_refusal_names_the_missing_credential_helper(
     fake: FakeRegistry, client: Callable[..., RegistryClient], tmp_path: Path
 ) -> None:
-    """Unauthorized names the helper, both after a Basic and after a Bearer challenge."""
+    """The Unauthorized error names the missing helper, after a Basic challenge and after a Bearer challenge."""
     made = client()
     (tmp_path / "credentials.json").write_text('{"credsStore": "missing", "auths": {}}')
     for require in (lambda: fake.require_basic({"u": "p"}), lambda: fake.require_token({"u": "p"})):

@@ -35,7 +35,7 @@ def read(blob: RemoteBlob, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def read_until(error: type[KitfsError], words: str, blob: RemoteBlob, start: int, stop: int | None) -> bytes:
-    """Read until the expected error, and return the bytes that were yielded before it."""
+    """Read until the expected error, and return the bytes that were yielded before the error."""
     got = bytearray()
 
     def take() -> None:
@@ -79,7 +79,7 @@ def test_sequential_ranges_share_one_connection(fake: FakeRegistry, repository: 
     for n in range(20):
         pieces = blob.read_range(n * 100, n * 100 + 100)
         assert bytes(next(pieces)[1]) == DATA[n * 100 : n * 100 + 100]
-        pieces.close()  # as a reader that needs no more bytes
+        pieces.close()  # like a reader that needs no more bytes
     assert {s.connection for s in fake.served()} == {1}
 
 
@@ -115,7 +115,7 @@ def test_progress_renews_the_budget(fake: FakeRegistry, repository: Repositories
 
 
 def test_200_to_a_range_is_the_whole_blob_once(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a range request gets a 200, ``ranged`` becomes False. The body is read as the blob from byte 0.
+    """If a range request gets a 200, ``ranged`` becomes False, and the body starts at byte 0 of the blob.
 
     No byte is requested twice.
     """
@@ -236,7 +236,7 @@ def test_a_blob_shorter_than_its_descriptor(fake: FakeRegistry, repository: Repo
 def test_a_stream_without_length_that_is_shorter_or_longer(
     fake: FakeRegistry, repository: Repositories, by: int
 ) -> None:
-    """The length of a body without Content-Length is checked at its end.
+    """If a body has no Content-Length, its length is checked at the end of the body.
 
     Missing bytes are requested again a few times. Extra bytes raise IntegrityError.
     """
@@ -352,9 +352,9 @@ def test_a_mirror_that_breaks_off_is_followed_by_the_next(fake: FakeRegistry, re
 
 
 def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Repositories) -> None:
-    """If all endpoints fail, the error's class is that of the registry's error.
+    """If all endpoints fail, the error has the class of the registry's error.
 
-    The message names each mirror's cause.
+    The message names the cause of the failure for each mirror.
     """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()

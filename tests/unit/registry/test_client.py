@@ -100,7 +100,10 @@ def test_a_manifest_that_breaks_off_is_asked_for_again(fake: FakeRegistry, repos
 
 
 def test_small_blobs_are_checked_and_capped(fake: FakeRegistry, repository: Repositories) -> None:
-    """A small blob must have its size and digest. If its declared size is above the limit, it is not requested."""
+    """A small blob must match the size and digest in its descriptor.
+
+    If the size in the descriptor is above the limit, the blob is not requested.
+    """
     fake.put_blob("team/kit", BODY)
     assert repository().blob_bytes(descriptor(BODY), 1000) == BODY
     with pytest.raises(ManifestError, match="the limit for a config is 10"):
@@ -127,7 +130,7 @@ def test_exists_is_a_head(fake: FakeRegistry, repository: Repositories) -> None:
 def test_referrers(fake: FakeRegistry, repository: Repositories, api: bool) -> None:
     """Referrers come from the API, or from the tag sha256-<hex> if the registry has no such API.
 
-    They can be filtered by artifact type.
+    Referrers can be filtered by artifact type.
     """
     fake.referrers_api = api
     subject = fake.put_manifest("team/kit", BODY, tag="v1")
@@ -191,7 +194,7 @@ SAID: list[tuple[Fault | None, str, type[KitfsError], str]] = [
 def test_errors_say_what_and_where(
     fake: FakeRegistry, repository: Repositories, fault: Fault | None, what: str, kind: type[KitfsError], words: str
 ) -> None:
-    """The error states in one line what was requested from which host, what the host returned, and what to do."""
+    """An error states in one line what was requested from which host, what the host returned, and what to do."""
     fake.put_manifest("team/kit", BODY, tag="v1")
     if fault:
         fake.fail("/manifests/", fault)
@@ -213,14 +216,14 @@ def test_error_bodies_are_capped(fake: FakeRegistry, repository: Repositories) -
 
 
 def test_an_error_body_that_breaks_off_is_still_that_error(fake: FakeRegistry, repository: Repositories) -> None:
-    """The error has the class of its status, even if its body breaks off."""
+    """The class of an error depends on the status, even if the body of the response breaks off."""
     fake.fail("/manifests/", Cut(5))
     with pytest.raises(NotFound):
         repository().manifest("v1")
 
 
 def test_a_refused_connection_is_retried_within_one_budget(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a registry is unreachable, requests raise Unavailable.
+    """If no endpoint can be reached, a request raises Unavailable.
 
     The registry and its mirrors share a budget of retries.
     """
@@ -321,7 +324,7 @@ def test_a_registry_that_no_connection_can_reach(repository: Repositories, regis
 
 
 def test_a_mirror_that_is_not_a_url(repository: Repositories, fake: FakeRegistry) -> None:
-    """A mirror that is not a URL raises UsageError, which quotes it."""
+    """A mirror that is not a URL raises UsageError, whose message quotes the mirror."""
     with pytest.raises(UsageError, match="is not the URL of a registry"):
         repository(mirrors={fake.host: ("http://[::bad",)})
 

@@ -98,9 +98,10 @@ def test_hosts_in_every_spelling(tmp_path: Path, scheme: str, path: str) -> None
     ],
 )
 def test_which_key_counts(keys: list[str], expected: list[str]) -> None:
-    """A key with the longest matching repository comes first, then the host as kit writes it, then its other spellings.
+    """The key with the longest matching repository is used first.
 
-    Source: containers-auth.json(5).
+    The next key is the host as kit writes it, and then come other spellings of the host. Source:
+    containers-auth.json(5).
     """
     assert matching(keys, HOST, "team/kit") == expected
 
@@ -145,7 +146,7 @@ def test_what_changes_on_disk_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_helper_for_one_host_comes_before_the_store_and_the_file(tmp_path: Path, helper: Path) -> None:
-    """The order is credHelpers, credsStore, auths."""
+    """Credentials are looked up in credHelpers, then in credsStore, and then in auths."""
     path = written(
         tmp_path / "c.json",
         {"credHelpers": {HOST: "here"}, "credsStore": "token", "auths": {HOST: AUTH, "file.test": AUTH}},
@@ -237,7 +238,7 @@ def test_line_ends_of_a_helper_are_not_part_of_a_secret(tmp_path: Path, monkeypa
 
 @pytest.mark.usefixtures("helper")
 def test_what_is_broken_does_not_hide_what_is_not(tmp_path: Path) -> None:
-    """If a helper is missing, the auths of its file and the next file are still used."""
+    """If a helper is missing, the auths in the same file and the next credential file are still used."""
     broken = written(tmp_path / "a.json", {"credsStore": "missing", "auths": {HOST: AUTH}})
     torn = written(tmp_path / "b.json", "{")
     assert Credentials((torn, broken)).of(HOST) == Credential("u", "p:w")

@@ -235,7 +235,10 @@ TOKENS: dict[str, tuple[Fault, type[KitfsError]]] = {
 
 @pytest.mark.parametrize("name", TOKENS)
 def test_faults_of_token_servers(fake: FakeRegistry, repository: Repositories, name: str) -> None:
-    """The error has the right class and names the token server. When the token server works again, requests succeed."""
+    """If a token server fails, the error has the right class and names the token server.
+
+    When the token server works again, requests succeed.
+    """
     fault, error = TOKENS[name]
     with FakeRegistry() as desk:
         fake.require_token(server=desk)

@@ -145,7 +145,10 @@ def test_an_invalid_response_is_neither(serve: Servers, data: bytes) -> None:
     ids=["HTTP", "SSH", "SMTP", "zeros", "a record that is too long", "an alert", "nothing"],
 )
 def test_openssl_names_a_server_that_does_not_speak_tls(serve: Servers, data: bytes, expected: bool) -> None:
-    """OpenSSL's reason distinguishes a server without TLS from a failed handshake. Only the handshake is retried."""
+    """OpenSSL's reason distinguishes a server without TLS from a failed handshake.
+
+    Only the failed handshake is retried.
+    """
     error = error_of(f"https://{serve(data)}/")
     cause = root_cause(error)
     found = isinstance(cause, ssl.SSLError) and speaks_no_tls(cause)
@@ -163,7 +166,7 @@ def test_openssl_names_a_certificate_that_is_not_trusted(serve: Servers) -> None
 
 
 def test_openssl_names_a_missing_client_certificate(serve: Servers) -> None:
-    """The name of the server's TLS alert shows that the failure is permanent."""
+    """The name of the server's TLS alert shows that a missing client certificate is a permanent failure."""
     context = server_context()
     context.load_verify_locations(TLS / "ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED

@@ -213,7 +213,7 @@ def test_a_wrong_config_and_manifest_are_not_used(
 
 
 def test_a_copy_is_checked_once(opened: Opener, storage: Storage) -> None:
-    """A file in kit's storage is hashed once. A later process does not hash it again unless the file has changed."""
+    """A file in kit's storage is hashed once. A later process hashes the file again only if the file has changed."""
     storage.put(kit_of(), "somewhere.test/else")
     digest = Digest.of(WEIGHTS)
     reads: list[str] = []

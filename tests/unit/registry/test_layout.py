@@ -73,7 +73,7 @@ def test_a_manifest_that_the_index_does_not_list_is_found_by_digest(
 
 
 def test_blobs_are_read_in_place(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """A blob is read in ranges, or whole with a check of its digest. ``exists`` finds the blob."""
+    """A blob can be read in ranges. If a blob is read as a whole, its digest is checked. ``exists`` finds the blob."""
     layout = opened(directory)
     assert b"".join(bytes(view) for _, view in layout.blob(LAYER).read_range(7, 14)) == b"weights"
     assert layout.blob_bytes(LAYER, 7000) == b"weights" * 1000
@@ -95,7 +95,7 @@ def test_a_missing_tag_names_those_that_are_there(opened: Callable[[Path], Layou
 
 
 def test_one_manifest_under_two_tags_needs_no_tag(opened: Callable[[Path], Layout], directory: Path) -> None:
-    """If all tags of a layout have the same manifest, no tag is needed."""
+    """If all tags of a layout name the same manifest, no tag is needed."""
     rewrite_index(
         directory, [{**INDEX_ROW, "annotations": {"org.opencontainers.image.ref.name": n}} for n in ("a", "b")]
     )

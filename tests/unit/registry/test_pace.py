@@ -1,4 +1,4 @@
-"""A response or body that arrives byte by byte fails at its deadline, or if it is below the minimum speed.
+"""The head of a response has a deadline, and a body has a minimum speed.
 
 Pauses of the reader do not count as slowness.
 """

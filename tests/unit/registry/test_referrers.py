@@ -105,7 +105,7 @@ def test_another_digest_or_none_is_as_good(fake: FakeRegistry, repository: Repos
 def test_refusals(
     fake: FakeRegistry, repository: Repositories, status: int, code: str, kind: type[KitfsError], words: str
 ) -> None:
-    """The error for a refused manifest has the right class, in one line."""
+    """If a registry refuses a manifest, an error of the right class is raised, with a message of one line."""
     fake.fail("/manifests/", Status(status, code=code, message="words"))
     with pytest.raises(kind, match=r"^team/kit:v1: ") as caught:
         repository().put_manifest("v1", IMAGE_MANIFEST, PLAIN)
@@ -215,7 +215,7 @@ def test_an_index_may_refer_too() -> None:
 
 
 def test_a_tag_is_deleted(fake: FakeRegistry, repository: Repositories) -> None:
-    """Deleting a tag keeps its manifest."""
+    """If a tag is deleted, its manifest is kept."""
     team = repository()
     digest = team.put_manifest("v1", IMAGE_MANIFEST, PLAIN)
     team.delete_manifest("v1")

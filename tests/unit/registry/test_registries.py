@@ -148,7 +148,7 @@ def test_referrers_of_an_index_are_not_its_children(client: Clients) -> None:
 def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
     client: Clients, kind: Callable[[], FakeRegistry]
 ) -> None:
-    """If a registry refuses to delete tags with 400, 404 or 405, deleting the last tag of a kit deletes the kit."""
+    """If a registry returns 400, 404 or 405 to the deletion of a tag, deleting a kit's last tag deletes the kit."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")
@@ -167,7 +167,7 @@ def test_the_last_tag_takes_the_kit_where_tags_are_not_deleted(
 @pytest.mark.parametrize("kind", [DockerHub, GitHub])
 @pytest.mark.parametrize("force", [False, True])
 def test_a_registry_that_deletes_nothing(client: Clients, kind: Callable[[], FakeRegistry], force: bool) -> None:
-    """If a registry refuses every deletion, the error says so in one line, and the kit is kept."""
+    """If a registry refuses every deletion, the kit is kept. The error states the refusal in one line."""
     with kind() as fake:
         repository = team(client, fake)
         put_kit(repository, KIT, "v1")

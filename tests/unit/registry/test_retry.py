@@ -71,7 +71,7 @@ def test_what_is_meant_is_not_tried_again(status: int) -> None:
 
 
 def test_the_last_answer_is_handed_on() -> None:
-    """After five attempts, the last response is returned."""
+    """If all five attempts fail, the response to the last attempt is returned."""
     script = Script([503])
     assert script.run()() == 503
     assert script.asked == 5
@@ -200,7 +200,7 @@ def test_many_mirrors_share_the_patience() -> None:
 
 
 def test_a_host_that_answered_before_may_take_longer_to_restart() -> None:
-    """If a host has responded before, refused connections are retried for more seconds."""
+    """If a host has responded before, refused connections are retried for a longer time."""
     script = Script([200])
     ask = script.run()
     assert ask() == 200

@@ -60,7 +60,7 @@ def test_a_client_certificate_is_shown(repository: Repositories) -> None:
 
 
 def test_tls_to_a_plain_server_hints_at_plain_http(fake: FakeRegistry, repository: Repositories) -> None:
-    """If a server does not speak TLS, the error names --plain-http."""
+    """If a server does not use TLS, the error suggests --plain-http."""
     with pytest.raises(RegistryError, match=f"{fake.host}: it does not speak TLS; for plain HTTP use --plain-http"):
         repository(plain_http=False).manifest("v1")
 
@@ -132,7 +132,7 @@ def test_netrc_does_not_count(
 
 
 def test_plain_http_to_a_tls_server_hints_at_tls(secure: FakeRegistry, repository: Repositories) -> None:
-    """If a server closes a plain HTTP connection, the error suggests to omit --plain-http."""
+    """If a server closes a plain HTTP connection, the error suggests that the user omit --plain-http."""
     with pytest.raises(
         RegistryError, match=rf"{secure.host} broke the connection: .*; if it speaks TLS, omit --plain-http"
     ):

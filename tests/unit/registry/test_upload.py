@@ -108,7 +108,7 @@ def test_what_is_smaller_than_a_chunk_goes_in_one_put(fake: FakeRegistry, reposi
 def test_chunks_go_one_after_the_other(fake: FakeRegistry, repository: Repositories, chunks: float) -> None:
     """Each chunk is sent by PATCH with a Content-Range. An empty PUT ends the upload.
 
-    Every request is sent to the Location of the last response, with its query.
+    Every request is sent to the Location in the last response, including the query of this URL.
     """
     data = DATA[: int(chunks * CHUNK)]
     blob = descriptor(data)
@@ -196,9 +196,9 @@ def test_pushes_pass_mirrors_by(fake: FakeRegistry, repository: Repositories) ->
 
 
 def test_a_blob_is_mounted_from_beside(fake: FakeRegistry, repository: Repositories) -> None:
-    """A blob is mounted from the first repository that has it.
+    """A blob is mounted from the first repository that has the blob.
 
-    Upload sessions that other candidates began are cancelled.
+    Mounts from other repositories may begin upload sessions. These sessions are cancelled.
     """
     fake.put_blob("lib/base", DATA)
     assert push(repository(), mount_from=["lib/none", "team/kit", "lib/base", "lib/more"]) == "mounted"
@@ -278,7 +278,7 @@ def upload_of(client: RegistryClient, fake: FakeRegistry, **options: Any) -> upl
 
 
 def test_retry_after_is_honoured(fake: FakeRegistry, client: Callable[..., RegistryClient]) -> None:
-    """Before an upload is retried, it pauses for the time in Retry-After."""
+    """An upload pauses for the time in Retry-After before it sends a request again."""
     slept: list[float] = []
     fake.fail(UPLOAD, Status(429, {"Retry-After": "7"}), method="PATCH", times=1)
     assert (upload_of(client(), fake, sleep=slept.append).run(), slept) == ("uploaded", [7.0])
@@ -403,7 +403,10 @@ def test_a_blob_in_one_request_gets_a_new_session(fake: FakeRegistry, repository
 
 @pytest.mark.parametrize("chunk", [CHUNK, 1 << 30])
 def test_a_lost_answer_to_the_last_request(fake: FakeRegistry, repository: Repositories, chunk: int) -> None:
-    """If the response to the last request is lost, the registry is asked for the blob before the blob is sent again."""
+    """If the response to the last request is lost, the registry is asked whether it has the blob.
+
+    The blob is sent again only if the registry does not have the blob.
+    """
     fake.fail(UPLOAD, Status(502), method="PUT", times=1)  # the registry stored the blob, but a proxy lost its response
     assert push(repository(), chunk=chunk) == "uploaded"
     assert asked(fake).count("PUT") == 1
@@ -436,7 +439,7 @@ def interrupted(fake: FakeRegistry, team: Repository, notes: Notes) -> None:
     with pytest.raises(Killed):
         team.upload(BLOB, read, chunk=CHUNK, hints=notes)
     assert len(notes) == 1
-    fake.stop()  # returns when the registry has received the end of it
+    fake.stop()  # waits until the registry has handled the last request
     fake.start()
     fake.forget()
 
@@ -639,7 +642,7 @@ def test_a_wrong_digest(fake: FakeRegistry, repository: Repositories) -> None:
 
 
 def test_a_registry_that_stores_it_as_something_else(fake: FakeRegistry, repository: Repositories) -> None:
-    """If the response to the last request has another digest, IntegrityError is raised."""
+    """If the response to the last request names another digest than that of the blob, IntegrityError is raised."""
     fake.fail(UPLOAD, Headers({"Docker-Content-Digest": f"sha256:{'0' * 64}"}), method="PUT")
     with pytest.raises(IntegrityError, match="stored it under another digest: sha256:000"):
         push(repository())

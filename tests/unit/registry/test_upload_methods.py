@@ -134,7 +134,7 @@ def test_a_hint_about_methods_is_used_for_a_week() -> None:
 
 
 def test_no_method_is_ever_excluded() -> None:
-    """If a host has refused all methods, all are tried again in another order."""
+    """If a host has refused all methods, all methods are tried again for the next blob, in another order."""
     all_ways = {"chunks", "put", "patch", "chunks/8", "chunks/32"}
     plan = MethodPlan(10_000, 1000, Lesson(frozenset(all_ways), 1))
     seen = set()
@@ -175,7 +175,7 @@ def test_a_mount_with_another_2xx_is_looked_at(fake: FakeRegistry, repository: R
 
 
 def test_a_session_may_be_named_by_its_number_alone(fake: FakeRegistry, repository: Repositories) -> None:
-    """If Location is missing, Docker-Upload-UUID is used."""
+    """If a response has no Location, its Docker-Upload-UUID is used."""
     fake.stateless = True
     fake.fail("/uploads/", Headers({"Location": None}))
     assert push(repository()) == "uploaded"

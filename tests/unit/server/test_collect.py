@@ -169,7 +169,7 @@ def test_an_unfinished_upload_goes_on_after_a_collection_without_an_age(registry
 
 
 def test_a_clock_that_jumps_back_frees_nothing(registry: Registry, store: Store) -> None:
-    """A time in the future counts as the current time."""
+    """If the time of a blob is in the future, it counts as the current time."""
     pushed(registry, "a", LAYER)
     assert gc(store, later=-400 * DAY).blobs == 0
     assert has(registry, "a", LAYER)

@@ -154,7 +154,7 @@ def test_an_address_of_its_own_goes_before_a_crowd(users: Users, pool: ThreadPoo
 
 
 def test_logins_of_one_address_come_in_their_order(users: Users, pool: ThreadPoolExecutor) -> None:
-    """Logins of one address are checked in the order of arrival, even if many more arrive."""
+    """Logins of one address are checked in the order of arrival, even if many more logins arrive."""
 
     async def work(logins: Logins) -> None:
         held = [asked(logins, "x"), *(asked(logins, f"u{n}") for n in range(9))]

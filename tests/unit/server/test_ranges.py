@@ -1,4 +1,4 @@
-"""Parse the headers Range and Content-Range."""
+"""The headers Range and Content-Range are parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file in memory for the tests of diffs."""
+"""Files in memory for the tests of diffs."""
 
 from __future__ import annotations
 

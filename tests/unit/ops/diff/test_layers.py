@@ -98,6 +98,6 @@ def test_a_layer_whose_first_entry_is_outside_of_its_path_is_compared() -> None:
 
 
 def test_all_layers_are_compared_if_their_order_differs() -> None:
-    """If two layers contain the same name, their order decides which file the kit contains."""
+    """If two layers contain the same name, the order of the layers decides which file the kit contains."""
     first, second = [Declared("a", "a"), Declared("b", "b")], [Declared("b", "b"), Declared("a", "a")]
     assert left(first, second) == (["a", "b"], ["b", "a"])

@@ -109,7 +109,7 @@ def test_an_entry_is_kits(store: Store, workspace: Workspace) -> None:
 
 
 def test_kits_of_every_vintage_can_be_listed(store: Store, workspace: Workspace) -> None:
-    """A kit whose manifest has no media type and no artifact type can be added too."""
+    """A kit whose manifest has no media type and no artifact type can be added to an index too."""
     index.create(store, ALL)
     for vintage in ("1.7", "modelpack"):
         keep(store, "x", f"test/model:{vintage}", vintage)
@@ -156,7 +156,10 @@ def test_what_cannot_be_added(store: Store, workspace: Workspace) -> None:
 
 
 def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace) -> None:
-    """Verbs for indexes do not affect the kit with the same name, and verbs for kits do not affect the index."""
+    """Operations on an index do not affect the kit with the same name.
+
+    Operations on the kit do not affect the index.
+    """
     keep(store, "q4", "test/model:q4")
     same = keep(store, "all", "test/model:all")
     index.create(store, ALL)
@@ -175,7 +178,7 @@ def test_an_index_and_a_kit_may_have_one_name(store: Store, workspace: Workspace
 def test_a_kit_that_is_gone_is_still_listed(store: Store, workspace: Workspace) -> None:
     """A kit that was removed from the store remains in the index with its recorded size.
 
-    The entry can then be removed from the index by its digest only.
+    Afterwards, the entry of the kit can only be removed by the digest.
     """
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
@@ -216,7 +219,7 @@ def test_force_takes_every_tag(store: Store) -> None:
 
 
 def test_json_for_programs(store: Store, workspace: Workspace) -> None:
-    """The JSON has the bytes that kit writes. Numbers in labels are not reformatted."""
+    """The JSON of an index has the bytes that kit writes. Numbers in labels are not reformatted."""
     q4 = keep(store, "q4", "test/model:q4")
     index.create(store, ALL)
     index.add(workspace, ALL, Reference.parse(f"test/model@{q4}"), labels=label_edits(["f:=1.50", "e=<"]))

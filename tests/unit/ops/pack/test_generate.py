@@ -76,7 +76,7 @@ def test_one_model_gives_its_name() -> None:
 def test_the_largest_of_several_is_the_model_where_it_stands_out() -> None:
     """The largest of several model files is the model if it is larger than 1.5 times their average size.
 
-    The other model files become parts of the model, and after them the metadata files.
+    The other model files, and then the metadata files, become parts of the model.
     """
     kitfile = guessed("config.json", a__gguf=10, b__gguf=100, c__gguf=10)
     assert parts(kitfile) == ["b.gguf", "a.gguf", "c.gguf", "config.json"]

@@ -1,7 +1,6 @@
-"""A .kitignore ignores the same paths as moby does.
+"""A .kitignore ignores the same paths as moby does. Most expected results come from moby.
 
-The expected results are moby's own tables and results that were recorded from moby. The last tests are about layers
-whose paths contain each other.
+The last tests are about layers whose paths contain each other.
 """
 
 from __future__ import annotations
@@ -296,7 +295,7 @@ def test_the_last_that_matches_decides(data: bytes, path: str, ignored: bool) ->
 
 @pytest.mark.parametrize("pattern", MALFORMED, ids=range(len(MALFORMED)))
 def test_a_malformed_pattern_is_told_with_its_line(pattern: bytes) -> None:
-    """The error is one line and contains the line number of the pattern."""
+    """The error for a malformed pattern is one line, and contains the line number of the pattern."""
     with pytest.raises(KitfileError, match=r"^line 3 of \.kitignore\b[^\n]*$"):
         IgnoreRules.parse(b"# first\n\n" + pattern + b"\n*.bin\n")
 
@@ -317,7 +316,7 @@ def test_exceptions_are_known() -> None:
 
 
 def test_lines_of_any_size_but_go_has_a_limit() -> None:
-    """A line may have 65535 bytes. A longer line is refused, as by Go's bufio.Scanner."""
+    """A line may have at most 65535 bytes, as in Go's bufio.Scanner. A longer line is refused."""
     assert IgnoreRules.parse(b"x" * 65535).ignores("x" * 65535)
     with pytest.raises(KitfileError, match=r"^line 1 of \.kitignore is longer than 65535 bytes$"):
         IgnoreRules.parse(b"x" * 65536 + b"\n")
@@ -438,8 +437,8 @@ def test_a_hundred_thousand_lines(form: str) -> None:
 def test_a_layer_leaves_to_others_what_is_theirs(path: str, layer: str, others: list[str], out: bool) -> None:
     """A layer leaves out files below the path of another layer.
 
-    This is not done if the other path contains or equals the layer's own path. Paths are compared component by
-    component.
+    The files are kept if the other path contains or equals the layer's own path. Paths are compared by their
+    components.
     """
     assert left_out(path, layer, others) is out
 

@@ -350,7 +350,10 @@ class Meddler:
 def test_a_file_that_changes_fails_the_pack(
     tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], opened: bool, kind: str
 ) -> None:
-    """The error is one line that names the file. The failed pack leaves no ingest, tag or lease."""
+    """If a file changes during a pack, the error is one line that names the file.
+
+    The failed pack leaves no ingest, tag or lease.
+    """
     target = tree / "model/w.bin"
     made = codes("README.md", "model")
     if kind == "mcpServers":
@@ -413,7 +416,7 @@ def test_the_first_error_ends_a_pack_whichever_layers_it_is(
 
 
 def test_a_file_that_cannot_be_read_is_named(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error contains the reason, and the path of the file in the packed directory.
+    """If a file cannot be read, the error contains the reason, and the file's path in the packed directory.
 
     Root can read every file, so the test replaces os.open by a function that raises the error.
     """
@@ -596,7 +599,7 @@ class CountingStore:
 
 
 def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The size of the file is in a pax header. The total that the pack reports is the size of the layer."""
+    """The size of a file of more than 8 GiB is in a pax header. The total that the pack reports is the layer's size."""
     size = (8 << 30) + 1
     with (tree / "big").open("wb") as file:
         file.truncate(size)
@@ -621,7 +624,7 @@ def test_a_file_of_more_than_8_gib(tree: Path, store: Store, monkeypatch: pytest
 
 
 def test_a_full_disk_is_told_and_nothing_is_left(tree: Path) -> None:
-    """The error is one line, the exit code is 7, and the bytes that the pack has written are removed."""
+    """If the disk is full, the error is one line and the exit code is 7. The bytes of the pack are removed."""
     needs_root()
     needs("mount")
     (tree / "model/big.bin").write_bytes(bytes(24 * MiB))
@@ -711,7 +714,7 @@ def test_a_pack_that_is_ended_tags_nothing(endless: Path, number: signal.Signals
 
 
 def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
-    """All packs succeed. They produce one kit and one copy of each blob."""
+    """Packs of one tree at the same time all succeed. They produce one kit and one copy of each blob."""
     (tree / "Kitfile").write_text("manifestVersion: 1.0.0\ndocs: [{path: README.md}]\ncode: [{path: model}]\n")
     with boxed() as host:
         running = [

@@ -238,7 +238,7 @@ def test_the_model_of_a_parent_comes_first(fake: FakeRegistry, host: Workspace) 
 def test_kits_of_every_vintage(fake: FakeRegistry, host: Workspace, vintage: kits.Vintage) -> None:
     """If the kit does not declare a diffId, the layer is read to compute the diffId.
 
-    If the kit does not have a Kitfile or a creation time, the image does not have it either.
+    The image has a Kitfile and a creation time only if the kit has them.
     """
     ref, image = fake.put_kit("team/kit", a_kit(vintage=vintage), "v1"), f"{fake.host}/images/kit:v1"
     told: list[Event] = []

@@ -194,7 +194,7 @@ def test_a_damaged_tag_of_another_kit_is_no_reason_to_fail(tree: Path, store: St
 
 
 def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, store: Store) -> None:
-    """A push opens the files of all blobs before the first upload. They may be removed afterwards."""
+    """A push opens the files of all blobs before the first upload. The files may be removed afterwards."""
     made = packed(tree, store)
 
     def how(_: Descriptor) -> str:
@@ -210,7 +210,7 @@ def test_a_blob_that_is_evicted_meanwhile_is_pushed_all_the_same(tree: Path, sto
 
 
 def test_a_blob_that_is_lost_is_told_before_anything_is_sent(tree: Path, store: Store) -> None:
-    """The error contains the digest of the blob and says what to do."""
+    """The error for a lost blob contains the digest of the blob and says what to do."""
     lost = packed(tree, store).manifest.layers[5].digest
     shutil.rmtree(store.path(lost))
     target = FakeTarget()

@@ -42,7 +42,7 @@ def again(index: LayerIndex, data: bytes, piece: int) -> LayerIndex | None:
 
 @pytest.mark.parametrize("piece", [1, 511, 512, 4096, 1 << 20])
 def test_the_index_of_the_right_bytes_is_the_same(piece: int) -> None:
-    """The index does not depend on the size of the pieces."""
+    """The index that is built from the headers equals the original index, whatever the size of the pieces."""
     data = kit_tar(FILES, modes={"m/a": 0o755})
     index = index_tar(Whole(data))
     assert again(index, data, piece) == index

@@ -13,7 +13,7 @@ FILES = 20_000
 
 
 def test_the_memory_of_a_plan() -> None:
-    """A name in the plan takes less than 300 bytes, including its path."""
+    """A name in the plan needs less than 300 bytes of memory, including its path."""
     builder = IndexBuilder(max_entries=FILES)
     names = [f"data/{n // 100}/sample-{n:08}.json" for n in range(FILES)]
     for n, name in enumerate(names):

@@ -214,7 +214,7 @@ def test_layers_lie_over_each_other_as_in_a_mount(world: World) -> None:
 
 
 def test_lines_are_kits_in_kits_order(world: World) -> None:
-    """The lines name each parent and its layers, then the Kitfile, and then the layers of the kit."""
+    """The printed lines name each parent and its layers, then the Kitfile, and then the layers of the kit."""
     world.put(
         [
             part("model", "base.bin", b"b", format="raw", name="base"),
@@ -404,7 +404,7 @@ def test_a_file_where_a_directory_is_needed(world: World) -> None:
 
 
 def test_the_kitfile(world: World) -> None:
-    """An equal Kitfile in the directory is accepted. Another Kitfile is an error unless ``overwrite`` is given.
+    """The directory may contain an equal Kitfile. A different Kitfile is an error unless ``overwrite`` is given.
 
     A directory with the name Kitfile is always an error.
     """
@@ -514,7 +514,7 @@ def test_a_raw_layer_that_would_lie_outside(world: World, path: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: str) -> None:
-    """Nothing is written outside of the directory.
+    """A hostile tar does not write outside of the directory.
 
     If the tar is refused, nothing is written inside the directory either.
     """
@@ -542,7 +542,7 @@ def test_every_nasty_tar_unpacks_as_it_mounts_or_is_refused(world: World, name: 
 def test_a_layer_that_decodes_to_more_than_its_limit_is_refused(
     world: World, compression: Compression, limit: str
 ) -> None:
-    """The refused layer leaves nothing in the directory or in the store."""
+    """A layer that decodes to more than its limit is refused, and leaves nothing in the directory or the store."""
     expansion = Expansion(factor=10, small=MiB) if limit == "growth" else Expansion()
     world.resolver = Resolver(world.store, world.origin_of, log=LOG, expansion=expansion)
     reference = world.put([part("model", "w", bytes(64 * MiB), format="raw", compression=compression)])
@@ -592,7 +592,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def damaged(shape: str, where: float) -> list[Part]:
-    """Return a kit with a model layer that has a wrong byte, and with a docs layer that is correct."""
+    """Return a kit whose model layer has a wrong byte. The docs layer of the kit is correct."""
     raw = SHAPES[shape].get("format") == "raw"
     content = TREE["m/a/one.bin"] if raw else kit_tar(TREE)
     right = part("model", "w" if raw else "m", content, **SHAPES[shape]).stored()
@@ -1073,7 +1073,7 @@ def test_a_journal_that_is_cut_off_or_nonsense(world: World) -> None:
 
 
 def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None:
-    """The second unpack fails, and its error says that another unpack is running."""
+    """A second unpack into the same directory fails. The error says that another unpack is running."""
     reference = world.put([model()])
     world.out.mkdir()
     with (world.out / JOURNAL).open("wb") as journal:
@@ -1084,7 +1084,10 @@ def test_two_unpacks_into_one_directory_exclude_each_other(world: World) -> None
 
 
 def test_a_disk_that_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The unpack fails with one line and leaves no partly written file. The next run resumes."""
+    """If the disk is full, the unpack fails with an error of one line and leaves no partly written file.
+
+    The next run resumes the unpack.
+    """
     reference = world.put([model(), part("docs", "x", b"x", format="raw")])
     pwrite = os.pwrite
     refusing = [True]
