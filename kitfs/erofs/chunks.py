@@ -36,7 +36,7 @@ class Extent(NamedTuple):
 
 
 class Run(NamedTuple):
-    """The blocks ``start`` to ``stop`` of a file, without ``stop``. They begin at the block ``address`` of ``device``.
+    """The blocks [``start``, ``stop``) of a file, which are on ``device`` from the block ``address`` on.
 
     ``device`` may also be ``HOLE`` or ``COPY``.
     """
@@ -109,7 +109,7 @@ def _continues(before: Run, after: Run) -> bool:
 
 
 def chunk_bits(runs: Sequence[Run]) -> tuple[int, int]:
-    """Return (bits, cost) for the best chunk size of a file, which is ``1 << bits`` blocks.
+    """Return (bits, cost). The best chunk size of a file is ``1 << bits`` blocks.
 
     The cost is the number of bytes that the addresses and the copies take in the image.
     """

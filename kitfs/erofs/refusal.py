@@ -29,7 +29,7 @@ class Reason(Enum):
 
 
 class Refusal(Exception):  # noqa: N818 - a refusal is not an error: the kit is served by FUSE
-    """The error for a kit that cannot be mounted as EROFS. The message may be more exact than that of ``reason``."""
+    """The error for a kit that cannot be mounted as EROFS. The message may have more details than ``reason``."""
 
     def __init__(self, reason: Reason, text: str = "") -> None:
         super().__init__(text or reason.value)

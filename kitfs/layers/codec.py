@@ -202,8 +202,8 @@ class DecodedSource:
     """A source that decodes a compressed blob. Every read begins at offset 0.
 
     ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. Before each piece
-    is yielded, ``allow`` is called with the number of decoded bytes up to the end of that piece. It raises an error if
-    the number is too large (``growth.Growth``).
+    is yielded, ``allow`` is called with the number of decoded bytes up to the end of that piece. ``allow`` raises an
+    error if the number is too large (``growth.Growth``).
     """
 
     def __init__(

@@ -21,7 +21,7 @@ MARGIN: Final = 4 << 20  # bytes of free space that are left for other writers
 
 
 class Expansion(NamedTuple):
-    """A limit of decoded bytes: ``factor`` times the compressed size of the layer, but at least ``small`` bytes.
+    """The limit of decoded bytes: ``factor`` times the compressed size of the layer, but at least ``small`` bytes.
 
     ``small`` is for content that is mostly zeros, which can decode to more than 200 times its compressed size.
     """

@@ -115,7 +115,7 @@ class _Window:
 def _headers(window: _Window, *, whole: bool = True) -> Iterator[Header]:
     """Yield the header of every entry, with its extension headers applied.
 
-    If ``whole`` is True, raise LayerError if the archive ends inside the data of an entry.
+    With ``whole``, raises LayerError if the archive ends inside the data of an entry.
     """
     at = end = 0
     extensions = Extensions()
@@ -174,7 +174,7 @@ def _check_end(reader: Reader, end: int, at: int, got: int) -> None:
 
 
 def _holds_data(window: _Window, at: int) -> bool:
-    """Return whether data (pax -o linkdata) or the next header follows a hard link that has a size. True means data."""
+    """Return whether a hard link with a size is followed by its data (pax -o linkdata), not by the next header."""
     block = window.get(at, BLOCK)
     if len(block) < BLOCK or block == ZEROS:
         return False

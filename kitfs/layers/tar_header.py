@@ -126,8 +126,9 @@ def pax_records(data: bytes, into: dict[str, str], sparse: list[tuple[int, int]]
 class Extensions:
     """The extension headers before an entry: pax 'x' and Solaris 'X', pax global 'g', GNU 'L' and 'K'.
 
-    A record with an empty value removes the value of an earlier global header. ``pending`` is True from an extension
-    header to its entry. ``taken`` is the number of bytes of the extension headers since the last entry.
+    A record with an empty value removes the value of an earlier global header. ``pending`` is True after an extension
+    header that is not global, until its entry is read. ``taken`` is the number of bytes of the extension headers since
+    the last entry.
     """
 
     FLAGS: Final = b"xXgLK"

@@ -1,4 +1,4 @@
-"""Write tars byte for byte as the tool kit writes layers with Go's archive/tar. The functions return bytes.
+"""Write tars byte for byte as ``kit`` writes them with Go's archive/tar. The functions return headers and padding.
 
 An entry is written as USTAR if that format can represent it. A name of more than 100 bytes is split at a slash if
 possible. A pax header contains long names that cannot be split, names that are not ASCII, and sizes of 8 GiB and more.

@@ -114,7 +114,7 @@ class Blob:
             return self._filling or self._open()
 
     def _replace(self, old: Filling, *, save: bool = False) -> None:
-        """Open the entry again, unless another thread has done so. Reads of the old filling are repeated."""
+        """Close the filling ``old``, unless another thread has done so. The next read opens the entry again."""
         with self._switching:
             if self._filling is not old or self._stopped:
                 return

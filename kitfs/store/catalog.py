@@ -1,8 +1,8 @@
 """Store hints that can be rebuilt, such as the last known digests of tags, and upload sessions.
 
-The hints are JSON values, never pickles, in a diskcache over SQLite. Every failure counts as a miss and is logged once:
-the catalog may be damaged, locked or missing, and no read fails because of that. A damaged catalog is replaced by an
-empty catalog. Reads of stored bytes do not use the catalog.
+The hints are JSON values, never pickles, in a diskcache over SQLite. If the catalog is damaged, locked or missing, a
+hint is treated as missing and the failure is logged once, but no read fails. A damaged catalog is replaced by an empty
+catalog. Reads of stored bytes do not use the catalog.
 
 Threading: any thread may call every method. SQLite runs on a thread of its own, because only the thread that opened a
 connection may close it. No connection may be open across a fork, because SQLite in the child would rely on locks that

@@ -87,7 +87,7 @@ def remove(root: str, entry: Entry) -> bool:
 
 
 def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, spare_sealed: bool = False) -> bool:
-    """Rename a blob's directory into the trash, and unlink it there. After a crash in between, ``sweep`` unlinks it.
+    """Rename a blob's directory into the trash, and unlink it there. After a crash, ``sweep`` unlinks it.
 
     Returns False if another process removed the blob first. If ``lease`` is given, only the entry of this open lease is
     removed, and not an entry that has replaced it. With ``spare_sealed``, a verified entry stays.

@@ -146,7 +146,7 @@ class Fetcher:
         return not any(thread.is_alive() for thread in threads)
 
     def _fetch(self, missing: int, want: Want, cursor: Cursor | None) -> bool:
-        """Join the flight that fetches the first missing chunk, or start a flight for it and the following chunks.
+        """Join the flight that fetches the first missing chunk, or start a flight that begins with that chunk.
 
         Returns False if another process is fetching the chunk. Raises the error that ended the flight.
         """
@@ -214,7 +214,7 @@ class Fetcher:
         return None
 
     def _predecessor(self, cursor: Cursor | None, missing: int) -> Flight | None:
-        """Return the flight whose connection the request for ``missing`` should take over; None if it should begin now.
+        """Return the flight whose connection the request for ``missing`` should take over; None to request it now.
 
         On a link with a long delay, a new connection needs several round trips to reach its full speed. So on such a
         link, the requests of a reader follow each other on one connection. The caller must hold the lock.

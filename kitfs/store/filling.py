@@ -158,7 +158,7 @@ class Filling:
         return True
 
     def read(self, offset: int, size: int) -> bytes | None:
-        """Return stored bytes, fewer at the end of the blob; None if the file is shorter than its marks require.
+        """Return stored bytes, fewer at the end of the blob; None if the file is shorter than the marks say.
 
         Raises Closed and OSError.
         """

@@ -50,7 +50,7 @@ class Lanes:
 
     @property
     def reach(self) -> int:
-        """Return how many bytes ahead of the reader its requests must be allowed to read; 0 with one lane."""
+        """Return how many bytes ahead of the reader the requests must be allowed to run; 0 with one lane."""
         if self._trial == 1:
             return 2 * self._distance
         return 2 * self.count * STRIPE if self.count > 1 else 0

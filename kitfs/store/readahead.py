@@ -109,7 +109,7 @@ class Cursor:
 
     @property
     def slack(self) -> int:
-        """Return by how many bytes a read of this reader may be out of order.
+        """Return by how many bytes a read may be out of order and still continue this reader.
 
         The number is small at first, because a reader that skips the members of an archive is not sequential.
         """

@@ -68,7 +68,7 @@ class Repositories:
             raise write_error(path, e) from e
 
     def add_blob(self, repository: str, digest: Digest) -> None:
-        """Link a blob durably, or record the current time as its last use. Raises StoreError and StoreFull."""
+        """Link a blob durably. If it is linked already, record the current time as its last use. Raises StoreError."""
         path = self._path(repository, BLOBS, link_name(digest))
         try:
             while not self.use_blob(repository, digest, repair=True):
@@ -178,7 +178,7 @@ class Repositories:
                 yield found
 
     def linked(self) -> Iterator[str]:
-        """Yield the digest of every blob and manifest that a repository has."""
+        """Yield the digest of every blob and manifest that any repository has."""
         for repository in _listed(self._directory):
             for kind in (BLOBS, MANIFESTS):
                 for name in _listed(os.path.join(self._directory, repository, kind)):

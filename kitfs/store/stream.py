@@ -1,8 +1,9 @@
-"""Read a source without ranges by one stream for all readers. It is a decoder, or a registry that ignores Range.
+"""Read a source without ranges by one stream for all readers.
 
-All readers wait until the stream has passed their chunks. The stream of a decoder runs only as far as a reader needs,
-and then pauses. The stream of a registry runs to the end, because the registry would close an idle connection. If a
-reader needs a chunk that the decoder has passed and that was not stored, the decoder restarts from the beginning.
+Such a source is a decoder, or a registry that ignores Range. All readers wait until the stream has passed their chunks.
+The stream of a decoder runs only as far as a reader needs, and then pauses. The stream of a registry runs to the end,
+because the registry would close an idle connection. If a reader needs a chunk that the decoder has passed and that was
+not stored, the decoder restarts from the beginning.
 
 Threading: the sink's lock guards the state. The stream runs on a thread of its own.
 """
@@ -48,7 +49,10 @@ class FetchOwner(Protocol):
 
 
 class Run:
-    """A run of a stream. ``error`` is the error that ended the run early. The stream's thread sleeps on ``want``."""
+    """A run of a stream. ``error`` is the error that ended the run early.
+
+    The stream's thread sleeps until ``want`` is woken.
+    """
 
     __slots__ = ("done", "error", "want")
 
@@ -116,7 +120,7 @@ class Stream:
         return run
 
     def _may_exist(self, chunk: int) -> bool:
-        """Return whether the blob may have a chunk of this number. It may if the size is unknown."""
+        """Return whether the blob may have a chunk of this number. If the size is unknown, the result is True."""
         return self._sink.size is None or chunk * self._sink.chunk < self._sink.size
 
     def _fly(self, run: Run, pieces: Pieces | None) -> None:

@@ -1,4 +1,4 @@
-"""Read a subset of sigstore's ClusterImagePolicy: globs for images, and authorities with a key or a fixed answer.
+"""Read a subset of sigstore's ClusterImagePolicy: globs for images, and authorities with a key or a fixed result.
 
 Source: ``docs/api-types`` of sigstore/policy-controller. A file may have several policies. A policy applies to a kit if
 one of the policy's globs matches the kit's name, and accepts the kit if one of the policy's authorities accepts it.

@@ -30,7 +30,7 @@ SALT: Final = 32  # bytes
 
 
 def label_of(pem: bytes) -> str:
-    """Return the label of the first PEM block, such as "PUBLIC KEY"; "" without a PEM block."""
+    """Return the label of the first PEM block, such as "PUBLIC KEY"; "" if there is no PEM block."""
     found = PEM.search(pem)
     return "" if found is None else found[1].decode()
 

@@ -1,9 +1,9 @@
 """Find the signatures over a digest in a repository or a layout, and check which of them a key verifies.
 
-Both shapes of cosign are read: bundles that are referrers of the digest, and the layers of the manifest under the tag
-``sha256-HEX.sig``. Anybody with permission to push can push false signatures, so numbers and sizes are limited, and a
-signature that cannot be read is ignored. Only a statement with the predicate ``statement.SIGN`` is a signature of a
-kit; attestations are not. Threading: the module has no state.
+Signatures in both shapes of cosign are found: bundles that are referrers of the digest, and the layers of the manifest
+under the tag ``sha256-HEX.sig``. Anybody with permission to push can push false signatures. So numbers and sizes are
+limited, and a signature that cannot be read is ignored. Only a statement with the predicate ``statement.SIGN`` is a
+signature of a kit; attestations are not. Threading: the module has no state.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class SignatureSource(Manifests, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """A signature over a digest, which is not verified yet.
+    """A signature over a digest. It is not verified yet.
 
     ``digest`` is the digest of the blob with the signature: a bundle or a payload. ``value`` is the signature over the
-    bytes ``signed``. ``hint`` identifies its key. ``identity`` is the repository in a payload, or "" for a bundle.
+    bytes ``signed``. ``hint`` identifies the key. ``identity`` is the repository in a payload, or "" for a bundle.
     ``bundle`` is the bundle with the signature. ``certificate`` is True if the signer has a certificate instead of a
     key.
     """

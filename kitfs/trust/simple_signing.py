@@ -28,7 +28,7 @@ EPOCH: Final = "0001-01-01T00:00:00Z"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """The content of a layer: ``digest`` is signed for the repository ``identity``."""
+    """The content of a layer, which signs ``digest`` for the repository ``identity``."""
 
     digest: str
     identity: str
