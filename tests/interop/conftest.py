@@ -14,7 +14,7 @@ from tests.server import Server
 
 @pytest.fixture(params=["kitfs serve", "docker-registry"])
 def either_registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RegistryProcess | Server]:
-    """Return each registry in turn, with data for this test alone."""
+    """Run a test once with ``kitfs serve`` and once with docker-registry. The registry is empty at first."""
     if request.param == "kitfs serve":
         with Server(tmp_path / "served", tmp_path / "serve.log") as server:
             yield server

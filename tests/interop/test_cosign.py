@@ -33,7 +33,7 @@ def _password(monkeypatch: pytest.MonkeyPatch) -> None:
 def kit(either_registry: RegistryProcess | Server) -> str:
     """Return the reference of a kit.
 
-    The tests run with a registry that has the referrers API, and with a registry that does not.
+    One of the two registries has the referrers API, and the other does not.
     """
     return kits.push(KIT, either_registry.host, "team/kit", "v1")
 
@@ -115,7 +115,7 @@ def test_cosign_verifies_signatures_of_every_kind_of_key(
 ) -> None:
     """kitfs signs with a key that OpenSSL made, and cosign accepts the signature.
 
-    Some of these keys cannot be used for signing by cosign.
+    cosign itself cannot sign with some of these keys.
     """
     if shutil.which("openssl") is None:
         pytest.skip(f"{CANNOT} openssl is not on PATH")

@@ -333,7 +333,7 @@ def without_git_lfs(tmp_path: Path) -> dict[str, str]:
 def test_large_files_come_from_an_lfs_server(
     box: Host, hub: FakeHub, repository: Path, without_git_lfs: dict[str, str]
 ) -> None:
-    """Large files are fetched from the LFS server without git-lfs, and keep their modes.
+    """Large files are fetched from the LFS server although git-lfs is not installed, and keep their modes.
 
     The import succeeds although connections break.
     """
@@ -489,7 +489,7 @@ def test_a_kit_of_a_registry_is_exported_past_the_store(box: Host, tmp_path: Pat
 
 
 def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
-    """A target that is neither a layout nor new is refused in one line."""
+    """A file, a full directory, an archive or a broken layout is refused as a target in one line."""
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x").write_text("x")
@@ -512,9 +512,9 @@ def test_export_refuses_invalid_targets(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_layout_names_itself(box: Host, tmp_path: Path) -> None:
-    """Without ``--tag`` an imported kit gets the name of its layout and the tag that it has in the layout.
+    """Without ``--tag`` an imported kit is named after the layout's directory or archive.
 
-    The name of a layout is the name of its directory or archive.
+    The tag is the one that the kit has in the layout.
     """
     shutil.copy(GOLDEN / "layouts/basic.tar", tmp_path / "My.Kit.tar")
     done = box.kitfs("import", f"oci-archive:{tmp_path / 'My.Kit.tar'}:v1")

@@ -1,4 +1,4 @@
-"""Only those git settings of the user that concern the connection affect an import of a git repository.
+"""An import of a git repository ignores the user's git settings, except those for the connection.
 
 Imported files have the bytes of the commit, and secrets are not shown or stored.
 """
@@ -108,10 +108,7 @@ def test_settings_of_the_user_do_not_change_an_import(
     ],
 )
 def test_variables_of_git_do_not_change_an_import(box: Host, repository: Path, environ: dict[str, str]) -> None:
-    """Environment variables that git sets for its hooks do not change the kit.
-
-    A user may run kitfs from a hook.
-    """
+    """If a git hook runs kitfs, the environment variables that git sets do not change the kit."""
     assert imported(box, repository, **environ) == imported(box, repository)
 
 

@@ -27,7 +27,7 @@ KIT = kits.build([RAW, TAR])
 
 @pytest.fixture(params=CURVES)
 def key(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return the path of a private key, for each curve. The path of the public key has the suffix .pub."""
+    """Return the path of a private key. The public key is the file beside it that ends in .pub."""
     made, encoding = ec.generate_private_key(CURVES[request.param]()), serialization.Encoding.PEM
     path = tmp_path / "k.key"
     path.write_bytes(made.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))

@@ -170,7 +170,7 @@ def go_tar(*files: str) -> bytes:
 def oracle(tree: Path, vintage: kits.Vintage) -> kits.Kit:
     """Return the kit that tests/kits.py builds from ``tree``.
 
-    Paths in the config are as in the Kitfile, and paths in annotations are clean.
+    Paths in the config are written as in the Kitfile. Paths in annotations are normalized.
     """
 
     def layer(kind: str, path: str, *files: str, name: str = "") -> kits.Part:

@@ -146,7 +146,7 @@ def test_pull_transfers_every_byte_once(either_registry: RegistryProcess | Serve
 
 @pytest.mark.mount
 def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A pull does not transfer bytes again that a mount has read.
+    """Pull does not transfer bytes that a mount has already fetched.
 
     The mount stays readable while the pull fetches the other bytes.
     """
@@ -166,7 +166,7 @@ def test_a_pull_of_what_is_mounted(own_registry: RegistryProcess, host: Host, tm
 
 
 def test_a_pull_decodes_compressed_layers(own_registry: RegistryProcess, box: Host) -> None:
-    """After a pull, compressed layers are also stored decoded. A push sends the compressed layers."""
+    """Pull stores a compressed layer both compressed and decoded. Push sends the compressed bytes."""
     kit = kits.build([kits.part("model", "m", kits.kit_tar({"m/w": b"w" * MiB}), compression="gzip")])
     ref = own_registry.push(kit, "team/kit")
     box.kitfs("pull", ref)
@@ -195,7 +195,7 @@ def test_two_pulls_at_once(own_registry: RegistryProcess, box: Host, tmp_path: P
 
 
 def test_a_wrong_byte_fails_the_pull(box: Host, tmp_path: Path) -> None:
-    """Pull of a layer with a wrong byte exits with 6 and one line, and sets no tag. The next pull succeeds."""
+    """Pull of a layer with a wrong byte exits with 6, prints one line, and sets no tag. The next pull succeeds."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -232,7 +232,7 @@ def test_a_pull_that_cannot_succeed_fails_in_one_line(box: Host, ref: str, code:
 
 
 def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> None:
-    """Tokens that expire after a second, and 429 with Retry-After, fail neither a pull nor a push."""
+    """Pull and push succeed although tokens expire after a second and the registry returns 429 with Retry-After."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as desk, FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -254,10 +254,7 @@ def test_short_tokens_and_429_do_not_fail_a_pull(box: Host, tmp_path: Path) -> N
 
 
 class Expire:
-    """A fault that makes all tokens expire each time after ``every`` authorized requests.
-
-    It does not change responses.
-    """
+    """Expire all tokens after every ``every`` authorized requests, without a change to any response."""
 
     def __init__(self, registry: FakeRegistry, *, every: int) -> None:
         self.registry = registry
@@ -286,7 +283,7 @@ def test_tokens_that_live_for_two_requests(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_pull_onto_a_full_disk_resumes(own_registry: RegistryProcess, box: Host, tmp_path: Path) -> None:
-    """On a full disk, pull exits with 7 and one line, and sets no tag. With more room, the next pull resumes."""
+    """On a full disk, pull exits with 7, prints one line, and sets no tag. With more space, the next pull resumes."""
     kit = big_kit(tmp_path)
     ref = own_registry.push(kit, "team/kit")
     with tmpfs(tmp_path / "disk", "size=12m") as disk:
@@ -303,7 +300,7 @@ def test_a_pull_onto_a_full_disk_resumes(own_registry: RegistryProcess, box: Hos
 
 
 def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
-    """If the registry sends nothing, Ctrl-C ends a pull with exit code 130 and one line. The next pull resumes."""
+    """If the registry sends nothing, Ctrl-C ends a pull with exit code 130. The next pull resumes."""
     kit = big_kit(tmp_path)
     with FakeRegistry() as fake:
         ref = fake.put_kit("team/kit", kit, "v1")
@@ -323,7 +320,7 @@ def test_an_interrupted_pull_resumes(box: Host, tmp_path: Path) -> None:
 
 
 def test_a_kit_that_the_real_kit_packed(box: Host, tmp_path: Path) -> None:
-    """A kit in the storage of kit is pulled and unpacked without a registry. The storage is not changed."""
+    """A kit in kit's own storage is pulled and unpacked without a registry. The storage is not changed."""
     if shutil.which("kit") is None:
         pytest.skip(f"{CANNOT} kit is not on PATH")
     subprocess.run([sys.executable, GOLDEN / "make_trees.py", tmp_path / "trees"], check=True)

@@ -1,6 +1,6 @@
 """Blobs and manifests are pushed to CNCF distribution and ``kitfs serve``, even if connections break.
 
-Blobs are sent in one request, in chunks or by mounts. Skopeo reads the pushed kits.
+A blob is sent in one request or in chunks, or is mounted from another repository. Skopeo reads the pushed kits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Repositories = Callable[[str, str], Repository]
 
 @pytest.fixture
 def repository() -> Iterator[Repositories]:
-    """Return a function that returns the Repository of a host and a name."""
+    """Return a function that makes a Repository from a host and a name."""
     client = RegistryClient(
         ClientOptions(read_timeout=20.0), Credentials(()), counters=Counters(), log=logging.getLogger("kitfs.test")
     )
@@ -240,7 +240,7 @@ def test_a_body_is_streamed(own_registry: RegistryProcess, repository: Repositor
 def test_skopeo_reads_a_pushed_kit(
     registry: RegistryProcess, repository: Repositories, tmp_path: Path, vintage: kits.Vintage
 ) -> None:
-    """Skopeo reads every blob and the manifest of a pushed kit byte for byte, and finds its tags."""
+    """Skopeo reads every blob and the manifest of a pushed kit byte for byte, and lists its tags."""
     needs("skopeo")
     model = kits.part("model", "model", kits.kit_tar({"model/w.bin": DATA}))
     kit = kits.build([model, kits.part("docs", "README.md", b"# x", format="raw")], vintage=vintage)

@@ -77,7 +77,7 @@ def registry(either_registry: RegistryProcess | Server) -> Iterator[Registry]:
 
 @pytest.fixture
 def big(tmp_path: Path) -> Path:
-    """Return a directory to pack with one layer of a little more than 96 MiB."""
+    """Return a directory that can be packed. Its only layer has a little more than 96 MiB."""
     root = tmp_path / "big"
     root.mkdir()
     (root / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: big, path: w.bin}\n")
@@ -182,7 +182,7 @@ def test_an_interrupted_push_leaves_no_manifest(registry: Registry, box: Host, b
 
 
 def test_a_push_gets_its_token_and_one_to_mount(box: Host, golden_trees: Path) -> None:
-    """Push succeeds with the credentials from docker's config, also if blobs are mounted from another repository.
+    """Push succeeds with the credentials from docker's config, even if blobs are mounted from another repository.
 
     Without credentials the push is refused in one line.
     """

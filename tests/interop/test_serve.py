@@ -60,7 +60,7 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """Return the name of a repository for this test alone."""
+    """Return the name of a repository that only this test uses."""
     return "test/" + re.sub("[^a-z0-9]+", "-", request.node.name.lower()).strip("-")[:200]
 
 
@@ -235,7 +235,10 @@ def test_other_bytes_than_the_digest_says_are_refused(client: httpx.Client, name
 
 
 def test_a_blob_is_mounted_from_another_repository(client: httpx.Client, name: str) -> None:
-    """A POST with ``mount`` and ``from`` mounts a blob that the other repository has. Otherwise an upload begins."""
+    """A POST with ``mount`` and ``from`` mounts the blob if the repository ``from`` has it.
+
+    If not, an upload begins.
+    """
     data = name.encode()
     digest = pushed(client, f"{name}/source", data)
     uploads = f"/v2/{name}/blobs/uploads/"
@@ -300,7 +303,7 @@ def test_a_range_outside_of_the_blob_is_416(client: httpx.Client, blob: str, ask
 
 
 def test_several_ranges_are_answered_with_everything(client: httpx.Client, blob: str) -> None:
-    """A request for several ranges is answered with 200 and the whole blob."""
+    """A request for several ranges gets status 200 and the whole blob."""
     got = client.get(blob, headers={"Range": "bytes=0-1,5-6"})
     assert (got.status_code, got.content) == (200, DATA)
 
@@ -368,7 +371,7 @@ def test_tags_of_a_manifest_that_is_pushed_by_digest(client: httpx.Client, name:
 
 
 def test_an_index_may_contain_an_index(client: httpx.Client, name: str) -> None:
-    """An index is accepted if all of its manifests exist. It may list another index."""
+    """An index is accepted if all of its manifests exist. A manifest of an index can be an index."""
     assert code(put(client, name, "all", index(manifest()), IMAGE_INDEX)) == (400, "MANIFEST_BLOB_UNKNOWN")
     put(client, name, "v1", manifest())
     inner = index(manifest())
@@ -381,7 +384,7 @@ def test_an_index_may_contain_an_index(client: httpx.Client, name: str) -> None:
 @pytest.mark.parametrize("size", [MAX_MANIFEST, MAX_MANIFEST + 1])
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 def test_a_manifest_has_4_mib_at_most(client: httpx.Client, name: str, size: int, chunked: bool) -> None:
-    """A manifest of 4 MiB is accepted, and one byte more is refused with 413."""
+    """A manifest of 4 MiB is accepted. A manifest of one byte more is refused with 413."""
     pushed(client, name, CONFIG)
     data = manifest(annotations={"a": "x" * (size - len(manifest(annotations={"a": ""})))})
     content: Any = (data[at : at + 100_000] for at in range(0, size, 100_000)) if chunked else data
@@ -496,7 +499,7 @@ def paged(client: httpx.Client, path: str, key: str, **params: Any) -> list[list
 
 
 def test_tags_in_pages(client: httpx.Client, name: str) -> None:
-    """Tags are listed in order. A page has at most ``n`` tags and begins after the tag ``last``."""
+    """Tags are listed in order. A page has at most ``n`` tags, and begins with the tag that follows ``last``."""
     tags = [f"v{n:02}" for n in range(7)]
     put(client, name, Digest.of(manifest()), manifest(), tag=tags)
     path = f"/v2/{name}/tags/list"

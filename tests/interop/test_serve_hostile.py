@@ -238,7 +238,7 @@ def test_a_refused_body_that_is_sent_anyway_is_skipped(server: Server, client: h
 
 
 def test_fewer_bytes_than_content_length_says(server: Server, client: httpx.Client) -> None:
-    """If a body is shorter than its Content-Length, no blob and no manifest is stored. The upload can be resumed."""
+    """If the bytes of a body end too early, no blob and no manifest is stored. The upload can be resumed."""
     location = begun(client, "lies")
     with Wire(server.host) as wire:
         wire.send(f"PUT {location}?digest={Digest.of(b'hello')}", "Content-Length: 6", body=b"hello")
@@ -282,7 +282,7 @@ def test_more_bytes_than_content_length_says(server: Server, client: httpx.Clien
 
 
 def test_an_upgrade_is_declined(server: Server, client: httpx.Client) -> None:
-    """A request to change to another protocol gets a response over HTTP/1.1."""
+    """A request that asks to change to another protocol gets a normal HTTP/1.1 response."""
     location = begun(client, "upgrade")
     with Wire(server.host) as wire:
         for upgrade in ("h2c", "websocket"):

@@ -143,7 +143,7 @@ class Client:
             self._connection = None
 
     def again(self, do: Callable[[], T]) -> T:
-        """Repeat an action until the server is not killed during the action."""
+        """Call ``do`` until it returns without a kill of the server, and return its result."""
         while True:
             try:
                 return do()

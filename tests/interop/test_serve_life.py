@@ -72,7 +72,7 @@ def assert_resumes(client: httpx.Client, location: str, data: bytes = DATA) -> N
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("chunked", [False, True], ids=["Content-Length", "chunked"])
 def test_an_upload_resumes_after_its_connection_broke(server: Server, reset: bool, chunked: bool) -> None:
-    """If the connection breaks in the middle of a body, the upload resumes after the bytes that arrived."""
+    """If the connection breaks in the middle of a body, the upload resumes at the first byte that did not arrive."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         if chunked:
@@ -113,7 +113,7 @@ def test_an_end_takes_over_too(server: Server, method: str) -> None:
 
 
 def test_clients_that_take_over_from_each_other_write_no_wrong_byte(server: Server) -> None:
-    """If eight clients resume the same upload again and again, the blob has the right bytes."""
+    """If eight clients send bytes to one upload at the same time, the upload has the right bytes."""
     with client_of(server) as client:
         location = begun(client, "a")
         wires = [Wire(server.host) for _ in range(8)]
@@ -157,7 +157,7 @@ def test_a_single_post_that_is_cut_leaves_nothing(server: Server) -> None:
 
 
 def test_an_upload_resumes_after_sigkill(server: Server) -> None:
-    """After SIGKILL and a restart an upload resumes, and blobs and manifests are served."""
+    """After SIGKILL and a restart, an upload resumes, and blobs and manifests are served as before."""
     with client_of(server) as client, Wire(server.host) as wire:
         kept = pushed(client, "a", b"kept")
         put(client, "a", "v1", manifest())
@@ -205,7 +205,7 @@ def test_sigterm_under_load_keeps_uploads(server: Server) -> None:
 
 
 def test_sigterm_lets_a_request_end(server: Server) -> None:
-    """After SIGTERM the server completes the response that it is sending."""
+    """After SIGTERM the server receives the rest of a body that a client is sending, and then exits with 0."""
     with client_of(server) as client, Wire(server.host) as wire:
         location = begun(client, "a")
         chunk(wire, location, DATA[:HALF])

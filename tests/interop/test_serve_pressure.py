@@ -426,7 +426,7 @@ def test_gc_of_a_directory_that_is_not_a_store_creates_nothing(tmp_path: Path) -
 def test_each_risk_of_an_address_has_a_line_with_its_remedy() -> None:
     """For an address that other machines can reach, one warning names ``--htpasswd`` and one names ``--tls-cert``.
 
-    With users or TLS the warning about it is missing. A loopback address has no warnings.
+    A warning is omitted if its option is used. A loopback address has no warnings.
     """
 
     def lines(host: str, *, tls: bool = False, users: bool = False, read_only: bool = False) -> list[str]:

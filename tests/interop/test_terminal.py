@@ -54,7 +54,7 @@ def hostile_kit(text: str, data: bytes) -> kits.Kit:
 
 
 class Terminal:
-    """A class that runs verbs and checks everything that they print."""
+    """Runs verbs, and checks everything that they print."""
 
     def __init__(self, host: Host) -> None:
         self.host = host

@@ -277,7 +277,7 @@ def test_a_mount_point_below_a_missing_directory(host: Host) -> None:
 
 
 def test_a_mount_point_that_is_not_empty(host: Host) -> None:
-    """Mount refuses a directory that is not empty, because the mount would hide its files."""
+    """Mount refuses a directory that is not empty, because a mount would hide the files in the directory."""
     (host.mnt / "full").mkdir()
     (host.mnt / "full/mine").write_text("mine")
     refused(host.kitfs("mount", ARCHIVE, host.mnt / "full", check=False), str(host.mnt / "full"), "not empty")

@@ -1,8 +1,8 @@
 """While a fault lasts, reads fail with EIO and the fault is reported. After the fault, reads succeed.
 
-Each fault begins and ends while a kit is mounted. ``test_hostile`` tests which faults make a read fail. If a test
-requires that a time is at least some value, kitfs must not give up earlier. If a test requires that a time is at most
-some value, kitfs must not hang: the value is several times the measured time.
+Each fault begins and ends while a kit is mounted. ``test_hostile`` tests which faults make a read fail. Tests with a
+minimum time check that kitfs does not give up too early. Tests with a maximum time check that kitfs does not hang: the
+maximum is several times the measured time.
 """
 
 from __future__ import annotations

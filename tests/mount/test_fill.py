@@ -50,7 +50,7 @@ def test_warm_fails_if_the_store_cannot_keep_the_layers(
 
 
 def big(registry: RegistryProcess, directory: Path, *sizes: int) -> str:
-    """Push a kit with one tar layer for each size. Each layer has one file: ``m0/w.bin``, ``m1/w.bin`` and so on."""
+    """Push a kit with tar layers of these sizes. Each layer has one file: ``m0/w.bin``, ``m1/w.bin`` and so on."""
     parts = []
     for number, size in enumerate(sizes):
         path = directory / f"{number}.tar"
@@ -122,7 +122,7 @@ def test_a_mount_that_is_being_filled_ends_without_the_rest(
 
 
 def test_filling_evicts_nothing(own_registry: RegistryProcess, host: Host, tmp_path: Path) -> None:
-    """A layer is not fetched in the background if other blobs would be evicted. The log says why."""
+    """A layer is not fetched in the background if other blobs would be evicted for it. The log says why."""
     ref = big(own_registry, tmp_path, 8 * MiB, 100 * MiB)
     mount = host.mount(ref, "--fill", "all", "--cache-size", "100MiB")
     wait_until(lambda: "unless other blobs are evicted" in mount.log_text(), mount.log_text(), seconds=60)

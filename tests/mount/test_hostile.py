@@ -46,7 +46,7 @@ SURVIVED: dict[str, tuple[Fault, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", SURVIVED)
 def test_what_a_reader_does_not_notice(host: Host, fake: FakeRegistry, ref: str, transport: str, name: str) -> None:
-    """A read of the whole file gets the right bytes, although the registry's responses have the fault."""
+    """A read of the whole file gets the right bytes in spite of the fault of the registry."""
     fault, more = SURVIVED[name]
     mount = host.mount(ref, "--transport", transport)
     if cut := more.get("cut"):

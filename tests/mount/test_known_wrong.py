@@ -49,7 +49,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def holder() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
-    """Return a function that starts a process, which opens and maps a file.
+    """Return a function that starts a process. The process opens and maps a file.
 
     The process reads the first page of the file when it starts, and again for each line on its stdin.
     """

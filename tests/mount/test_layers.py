@@ -170,7 +170,7 @@ def test_an_old_tar_shows_what_gnu_tar_extracts(host: Host, tmp_path: Path, form
 def test_names_in_every_alphabet(host: Host, tmp_path: Path, transport: str) -> None:
     """Names in many scripts, with control characters and of any permitted length are listed unchanged.
 
-    Composed and decomposed letters, names of 255 bytes and paths of 1200 bytes are among them.
+    The test includes composed and decomposed letters, names of 255 bytes and paths of 1200 bytes.
     """
     data = kit_tar({f"m/{name}": name.encode() for name in ALPHABETS})
     mount = mounted(host, build([part("model", "m", data)]), "--transport", transport)

@@ -180,9 +180,9 @@ def test_umount_all(host: Host) -> None:
 
 
 def test_a_mount_of_another_run_dir_is_not_called_dead(host: Host) -> None:
-    """The error for a mount of another run-time directory says: the daemon died or has another ``--run-dir``.
+    """For a mount of another run-time directory, the error names two possible causes.
 
-    Mount cannot distinguish these two causes.
+    Either the daemon died, or it has another ``--run-dir``. Mount cannot find out which.
     """
     mount = host.mount(ARCHIVE)
     done = host.kitfs("mount", ARCHIVE, mount.path, "--run-dir", host.root / "other", check=False)

@@ -16,7 +16,7 @@ FILES = {f"d/{n}.bin": random.Random(n).randbytes(13 << 20) for n in range(6)}
 
 @pytest.mark.parametrize("budget", ["4MiB", "64MiB"])
 def test_reads_of_many_files_stay_below_the_budget(registry: RegistryProcess, host: Host, budget: str) -> None:
-    """Six cold layers are read at once: the bytes are right, and the status shows the used memory."""
+    """If six cold layers are read at once, the bytes are right, and the status shows the used memory."""
     layers = [part("dataset", name, kit_tar({name: data})) for name, data in FILES.items()]
     mount = host.mount(registry.push(build(layers), "memory/many"), "--memory-budget", budget, "--fill", "none")
     with ThreadPoolExecutor(len(FILES)) as pool:

@@ -65,7 +65,10 @@ def test_files_closed_to_others_get_a_note_with_the_remedy(host: Host) -> None:
     ],
 )
 def test_an_explicit_option_gets_no_note(host: Host, options: list[str], told: str) -> None:
-    """Mount prints no note if the user gave an option for modes, or if other users have no access to the mount."""
+    """With ``--file-mode`` the note names only directories, and with ``--dir-mode`` only files.
+
+    With ``--umask`` or ``--no-allow-other`` mount prints no note.
+    """
     needs_root()
     warnings = host.mount(private_kit(host), *options).warnings
     assert (told in warnings, bool(warnings)) == (True, bool(told))

@@ -26,10 +26,9 @@ KIT = kits.build([
 
 
 def loose(root: Path) -> dict[str, str]:
-    """Return the modes of files that are not 0600 and of directories that are not 0700, below a directory.
+    """Return the wrong modes below a directory, by path. Files must be 0600, and directories 0700.
 
-    A file whose name ends with "~" is being created. It is left out while its mode is 0000, which a strict umask
-    causes.
+    Files whose name ends with "~" and whose mode is 0000 are ignored: they are being created under a strict umask.
     """
     found = {}
     for path in root.rglob("*"):
@@ -149,9 +148,9 @@ def test_no_link_in_a_store_is_followed(host: Host, tmp_path: Path, part: str) -
 
 @pytest.mark.parametrize("mode", [0o777, 0o2777])
 def test_an_empty_shared_directory_gets_a_private_subdirectory(host: Host, mode: int) -> None:
-    """If everybody may write to the given directory, kitfs creates a subdirectory of mode 0700 and uses that.
+    """If everybody may write to a directory, kitfs uses a subdirectory of mode 0700, and uses it again in the next run.
 
-    A pod's emptyDir is an example. The next run of the same user uses the same subdirectory.
+    An example of such a directory is a pod's emptyDir.
     """
     for directory in (host.cache, host.run_dir):
         directory.chmod(mode)
@@ -190,7 +189,7 @@ def test_files_of_a_mount_that_another_user_owns_are_refused(host: Host, suffix:
 
 @pytest.mark.parametrize("name", ["layer", "blobs", "blobs/sha256", "index.json"])
 def test_a_layout_does_not_show_a_file_that_only_root_may_read(host: Host, tmp_path: Path, name: str) -> None:
-    """A mount of root does not follow a link in a user's layout to a file that only root may read."""
+    """If a user's layout has a link to a file that only root may read, a mount of root does not show the file."""
     needs_root()
     secret = tmp_path / "secret"
     layout = kits.write_layout(KIT, host.root / "layout", "v1")

@@ -42,7 +42,7 @@ def test_a_cycle_of_parents_is_an_error(registry: RegistryProcess, host: Host) -
 
 
 def test_a_parent_from_a_mirror_is_found_offline(own_registry: RegistryProcess, host: Host) -> None:
-    """After all files were read, the kit and its parent can be mounted again without the registry."""
+    """If all files were read before, the kit and its parent can be mounted without the registry."""
     parent = build([part("model", "m", kit_tar({"m/w.bin": b"w" * 100_000}))])
     own_registry.push(parent, "team/parent")
     child = build([part("docs", "README.md", b"#\n", format="raw")], parent="registry.parent.test/team/parent:v1")

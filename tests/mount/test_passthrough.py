@@ -50,7 +50,7 @@ def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
 
 
 def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) -> None:
-    """A file that was opened after the verification can be read after the daemon was killed."""
+    """If a file was opened after its layer was verified, it can be read even after the daemon was killed."""
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as old:
         assert os.pread(old.fileno(), 4096, 0) == WEIGHTS[:4096]

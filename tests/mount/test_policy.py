@@ -1,4 +1,4 @@
-"""If the command line requires a signature, only a kit with this signature can be mounted."""
+"""If the command line requires a signature, mount refuses kits without this signature."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_manifest_with_one_changed_byte_is_refused(host: Host, fake: FakeRegis
 
 
 def test_a_mount_that_exists_is_verified_again(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """If a kit is already mounted, mount verifies it again and fails if the signature no longer exists.
+    """If a kit is already mounted, mount verifies the kit again, and is refused if the signature was removed.
 
-    Without ``--verify-key``, mount refuses the request as a different one.
+    Without ``--verify-key`` the request differs from that of the mount, and is refused.
     """
     mounted = host.mount(signed, "--verify-key", PUB)
     host.mount(signed, "--verify-key", PUB)
@@ -86,7 +86,7 @@ def test_seal_verifies_the_kit(host: Host, fake: FakeRegistry, tmp_path: Path) -
 
 
 def test_a_kit_is_remounted_without_its_registry(host: Host, fake: FakeRegistry, signed: str) -> None:
-    """If the registry is unavailable, a kit that an earlier mount verified can be mounted. The log says so."""
+    """If the registry is unavailable, a kit can be mounted if an earlier mount verified it. The log says so."""
     host.umount(host.mount(signed, "--verify-key", PUB))
     fake.stop()
     mounted = host.mount(signed, "--verify-key", PUB)

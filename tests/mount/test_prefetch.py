@@ -75,7 +75,7 @@ def read_tensors(path: Path, *numbers: int, tensors: int = 12) -> None:
 def test_the_second_tensor_in_order_leads_to_the_next(
     own_registry: RegistryProcess, host: Host, tmp_path: Path
 ) -> None:
-    """After one tensor was read, nothing is fetched in advance. After two tensors, the next one is fetched."""
+    """After one tensor was read, nothing is fetched in advance. After two tensors, the third is fetched."""
     mount = host.mount(model(own_registry, tmp_path))
     file = mount / "model/0.safetensors"
     read_tensors(file, 3)

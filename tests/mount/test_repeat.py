@@ -1,6 +1,6 @@
-"""A directory is mounted again while it has a mount of kitfs, or after it had one.
+"""A directory is mounted a second time.
 
-While a kit is mounted, the same request succeeds, and another request is refused. After an unmount any kit can be
+While the first mount exists, the same request succeeds, and another request is refused. After an unmount any kit can be
 mounted.
 """
 
@@ -168,9 +168,9 @@ def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options:
 
 
 def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
-    """If another file system covers the mount of a kit, umount and mount name that file system and leave it mounted.
+    """If another file system covers the mount of a kit, umount and mount name the other file system, and keep it.
 
-    When that file system is unmounted, the mount of the kit is as before.
+    When the other file system is unmounted, the mount of the kit is as before.
     """
     needs_root()
     mount = host.mount(ARCHIVE)
@@ -188,9 +188,9 @@ def test_what_covers_a_mount_is_named_and_stays(host: Host) -> None:
 
 
 def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
-    """Umount of a mount with another run-time directory is refused if the mount is in use, and is never lazy.
+    """With another run-time directory, umount of a mount that is in use fails, and the mount stays.
 
-    The reason is that kitfs cannot find out whether the daemon of such a mount is alive.
+    kitfs cannot find out whether the daemon of such a mount is alive, so it never detaches the mount lazily.
     """
     mount = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
@@ -202,7 +202,7 @@ def test_umount_of_another_run_dirs_mount_is_not_lazy(host: Host) -> None:
 
 
 def test_mounts_of_two_run_dirs_at_once_never_stack(host: Host) -> None:
-    """Of two mounts at the same time with different run-time directories, one succeeds and the other is refused.
+    """If two processes with different run-time directories mount on one directory, one succeeds and one is refused.
 
     The mount point is the only thing that both processes lock.
     """
@@ -277,7 +277,7 @@ def test_allow_other_is_compared_too(host: Host) -> None:
 
 
 def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
-    """The order, place and spelling of options do not matter, nor do different paths to the same directories."""
+    """The order, place and spelling of options do not matter. Different paths to one directory do not matter either."""
     mirrors = ["--mirror", "a.io=http://a", "--mirror", "b.io=http://b"]
     first = host.mount(ARCHIVE, "--only", "model,code", "--only", "docs:README.md", "--umask", "022", *mirrors)
     os.symlink(host.mnt, host.root / "link")
@@ -321,9 +321,9 @@ def test_the_same_kit_by_tag_and_by_digest_is_the_same_request(registry: Registr
 
 
 def test_a_tag_that_has_moved_is_another_request(own_registry: RegistryProcess, host: Host) -> None:
-    """If the tag now names another kit, the error contains both digests.
+    """If the tag now names another kit, mount is refused, and the error contains both digests.
 
-    If the registry is unavailable, mount assumes that the tag has not moved, and warns.
+    If the registry is unavailable, mount assumes that the tag names the same kit, and warns.
     """
     old, new = (build([part("docs", "README.md", text, format="raw")]) for text in (b"old\n", b"new\n"))
     ref = own_registry.push(old, "repeat/moves")

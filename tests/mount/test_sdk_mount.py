@@ -83,7 +83,7 @@ def test_mount_without_a_block(place: Place) -> None:
 
 
 def test_a_block_ends_only_the_mount_that_it_made(place: Place) -> None:
-    """At its end, a ``with`` block does not unmount a kit that was already mounted when the block began."""
+    """If a kit was already mounted when a ``with`` block began, the block does not unmount it at its end."""
     before = kitfs.mount(place.reference, place.directory, **place.options)
     with kitfs.mount(place.reference, place.directory, **place.options):
         pass

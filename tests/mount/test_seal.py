@@ -176,7 +176,7 @@ def test_sizes_links_and_names(host: Host) -> None:
 
 
 def test_a_layer_that_others_hide_need_not_be_complete(host: Host) -> None:
-    """If two raw layers have the same path, the mount is sealed as soon as the layer that is shown is complete."""
+    """If two raw layers have the same path, only the layer that is shown must be complete for a sealed mount."""
     lower, upper = BIG[:100_000], BIG[100_000:300_000]
     ref = layout(host, *(part(kind, "w.bin", data, format="raw") for kind, data in (("model", lower), ("docs", upper))))
     mount = host.mount(ref)
@@ -347,7 +347,10 @@ def test_a_sealed_mount_in_use_is_not_unmounted(host: Host) -> None:
 
 
 def test_a_covered_sealed_mount_is_not_unmounted(host: Host) -> None:
-    """If a file system is mounted over a sealed mount, umount fails and names it. The record of the mount is kept."""
+    """If another file system covers a sealed mount, umount fails and names the file system.
+
+    The record of the sealed mount is kept.
+    """
     ref = small(host)
     fill(host, ref)
     mount = mount_sealed(host, ref)
@@ -395,7 +398,7 @@ def in_foreground(host: Host, ref: str, *options: str) -> subprocess.Popen[str]:
 
 
 def test_a_sealed_mount_in_the_foreground_stays(host: Host) -> None:
-    """If a sealed mount is started in the foreground, it has a process, whose pid is in the status.
+    """A sealed mount that is started in the foreground has a process, and the status contains the pid.
 
     The process ends when the mount ends. SIGTERM ends both.
     """
@@ -468,10 +471,7 @@ def test_a_complete_mount_seals_itself(host: Host) -> None:
 
 
 def test_a_status_that_meets_the_swap_reports_the_sealed_mount(host: Host) -> None:
-    """``status`` reports a sealed mount if the mount is sealed while ``status`` runs.
-
-    The test seals the mount after the record was read and before the mount table is read.
-    """
+    """``status`` is right if a mount is sealed after its record was read and before the mount table is read."""
     mount = host.mount(small(host))
     run = RunDir(str(host.run_dir))
     before = run.record(str(mount.path))
@@ -502,7 +502,7 @@ def test_open_files_read_on_through_the_swap(host: Host) -> None:
 
 
 def test_bind_copies_stay_with_the_daemon(host: Host) -> None:
-    """If a mount is sealed, an earlier bind mount of it still shows the kit.
+    """A bind mount that was made before the mount was sealed still shows the kit.
 
     When the bind mount is unmounted, the daemon ends.
     """

@@ -1,6 +1,6 @@
 """All mounts of a host share one store.
 
-Layers that several kits have are fetched once, processes may be killed, and cached bytes are read without the registry.
+A layer of several kits is fetched once. Processes may be killed. Cached bytes are read without the registry.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ except OSError as e:
 
 
 def moved_once(registry: RegistryProcess, since: Mark, digest: str, size: int) -> None:
-    """Wait until the registry's log has each byte of a blob, and assert that it has no byte twice.
+    """Wait until the registry has sent each byte of a blob, and assert that no byte was sent twice.
 
     The registry logs a request shortly after the end of the response.
     """
@@ -77,7 +77,7 @@ def read_at(path: Path, offset: int, seconds: float = 60) -> str:
 
 
 def test_two_repositories_that_share_a_layer_fetch_it_once(own_registry: RegistryProcess, host: Host) -> None:
-    """If two kits of different repositories have a layer in common, the registry serves each byte of it once."""
+    """If two kits of different repositories have a layer in common, the registry sends each byte of the layer once."""
     weights = random.Random(1).randbytes(5 * MiB)
     shared = part("model", "m", kit_tar({"m/w.bin": weights}))
     kits = [build([shared, part("docs", f"{n}.md", n.encode(), format="raw")]) for n in ("one", "two")]

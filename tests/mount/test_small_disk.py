@@ -65,7 +65,7 @@ def read(mount: Mounted, name: str, at: int, size: int = 4096) -> str:
 
 
 def test_a_disk_that_fills_while_a_sparse_layer_is_read(host: Host, small: Path) -> None:
-    """If the disk is full, a mount returns the bytes of a chunk without storing them."""
+    """If the disk is full, a mount returns the right bytes without storing them."""
     blob = host.root / "blob"
     with blob.open("wb") as file:
         file.truncate(1 << 30)
@@ -109,9 +109,9 @@ def test_a_disk_that_an_earlier_mount_has_filled(host: Host, small: Path) -> Non
 
 
 def test_a_bomb_that_is_larger_than_the_disk_and_says_no_size(host: Host, small: Path) -> None:
-    """stat(2) of a gzip file fails if its decoded bytes do not fit into the store and its decoded size is not declared.
+    """A raw gzip file does not declare its decoded size, and its decoded bytes do not fit into the store.
 
-    The mount stays usable.
+    stat(2) of the file fails, and the mount stays usable.
     """
     blob = gzip.compress(bytes(700 * MiB), 1)
     kit = build([part("model", "w.bin", b"", format="raw", blob=blob, compression="gzip")], vintage="1.7")

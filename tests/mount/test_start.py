@@ -15,7 +15,7 @@ from tests.host import Host
 @pytest.mark.mount
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_mount_leaves_nothing(host: Host, number: signal.Signals) -> None:
-    """While the registry sends nothing, SIGINT ends a mount, and SIGTERM ends a mount in the foreground.
+    """While the registry sends nothing, a mount is ended by SIGINT, or in the foreground by SIGTERM.
 
     No directory and no daemon is left behind.
     """
