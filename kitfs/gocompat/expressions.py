@@ -303,7 +303,7 @@ class Machine:
         self._first = self._state(begun, begun & self._deep)
 
     def _takes(self, characters: Characters, bits: int) -> None:
-        """Add the steps in ``bits`` to those that match ``characters``."""
+        """Record that the steps in ``bits`` match ``characters``."""
         ranges, negated = characters
         if not negated and len(ranges) == 1 and ranges[0][0] == ranges[0][1]:
             self._literals[ranges[0][0]] = self._literals.get(ranges[0][0], 0) | bits

@@ -22,7 +22,7 @@ MAX_VALUES: Final = 500_000  # of a text; a manifest of 4 MiB and a Kitfile of t
 
 
 class Ambiguous(ValueError):  # noqa: N818 - the name describes the JSON
-    """A JSON text that two parsers may read in different ways (CVE-2021-41190 and similar attacks)."""
+    """A JSON text that two parsers can read in different ways (CVE-2021-41190 and similar attacks)."""
 
 
 def loads(data: bytes, *, floats: bool = False) -> Any:

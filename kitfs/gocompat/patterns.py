@@ -147,7 +147,7 @@ def _next_star(pattern: str, at: int) -> int:
 
 
 def _elements(part: str) -> list[bool]:
-    """Return, for each element of a part without stars, whether the element matches a dot."""
+    """Return a list with an item for each element of a part without stars: whether the element matches a dot."""
     found = []
     at = 0
     while at < len(part):

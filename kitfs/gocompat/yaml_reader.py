@@ -88,7 +88,7 @@ def parse(data: bytes) -> yaml.Node | None:
 
 
 def _decoded(data: bytes) -> str:
-    """Decode UTF-8, or UTF-16 if the text has its byte order mark (editors on Windows write it)."""
+    """Decode UTF-8, or UTF-16 if the data begins with its byte order mark, as editors on Windows write it."""
     for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)

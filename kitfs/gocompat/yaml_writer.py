@@ -47,7 +47,7 @@ class Flow(list[str]):
 
 
 class Analysis(NamedTuple):
-    """The styles in which a scalar may be written (yaml_emitter_analyze_scalar)."""
+    """The styles in which a scalar can be written (yaml_emitter_analyze_scalar)."""
 
     multiline: bool
     flow_plain: bool
@@ -247,7 +247,7 @@ class _Writer:
 
 
 def analyze(text: str) -> Analysis:
-    """Find the styles in which ``text`` may be written. Port of yaml_emitter_analyze_scalar (emitterc.go:1255)."""
+    """Find the styles in which ``text`` can be written. Port of yaml_emitter_analyze_scalar (emitterc.go:1255)."""
     if ORDINARY.fullmatch(text):
         return Analysis(multiline=False, flow_plain=True, block_plain=True, single=True, block=True)
     if not text:

@@ -356,7 +356,10 @@ def clean_path(path: str) -> str:
 
 
 def _reference(text: str) -> Reference | None:
-    """Parse a string with a tag or digest as a reference, as kit's IsModelKitReference does. Return None otherwise."""
+    """Parse a reference with a tag or digest, as kit's IsModelKitReference does.
+
+    Return None if it is not a reference.
+    """
     if ":" not in text and "@" not in text:
         return None
     try:

@@ -50,9 +50,9 @@ def checkout(
 ) -> Iterator[Checkout]:
     """Check out ``ref`` of the repository at ``url`` into a temporary directory for the duration of a block.
 
-    The directory is in ``store``. After a kill, the next import removes it. ``ref``: a branch, tag or commit; "" is the
-    repository's HEAD. Raises ContextError or StoreError, UsageError if git is not installed, and NotFound if git cannot
-    fetch ``ref``.
+    The directory is in ``store``. If the process is killed, the next import removes the directory. ``ref``: a branch,
+    tag or commit; "" is the repository's HEAD. Raises ContextError or StoreError, UsageError if git is not installed,
+    and NotFound if git cannot fetch ``ref``.
     """
     if shutil.which("git") is None:
         raise UsageError("git is not installed (install git to import git repositories; git-lfs is optional)")

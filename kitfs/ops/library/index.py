@@ -279,7 +279,7 @@ def _whole(store: Store, manifest: bytes) -> bool:
 
 
 def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int | None:
-    """Return the bytes of the layers of a listed kit, from the index or from the kit's manifest.
+    """Return the size of the layers of a listed kit in bytes, from the index or from the kit's manifest.
 
     ``manifest`` returns the manifest that has a digest, or None if it is not available. Returns None if the size is
     unknown.

@@ -98,7 +98,7 @@ def _remove(store: Store, kit: LocalKit) -> Removed:
 
 
 def _attached(store: Store, kit: LocalKit) -> set[str]:
-    """Return the digests of the referrers of a kit, of their blobs, and of the index that lists them."""
+    """Return the digests of the referrers of a kit, of the referrers' blobs, and of the index of the referrers."""
     listed = store.refs.get(kit.name, tag_of(kit.digest))
     if listed is None:
         return set()

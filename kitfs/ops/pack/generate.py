@@ -233,7 +233,7 @@ def generate(root: Directory, package: Package, read: ReadStart, report: Report 
 
 
 class _Guess:
-    """The entries found so far."""
+    """The entries of the Kitfile that have been found so far."""
 
     def __init__(self, read: ReadStart, report: Report) -> None:
         self._read = read

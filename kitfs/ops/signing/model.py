@@ -34,7 +34,10 @@ PIECE: Final = 1 << 20  # bytes that are hashed at a time
 
 @dataclass(frozen=True, slots=True)
 class SignedModel:
-    """The result of ``sign_model`` and ``verify_model``. ``signature`` is the digest of the bundle."""
+    """The result of ``sign_model`` and ``verify_model``.
+
+    ``bundle`` is the signature as it is stored. ``signature`` is the digest of the bundle.
+    """
 
     digest: Digest
     signer: str

@@ -24,8 +24,8 @@ DOCKER_HUB: Final = {"docker.io": "index.docker.io"}  # how cosign writes docker
 class Signed:
     """The result of ``sign``. ``digest``: the digest of the kit.
 
-    ``signature``: the digest of the manifest that was pushed, or None if this key had already signed the kit in this
-    shape.
+    ``shape``: "bundle" or "tag", the form in which the signature is stored. ``signature``: the digest of the manifest
+    that was pushed, or None if this key had already signed the kit in this shape.
     """
 
     digest: Digest

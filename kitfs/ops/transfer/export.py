@@ -411,9 +411,9 @@ class _Reader:
         return bytes(data[:size])
 
     def end(self) -> None:
-        """Read to the end of the pieces, so that their digest is verified.
+        """Check that all bytes were read. Raises IntegrityError if bytes are left.
 
-        Raises IntegrityError if any bytes are left.
+        This also reads the end of the iterator, which then verifies the digest.
         """
         if self._left or next(self._pieces, b""):
             raise IntegrityError("a blob is longer than its declared size")

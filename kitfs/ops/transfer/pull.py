@@ -39,13 +39,13 @@ def pull(
     """Pull a kit and its parent kits, and return the digest of its manifest.
 
     The blobs are verified and pinned. Compressed layers are also decoded if the store has room, so that a mount of the
-    kit can be sealed at once. ``labels``: select a kit if the reference names an index. In the store, that kit gets the
-    tag of the index, as in kit. ``with_referrers``: also pull the manifests that refer to the kit, such as signatures.
-    Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes.
+    kit can be sealed at once. ``labels``: select a kit if the reference names an index. In the store, the selected kit
+    gets the tag of the index, as in kit. ``with_referrers``: also pull the manifests that refer to the kit, such as
+    signatures. Blobs that a mount has fetched are not fetched again, and an interrupted pull resumes.
 
     Raises NotFound, IntegrityError, StoreFull, ManifestError if the reference does not name a kit, UsageError unless
-    the labels select exactly one kit, SignatureError if the kit or a parent may not be used, and the errors of the
-    registry. After an error, nothing is tagged.
+    the labels select exactly one kit, SignatureError if the kit or a parent lacks a required signature, and the errors
+    of the registry. After an error, nothing is tagged.
     """
     digest = pull_from(
         workspace.pull_from,

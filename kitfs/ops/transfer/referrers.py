@@ -157,7 +157,7 @@ def indexes_of(found: Sequence[Attached]) -> dict[str, bytes]:
 
 
 def _named(source: SignatureSource, digest: Digest) -> list[tuple[Descriptor, str]]:
-    """Return the descriptors of the direct referrers of a manifest, each with its tag."""
+    """Return the descriptors of the direct referrers of a manifest, each with its tag ("" if it has no tag)."""
     found = [(entry, "") for entry in source.referrers(digest)]
     for suffix in SUFFIXES:
         tag = f"{tag_of(digest)}{suffix}"

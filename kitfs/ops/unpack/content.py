@@ -296,7 +296,7 @@ class Verified:
         self._stop = stop
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at`` to ``offset`` of the file ``fd``."""
+        """Copy ``size`` bytes from position ``at`` of the content to position ``offset`` of the file ``fd``."""
         while size:
             if self._stop.is_set():
                 raise Stopped

@@ -113,10 +113,10 @@ class Direct:
         self._stream: Generator[memoryview, None, None] | None = None
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
-        """Read bytes of the content from a file of an earlier run instead of the source.
+        """Use bytes of a file from an earlier run instead of the source.
 
-        The file ``fd`` has the bytes from ``at`` on at ``offset``. Returns how many bytes were read: at most ``size``,
-        and 0 if the file has none of them.
+        The file ``fd`` has at ``offset`` the bytes that begin at position ``at`` of the content. Returns how many bytes
+        were read: at most ``size``, and 0 if the file has none of them.
         """
         there = min(size, os.fstat(fd).st_size - offset)
         if there <= 0 or self._kept <= 0:
@@ -147,7 +147,10 @@ class Direct:
         return self._at == at
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at``, which must not be before the end of the last copy."""
+        """Copy ``size`` bytes from position ``at`` of the content.
+
+        ``at`` must not be before the end of the last copy.
+        """
         if self._kept > 0 and self._stream is None and size <= LITTLE and self._reach(at):
             self._reach(at + size)
         begun = offset

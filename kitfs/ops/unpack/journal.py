@@ -41,7 +41,7 @@ class Journal:
     """A journal of the files that this run, and earlier runs of the same command, have written.
 
     ``nonce``: a part of the temporary names of all these runs. ``stale``: the nonce of another command that was
-    interrupted here and is replaced by this command, or "". ``directories``: the directories that the command made.
+    interrupted in this directory, or "" if there is none. ``directories``: the directories that the command made.
     ``begun``: maps the path of each file that was begun to its temporary name and inode.
     """
 

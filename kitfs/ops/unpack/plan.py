@@ -122,7 +122,7 @@ def plan_unpack(sources: Sequence[PlacedLayer], *, reserved: Collection[str] = (
 
 
 def _first(sources: Sequence[PlacedLayer], found: Winner) -> int:
-    """Return the row of the first name of a file. A row outside the index of its layer is its own first name."""
+    """Return the row of the first name of a file. A row that is not in the index is returned unchanged."""
     index = sources[found.number].index
     return index.first(found.row) if found.row < index.counts.rows else found.row
 

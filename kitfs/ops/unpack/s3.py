@@ -34,7 +34,7 @@ MD5: Final = re.compile("[0-9a-f]{32}")
 
 
 def _client() -> Any:
-    """Make boto3's client, with kitfs's choice of the proxy, because botocore reads NO_PROXY differently from Go."""
+    """Make boto3's client with the proxy that kitfs chooses, because botocore reads NO_PROXY differently."""
     boto3 = importlib.import_module("boto3")
     client = boto3.client("s3")
     if not any(name.lower() in ("http_proxy", "https_proxy") for name in os.environ):
@@ -46,7 +46,7 @@ def _client() -> Any:
 
 
 def _describe(e: Exception) -> str:
-    """Describe an error of boto3 without the secrets that a response or the URL of an endpoint may contain."""
+    """Describe an error of boto3 without the secrets that a response or the URL of an endpoint can contain."""
     response = getattr(e, "response", None)
     if isinstance(response, dict) and isinstance(response.get("Error"), dict):
         status = (response.get("ResponseMetadata") or {}).get("HTTPStatusCode", "an error")

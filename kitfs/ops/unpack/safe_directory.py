@@ -58,7 +58,7 @@ class SafeDirectory:
 
     @classmethod
     def open(cls, directory: str) -> SafeDirectory | None:
-        """Open a directory. Its own path may contain symbolic links.
+        """Open a directory. Its own path can contain symbolic links.
 
         Returns None if it does not exist. Raises ContextError.
         """
@@ -313,7 +313,7 @@ class SafeDirectory:
 
 
 def copy_range(source: int, at: int, size: int, target: int, offset: int) -> int:
-    """Let the kernel copy bytes between two files, which may share blocks afterwards.
+    """Let the kernel copy bytes between two files. Afterwards, the files can share blocks on the disk.
 
     Returns how many bytes were copied: at most ``size``, and 0 if the kernel cannot copy between these files.
     """

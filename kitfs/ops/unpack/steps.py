@@ -115,8 +115,9 @@ def _remote(
 ) -> list[Step]:
     """List the steps for datasets that are stored elsewhere.
 
-    Datasets of other kits come first, and are written below the path of the dataset. Objects in S3 follow, and are
-    written to the path itself. ``chain``: the references that lead to ``kit``, including its own reference at the end.
+    Datasets of other kits come first, and are written below the path of their entry. Objects in S3 follow, and are
+    written to the path of their entry. ``chain``: the references that lead to ``kit``, including its own reference at
+    the end.
     """
     found = [d for d in kit.kitfile.datasets if d.remote_path and selects(filters, Entry("dataset", d.name, d.path))]
     if found and not context.include_remote:

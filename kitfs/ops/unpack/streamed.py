@@ -103,7 +103,10 @@ class Streamed:
         return 0
 
     def copy(self, at: int, size: int, fd: int, offset: int) -> None:
-        """Copy ``size`` bytes of the content from ``at``, which must not be before the end of the last copy."""
+        """Copy ``size`` bytes from position ``at`` of the content.
+
+        ``at`` must not be before the end of the last copy.
+        """
         while size:
             while self._at + len(self._piece) <= at:
                 self._next()

@@ -35,8 +35,8 @@ CONCURRENCY: Final = 4  # layers that are written at once
 class UnpackedLayer(NamedTuple):
     """A layer that was unpacked.
 
-    ``path``: the path of its Kitfile entry. ``files``: the number of files and links. ``bytes``: the bytes of its
-    files.
+    ``path``: the path of its Kitfile entry. ``files``: the number of files and links. ``bytes``: the size of its files
+    in bytes.
     """
 
     kind: str
