@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-MAX_ITEMS: Final = 1 << 16  # of one expression, with its repetitions expanded
+MAX_ITEMS: Final = 1 << 16  # items of one expression, with its repetitions expanded
 MAX_REPEAT: Final = 1000  # the limit of RE2
 MAX_EDGES: Final = 20_000  # transitions that a machine caches
 MAX_MEMORY: Final = 1 << 27  # bits of all cached states, approximately

@@ -18,7 +18,7 @@ ESCAPED: Final = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
 MAX_DEPTH: Final = 100  # levels of nesting, which fit on Python's stack with room to spare
 MAX_SHOWN: Final = 100  # characters of a key in a message
-MAX_VALUES: Final = 500_000  # of a text; a manifest of 4 MiB and a Kitfile of ten thousand entries have fewer
+MAX_VALUES: Final = 500_000  # values of a text; a manifest of 4 MiB and a Kitfile of ten thousand entries have fewer
 
 
 class Ambiguous(ValueError):  # noqa: N818 - the name describes the JSON

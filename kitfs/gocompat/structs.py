@@ -18,7 +18,7 @@ from kitfs.gocompat import yaml_reader as goyaml
 from kitfs.gocompat.json import Ambiguous
 from kitfs.gocompat.yaml_writer import Fields, Flow
 
-PACKAGE: Final = "artifact"  # of Go, as in the message "not found in type artifact.KitFile"
+PACKAGE: Final = "artifact"  # the package in Go, as in the message "not found in type artifact.KitFile"
 GO_NAMES: Final = {"Kitfile": "KitFile", "Dataset": "DataSet"}
 JSON_ONLY: Final = frozenset(("digest", "diff_id"))
 

@@ -22,7 +22,7 @@ import yaml
 from kitfs.errors import KitfileError
 from kitfs.gocompat.yaml_scanner import MAX_DEPTH, MAX_NODES, Loader
 
-MAX_BYTES: Final = 1 << 20  # of a YAML text, enough for about ten thousand entries
+MAX_BYTES: Final = 1 << 20  # bytes of a YAML text, enough for about ten thousand entries
 MAX_TEXT: Final = 4 << 20  # characters of all scalars, with aliases expanded
 PREFIX: Final = "tag:yaml.org,2002:"
 MERGE: Final = "<<"
@@ -35,7 +35,7 @@ INTEGER: Final = re.compile(
 # resolve.go passes what follows 0o and 0b to ParseInt, which accepts a sign
 SIGNED: Final = re.compile(r"0(?:o(?P<oct>[-+][0-7]+)|b(?P<bin>[-+][01]+))")
 BASES: Final = {"hex": 16, "oct": 8, "bin": 2, "old": 8, "dec": 10}
-MAX_DIGITS: Final = 64  # of a 64-bit integer in base 2, without leading zeros
+MAX_DIGITS: Final = 64  # digits of a 64-bit integer in base 2, without leading zeros
 CLOCK: Final = r"(?P<hour{0}>\d\d?):(?P<minute{0}>\d\d?):(?P<second{0}>\d\d?)(?:[.,](?P<fraction{0}>\d+))?"
 TIMESTAMP: Final = re.compile(
     r"(?P<year>\d{4})-(?P<month>\d\d?)-(?P<day>\d\d?)"

@@ -17,7 +17,7 @@ from yaml.tokens import ScalarToken
 from kitfs.errors import KitfileError
 
 MAX_DEPTH: Final = 100  # levels of nesting, which fit on Python's stack with room to spare
-MAX_NODES: Final = 200_000  # of a document: enough for ten thousand entries, and read in a few seconds
+MAX_NODES: Final = 200_000  # nodes of a document: enough for ten thousand entries, and read in a few seconds
 BREAKS: Final = "\r\n\x85\u2028\u2029"
 BLANKS: Final = " \t"
 ENDS: Final = f"\0{BLANKS}{BREAKS}"

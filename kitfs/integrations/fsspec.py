@@ -9,7 +9,7 @@ it.
 
 This module is an entry point of fsspec, and only fsspec imports it, so kitfs works without fsspec. The file system is
 read-only. Threading: any number of threads may use an instance. A kit stays open as long as the file system exists, or
-until ``invalidate_cache`` is called. Meanwhile, its tag names the same digest. A forked child opens its own kits.
+until ``invalidate_cache`` is called. Until then, its tag names the same digest. A forked child opens its own kits.
 """
 
 from __future__ import annotations

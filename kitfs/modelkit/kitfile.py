@@ -22,7 +22,7 @@ VERSION: Final = "1.0.0"  # the only version of Kitfiles so far
 MAX_JSON: Final = 8 << 20
 PART_TYPE: Final = re.compile(r"\w[\w.-]*", re.ASCII)
 MAX_PART_TYPE: Final = 64
-MAX_PROBLEMS: Final = 10  # that one message lists
+MAX_PROBLEMS: Final = 10  # problems that one message lists
 MAX_LINE: Final = 300  # characters of a problem in a message
 
 

@@ -135,7 +135,7 @@ def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
 
 
 def _generated(manifest: Manifest, config: bytes) -> Kitfile:
-    """Make the Kitfile that kit makes for a ModelPack without one.
+    """Make the Kitfile that kit makes for a ModelPack without a Kitfile.
 
     The first layer with weights is the model, and the other layers with weights are its parts.
     """

@@ -1,1 +1,1 @@
-"""The verbs as functions. They print nothing, and report progress by a callback."""
+"""The verbs of the command line, as functions. They print nothing, and report progress by a callback."""

@@ -116,7 +116,7 @@ class _Git:
         return variables if self._proxy else with_proxies(variables, self._real, os.environ)
 
     def fetch(self, ref: str) -> None:
-        """Fetch one commit into a new repository, in the remote's object format. Raises NotFound."""
+        """Fetch one commit into a new repository, which has the remote's object format. Raises NotFound."""
         failed = f"{self.shown}: git cannot fetch {ref}"
         try:
             self._fetch(ref, failed)

@@ -21,7 +21,7 @@ from kitfs.registry.layout import Layout, open_layout
 
 
 class _SingleManifest:
-    """An Origin that returns one manifest of a layout for every tag or digest."""
+    """An Origin that returns the same manifest of a layout for every tag or digest."""
 
     def __init__(self, layout: Layout, identifier: str) -> None:
         self._layout = layout

@@ -294,5 +294,5 @@ def _pieces(source: RemoteBlob) -> Iterator[bytes]:
 
 
 def _anonymous(endpoint: Endpoint) -> Endpoint:
-    """Return a copy of the endpoint without credentials. The LFS server has named the headers to send instead."""
+    """Return a copy of the endpoint without credentials. Requests have the headers that the LFS server named."""
     return replace(endpoint, auth=TokenAuth(""))

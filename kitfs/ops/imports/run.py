@@ -246,7 +246,10 @@ def _layout_tag(layout: LayoutReference) -> str:
 
 
 def _default_tag(repository: str) -> str:
-    """Return owner/name:latest. Raises UsageError if ``repository`` is not owner/name or a URL that contains both."""
+    """Return owner/name:latest.
+
+    Raises UsageError if ``repository`` is neither owner/name nor a URL that contains owner/name.
+    """
     path = _hub_repository(repository)[1]
     if _is_path(repository) or path.count("/") > 1 or not path:
         raise UsageError(

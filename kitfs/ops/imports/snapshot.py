@@ -83,7 +83,7 @@ def import_snapshot(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> PackedKit:
-    """Make the kit of an arrangement in the store, or with ``target`` in that repository, and tag it.
+    """Make the kit of an arrangement in the store, or in the repository ``target`` if it is given, and tag the kit.
 
     Raises StoreFull, StoreError, the errors of the hub or the registry, IntegrityError for a file that differs from the
     listing, and ContextError for a manifest that is too large. After an error, nothing is tagged. Complete files, and

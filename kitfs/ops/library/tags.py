@@ -40,7 +40,7 @@ def kits(store: Store) -> list[LocalKit]:
     descriptors: dict[Digest, Descriptor] = {}
     for name, tag, value in store.refs.items():
         if referrers.is_tag(tag):
-            continue  # the list of what refers to a kit
+            continue  # this tag is the list of the referrers of a kit
         descriptor = Descriptor.from_json(value, f"the tag {name}:{tag}")
         descriptors[descriptor.digest] = descriptor
         tags = found[name, descriptor.digest]

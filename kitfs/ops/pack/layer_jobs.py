@@ -175,7 +175,7 @@ def write_layer(
 ) -> None:
     """Write one layer into the store.
 
-    ``stack`` receives a lease, which keeps the layer from eviction until it is tagged.
+    ``stack`` receives a lease, which keeps the layer from eviction until the kit is tagged.
     """
     ingest = store.ingest()
     stack.callback(ingest.close)

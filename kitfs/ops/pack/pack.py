@@ -97,8 +97,8 @@ def pack_to_store(
     """Pack the files below ``context`` into the store, and tag the kit with ``references``.
 
     A kit without a tag is stored under its digest. ``parent_paths``: the layer paths of parent kits, whose files are
-    omitted. Raises KitfileError, StoreError or StoreFull, and ContextError if a file cannot be read or changes
-    meanwhile. A pack that fails leaves only complete, unpinned layers in the store.
+    omitted. Raises KitfileError, StoreError or StoreFull, and ContextError if a file cannot be read or changes during
+    the pack. A pack that fails leaves only complete, unpinned layers in the store.
     """
     jobs = plan_jobs(context, kitfile, parent_paths, kit_format, report)
     with contextlib.ExitStack() as leases:

@@ -32,7 +32,7 @@ from kitfs.trust.signatures import SignatureSource
 MAX_REFERRERS: Final = (
     200  # referrers of one kit, so that a client that may push cannot make other clients fetch without limit
 )
-REPLACED: Final = ".sbom"  # of the tag of one document; under the others, documents stand beside each other
+REPLACED: Final = ".sbom"  # the suffix of a tag with one document; the tags with other suffixes can have several
 SUFFIXES: Final = (".sig", ".att", REPLACED)  # suffixes of the tags of cosign before version 3
 
 
@@ -116,7 +116,7 @@ def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
 def push_kit(
     workspace: Workspace, source: Reference, destination: Reference, *, concurrency: int = CONCURRENCY, report: Report
 ) -> Digest:
-    """Push a kit of the store as ``push.push`` does, and then those of its referrers that are in the store."""
+    """Push a kit of the store as ``push.push`` does, and then its referrers that are in the store."""
     digest = pushing.push(workspace, source, destination, concurrency=concurrency, report=report)
     found = kept(workspace.store, source.name, digest)
     if not found:

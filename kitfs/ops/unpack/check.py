@@ -49,8 +49,7 @@ def check(
 ) -> Checked:
     """Check every name that the plan writes, layer by layer in kit's order.
 
-    Raises ContextError for the first name that cannot be written. The steps before the step of that name are reported
-    first, as in kit.
+    Raises ContextError for the first name that cannot be written. All earlier steps are reported first, as in kit.
     """
     checker = _Checker(planned, directory, journal, overwrite=overwrite, ignore_existing=ignore_existing)
     problems = checker.layers()
@@ -129,7 +128,7 @@ class _Checker:
     def _directories(self) -> dict[int, str]:
         """Find the missing directories.
 
-        Return the first name that exists but is not a directory, keyed by its layer, or {}.
+        Return the problem of the first name that is not a directory, keyed by the number of its layer, or {}.
         """
         for path, item in self._planned.tree.directories.items():
             parent = path.rpartition("/")[0]

@@ -109,14 +109,14 @@ class Direct:
         self._kept = kept
         self._reused = 0  # bytes that earlier runs have written, or that were in the store
         self._at = 0  # bytes that were hashed
-        self._piece = memoryview(b"")  # the last of them
+        self._piece = memoryview(b"")  # the piece that was hashed last
         self._stream: Generator[memoryview, None, None] | None = None
 
     def take(self, fd: int, offset: int, at: int, size: int) -> int:
         """Use bytes of a file from an earlier run instead of the source.
 
-        The file ``fd`` has at ``offset`` the bytes that begin at position ``at`` of the content. Returns how many bytes
-        were read: at most ``size``, and 0 if the file has none of them.
+        The bytes from position ``at`` of the content on are in the file ``fd`` at ``offset``. Returns how many bytes
+        were used: at most ``size``, and 0 if the file contains none of them.
         """
         there = min(size, os.fstat(fd).st_size - offset)
         if there <= 0 or self._kept <= 0:

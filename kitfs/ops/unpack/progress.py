@@ -12,7 +12,7 @@ from kitfs.parallel import each
 T = TypeVar("T")
 
 
-class Stopped(Exception):  # noqa: N818 - not an error by itself: it ends a thread after an error in another one
+class Stopped(Exception):  # noqa: N818 - not an error by itself: it ends a thread after an error in another thread
     """A thread ends because another thread has failed."""
 
 
@@ -57,7 +57,7 @@ class Workers:
         self._concurrency = concurrency
 
     def each(self, items: Sequence[T], do: Callable[[T], None], *, begin: Callable[[T], None] | None = None) -> None:
-        """Call ``do`` for every item, several at once. Before that, call ``begin`` in the order of the items.
+        """Call ``do`` for every item, several at once. ``begin`` is called before ``do``, in the order of the items.
 
         Raises the first error when all threads have ended.
         """
