@@ -50,7 +50,7 @@ def own_json(data: bytes) -> Any:
 
 
 def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise Ambiguous if a key differs from a known key only in case, because Go's encoding/json accepts both."""
+    """Raise Ambiguous if a key differs from a known key only in case: Go's encoding/json reads both as one key."""
     folded = {name.casefold(): name for name in known}
     for key in keys:
         meant = folded.get(key.casefold())

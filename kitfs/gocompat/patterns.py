@@ -134,7 +134,7 @@ def check(pattern: str) -> None:
 
 
 def _next_star(pattern: str, at: int) -> int:
-    """Return the position of the next star outside of brackets, or the end."""
+    """Return the position of the next star outside of brackets, or the length of the pattern if there is none."""
     bracket = False
     while at < len(pattern):
         c = pattern[at]

@@ -156,7 +156,8 @@ class KitFormat:
     def _metadata(self, layer: PackedLayer) -> str:
         """Return the value of org.cncf.model.file.metadata+json for a raw layer.
 
-        If the kit has a created time, it replaces the file's mtime, so that packing again results in the same bytes.
+        If the kit has a created time, this time replaces the file's mtime, so that packing again results in the same
+        bytes.
         """
         mtime = layer.mtime if self.created is None else self.created * 1_000_000_000
         fields = {

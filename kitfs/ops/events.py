@@ -41,7 +41,7 @@ class Sent(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """``size`` more bytes of ``name`` are done. A negative number means bytes that must be transferred again."""
+    """``size`` more bytes of ``name`` are done. If ``size`` is negative, that many bytes must be transferred again."""
 
     name: str
     size: int

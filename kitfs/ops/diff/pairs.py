@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class Pairs(NamedTuple, Generic[T]):
-    """The ``pairs`` of items with the same key, and the unpaired items of both lists. All keep their order."""
+    """The ``pairs`` of items with the same key, and the unpaired items of both lists.
+
+    The three lists keep their order.
+    """
 
     pairs: list[tuple[T, T]]
     first: list[T]

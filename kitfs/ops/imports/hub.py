@@ -167,8 +167,8 @@ class Hub:
     def get(self, url: str | httpx.URL, headers: dict[str, str], what: str) -> httpx.Response:
         """Send a GET request, and return the response. The caller must read and close its body.
 
-        After a 429, the request is repeated after the requested wait. The waits of all threads together are at most
-        ``patience`` seconds.
+        After a 429, the request is repeated after the wait that the hub requests. The waits of all threads together are
+        at most ``patience`` seconds.
         """
         while True:
             response = self._client.http.send(self._endpoint, "GET", url, headers, what)

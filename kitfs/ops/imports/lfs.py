@@ -176,7 +176,7 @@ def _led_from(named_by: str, host: str) -> AddressScope | None:
 
 
 class _Server:
-    """A server of the batch API."""
+    """An LFS server, which is accessed by the batch API."""
 
     def __init__(self, client: RegistryClient, url: str, login: Login | None, named_by: str) -> None:
         parsed = httpx.URL(url)

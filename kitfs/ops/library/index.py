@@ -306,7 +306,7 @@ def as_json(document: IndexDocument, reference: Reference, sizes: Sequence[int |
 
 
 def _tagged(store: Store, reference: Reference) -> Digest | None:
-    """Return the digest of the index that has a tag in the store."""
+    """Return the digest of the index that a reference names by its tag, or None if the store has no such index."""
     value = store.indexes.get(reference.name, reference.tag or "latest")
     return None if value is None else Digest.parse(value["digest"])
 

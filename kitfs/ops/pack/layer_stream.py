@@ -1,8 +1,8 @@
 """Make the bytes of a layer from the files of its plan: a tar as kit writes it, or a single file unchanged.
 
 A plan always results in the same bytes. They can be made from any offset on, so a layer can be uploaded without being
-stored. The stream raises an error if a file differs from its plan, or changes while it is read. Small pieces are
-joined, so that a layer of many small files is written with few system calls. Threading: several threads may read a
+stored. If a file differs from its plan, or changes while it is read, a ``LayerStream`` raises an error. It joins small
+pieces, so that a layer of many small files is written with few system calls. Threading: several threads may read a
 LayerStream.
 """
 

@@ -21,7 +21,10 @@ MODE = 0o7777
 
 
 class ScannedFile(NamedTuple):
-    """A file or directory of a layer at the time of the scan. ``path`` is relative to the context, with "/"."""
+    """A file or directory of a layer at the time of the scan.
+
+    ``path`` is relative to the context and separated by "/".
+    """
 
     path: str
     directory: bool

@@ -43,10 +43,10 @@ def sign(
     shape: Shape,
     now: datetime,
 ) -> Signed:
-    """Sign the manifest that a reference names at its registry. If it names an index, ``labels`` select the kit.
+    """Sign the manifest that a reference names at its registry.
 
-    Nothing is pushed if this key has already signed the kit in this shape. Raises NotFound, RegistryError,
-    ManifestError or UsageError.
+    If the reference names an index, ``labels`` select the kit. Nothing is pushed if this key has already signed the kit
+    in this shape. Raises NotFound, RegistryError, ManifestError or UsageError.
     """
     repository = workspace.push_to(reference)
     subject = subject_of(repository, reference, labels).descriptor

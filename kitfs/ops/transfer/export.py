@@ -247,8 +247,8 @@ def _known_index(path: str) -> dict[str, Any]:
 def _index(before: dict[str, Any], entries: Sequence[Descriptor]) -> bytes:
     """Return index.json with the additional ``entries``.
 
-    An entry replaces the manifest that has its tag. An entry without a tag replaces the entry without a tag that has
-    the same digest.
+    An entry with a tag replaces the entry that has the same tag. An entry without a tag replaces the entry that has no
+    tag and the same digest.
     """
 
     def is_kept(other: dict[str, Any], entry: Descriptor) -> bool:

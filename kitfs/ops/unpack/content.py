@@ -125,7 +125,7 @@ class LayerContent:
         return 0 if is_stored else self.layer.size
 
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
-        """Read the index, from verified bytes if the store has them.
+        """Read the index of the layer. If the store has verified bytes of the layer, the index is read from them.
 
         A compressed layer is first fetched into the store, if it fits. Raises IntegrityError, LayerError, and
         LayerLimit for a layer that decompresses to more than ``room`` bytes.

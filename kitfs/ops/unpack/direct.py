@@ -1,9 +1,9 @@
 """The content of an uncompressed layer that is written to files while it is fetched, without a copy in the store.
 
 The bytes are hashed in the order in which they arrive, and the files get their names when the digest has been verified.
-The index was read earlier, by separate requests. The registry may have sent other headers for these requests. To detect
-this, the bytes outside the files (the headers of the archive) are kept in memory, and the index is made from them again
-at the end.
+The index of the layer was read earlier, by separate requests, and the registry can have sent different headers for
+these requests. To detect this, the bytes outside the files (the headers of the archive) are kept in memory, and the
+index is made from them again at the end.
 
 When an unpack is interrupted, the files that it has begun stay under their temporary names. The next run hashes their
 bytes instead of fetching them, and requests the rest of the layer. Threading: only one thread may use a content.

@@ -86,7 +86,7 @@ def look(kit: Kit, steps: Sequence[Step], workers: Workers, *, room: int, report
 
 
 def _items_by_layer(tree: UnpackPlan, count: int) -> list[list[Item]]:
-    """Group the names of a tree by layer. Raises UnsafePath for the name of the journal."""
+    """Group the names of a tree by layer. Raises UnsafePath if one of them is the name of the journal."""
     items: list[list[Item]] = [[] for _ in range(count)]
     for item in tree.items():
         if item.path == JOURNAL:

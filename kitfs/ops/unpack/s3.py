@@ -97,7 +97,7 @@ class ObjectContent:
     def index(self, count: CountBytes, stop: threading.Event, room: int) -> LayerIndex:
         """Return an index of one file.
 
-        Raises RegistryError if S3 returns an error, and IntegrityError for another ETag.
+        Raises RegistryError if S3 returns an error, and IntegrityError if the ETag differs.
         """
         with self.s3_errors():
             head = self._client.head_object(**self._where)

@@ -44,7 +44,7 @@ class PendingFile(NamedTuple):
 
 
 class SafeDirectory:
-    """The directory of the descriptor ``root``, which is duplicated.
+    """A directory whose descriptor is ``root``. The constructor duplicates the descriptor.
 
     ``name``: the directory's name in messages. ``nonce``: a part of temporary names.
     """

@@ -1,10 +1,10 @@
 """Write the files of a kit to a directory, as a mount of the kit would show them.
 
-Existing files are treated as by KitOps' pkg/cmd/unpack. An unpack has three phases: ``look`` reads all indexes and
+Existing files are treated as in KitOps' pkg/cmd/unpack. An unpack has three phases: ``look`` reads all indexes and
 refuses unsafe kits, ``check`` finds existing files that prevent the unpack, and ``write`` copies layers, several at
 once. Nothing is written before the third phase. A journal in the directory lets the same command resume after it was
-killed. Threading: an unpack starts threads, and any of them may call ``report``. Two unpacks into the same directory
-exclude each other.
+killed. Only one unpack at a time can run in a directory. Threading: an unpack starts threads, and any of them may call
+``report``.
 """
 
 from __future__ import annotations
