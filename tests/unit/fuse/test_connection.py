@@ -22,6 +22,7 @@ from kitfs.metrics import Counters
 from tests.fakes import fusewire as wires
 from tests.fakes.filesystem import Link, MemoryFileSystem
 from tests.fakes.fusewire import FuseWire
+from tests.host import wait_until
 
 FILES = {"file": b"0123456789", "dir/inner": b"inner", "dir/cold": b"cold", "link": Link("dir/inner"), "empty": None}
 KEEP_CACHE, CACHE_DIR, NOFLUSH = 1 << 1, 1 << 3, 1 << 5
@@ -308,6 +309,7 @@ def test_lookups_and_listings_wait_aside_too(
     gate = fs.cold[operation, "dir"] = threading.Event()
     unique = wire.send(opcode, node=node, body=body)
     assert wire.call(wires.STATFS).error == 0
+    wait_until(lambda: (operation, "dir", True) in fs.calls, "no thread of the pool called the file system")
     gate.set()
     assert wire.answer(unique).error == 0
     assert [wait for _, path, wait in fs.calls if path == "dir"][-2:] == [False, True]
