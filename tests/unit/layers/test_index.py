@@ -225,7 +225,7 @@ def test_columns_that_do_not_fit_each_other_are_refused(name: str, code: str, co
     data = sample().data
     sections = {key: bytes(memoryview(data)[where]) for key, where in unpack(data).items()}
     assert LayerIndex(pack(sections)) == sample()
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         LayerIndex(pack({**sections, name: array.array(code, column).tobytes()}))
 
 
