@@ -64,7 +64,7 @@ DIFFERENCES = {
     "kit info REGISTRY/t/basic:v1 --filter model.parameters.lr": "kit panics",
     "kit push REGISTRY/t/basic:v1": "loopback registries need no --plain-http",
     "kit list REGISTRY/t/basic --plain-http": "kit lists no tags of a repository without latest",
-    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": "ModelPacks are read, as by kit since 1.10",
+    "kit pull REGISTRY/golden/modelpack-raw:v1 --plain-http": "ModelPacks are accepted, as by kit since 1.10",
     "kit cache info": "kitfs packs without temporary files",
 }
 EXPECTED = {
