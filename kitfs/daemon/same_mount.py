@@ -91,4 +91,6 @@ def _digest_of(request: MountRequest, record: Record, log: logging.Logger) -> st
             log.warning("cannot check whether %s still names %s: %s", record.reference, record.digest, e)
             return record.digest
         failed = f"cannot mount {request.reference} at {record.mountpoint}"
-        raise _busy(f"{failed}: {record.reference} is already mounted there, and the new reference is unknown: {e}")
+        raise _busy(
+            f"{failed}: {record.reference} is already mounted there; cannot find the digest of the new reference: {e}"
+        )

@@ -144,7 +144,9 @@ class Sealer:
                 mounting.detach(sealed.fd)
             except OSError as again:
                 self._log.warning(
-                    "cannot detach the sealed mount beneath %s: %s", self._record.mountpoint, again.strerror
+                    "cannot detach the sealed mount, which lies under the FUSE mount at %s: %s",
+                    self._record.mountpoint,
+                    again.strerror,
                 )
             raise Refusal(Reason.FAILED, f"{Reason.FAILED.value}: {(e.strerror or str(e)).lower()} (umount2)")
 

@@ -63,7 +63,9 @@ class Admission:
         if not rule.needs_signatures:
             raise SignatureError(f"{refused} {demanded(rule.open)}")
         if isinstance(asked, Reference) and asked.registry == LOCAL:
-            raise SignatureError(f"{refused} {demanded(rule.open)}; a kit without a registry has no signatures")
+            raise SignatureError(
+                f"{refused} {demanded(rule.open)}; signatures are at the registry, and this reference names none"
+            )
         key = ("verdict", _key(asked, digest, policy, rule))
         found = Found(())
         for place in self._places_of(asked):

@@ -160,7 +160,7 @@ def winners(
 
 
 def _rows(layer: Here) -> Iterator[tuple[bytes, int, Names, int]]:
-    """Yield (name, number of the layer, names of the layer, row) for each entry of a layer in a directory."""
+    """Yield (name, number of the layer, names of the layer, row of the entry) for each entry in a layer's directory."""
     number, names, _, row = layer
     for child in names.children(row):
         yield names.name_bytes(child), number, names, child

@@ -139,7 +139,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, data: bytes) -> Manifest:
-        """Parse a manifest. Raises ManifestError for an index, an ambiguous document, or bytes of another kind."""
+        """Parse a manifest.
+
+        Raises ManifestError if the bytes are not a manifest (for example, an index), or are ambiguous.
+        """
         fields = _object(_json(data), "manifest")
         if "manifests" in fields and "config" not in fields and "layers" not in fields:
             raise ManifestError("this is an index of several manifests: name one of them by its digest")
@@ -398,7 +401,7 @@ def _text(value: Any, where: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise ManifestError(f"{where}: a text was expected, not {_named(value)}")
+        raise ManifestError(f"{where}: a string was expected, not {_named(value)}")
     return value
 
 
@@ -416,6 +419,6 @@ def _data(value: Any, where: str) -> bytes | None:
 
 
 def _named(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "null"}.get(
+    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )

@@ -44,7 +44,10 @@ def new_meta(size: int | None) -> dict[str, Any]:
 
 
 def load_meta(directory: str) -> dict[str, Any]:
-    """Read meta.json. The damaged file of a verified blob is restored. Raises OSError and ValueError."""
+    """Read meta.json. If the file is missing or damaged and the blob is verified, restore it from ``sealed``.
+
+    Raises OSError and ValueError.
+    """
     try:
         return _load(directory, "meta.json")
     except (FileNotFoundError, ValueError):

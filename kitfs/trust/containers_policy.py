@@ -121,7 +121,7 @@ class _Reader:
     def _keys(self, name: str, value: Any, where: str) -> Iterator[PublicKey]:
         values = value if name.endswith("s") else [value]
         if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
-            raise self.error(f"{where}: {name} must be {'a list of texts' if name.endswith('s') else 'a text'}")
+            raise self.error(f"{where}: {name} must be {'a list of strings' if name.endswith('s') else 'a string'}")
         for one in values:
             if name.startswith("keyPath"):
                 pem, called = self._read(one), one

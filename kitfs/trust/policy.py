@@ -110,7 +110,7 @@ class Rule:
 
     @property
     def open(self) -> tuple[tuple[Requirement, ...], ...]:
-        """Return the demands that are not met without a signature."""
+        """Return the demands that a kit does not meet by itself: those without an ``accept`` alternative."""
         return tuple(demand for demand in self.demands if not any(one.kind == "accept" for one in demand))
 
     def unmet(self, found: Found, asked: Reference | LayoutReference) -> tuple[tuple[Requirement, ...], ...]:

@@ -63,8 +63,8 @@ def built(entries: list[Entry], form: int) -> bytes:
 def consistent(index: LayerIndex, reader: Bytes) -> None:
     """Assert that an index is consistent.
 
-    No path leads out of the root, every parent is a directory, every file can be read, and the target of every link is
-    its own file. The index is the same after it is loaded from its bytes.
+    No path leads out of the root, every parent is a directory, every file can be read, and the ``link`` of a
+    member is the first name of the same file. The index is the same after it is loaded from its bytes.
     """
     for path, member in index.members.items():
         parts = path.split("/")

@@ -175,7 +175,7 @@ def test_a_tag_that_moved(fake: FakeRegistry, store: Store, bring: Pull) -> None
 
 
 def test_again(fake: FakeRegistry, bring: Pull) -> None:
-    """A second pull transfers only the manifest, and reports the bytes of all blobs as moved."""
+    """A second pull transfers only the manifest. Its progress still counts the bytes of all blobs."""
     kit = kit_of()
     ref = fake.put_kit("team/kit", kit, "v1")
     bring(ref)
