@@ -326,15 +326,15 @@ def test_with_json_it_says_where_it_serves_in_one_object(tmp_path: Path) -> None
 
 def test_a_port_in_use_is_refused(server: Server, tmp_path: Path) -> None:
     exit_code, line = refused_start("--root", str(tmp_path / "other"), "--listen", server.host)
-    assert (exit_code, line) == (2, f"kitfs: --listen: {server.host}: address already in use")
+    assert (exit_code, line) == (2, f"kitfs: --listen: cannot listen on {server.host}: address already in use")
 
 
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     """An address that this machine does not have is refused in one line."""
-    for listen in ("192.0.2.1:0", "no.such.host.invalid:5000"):
+    for listen, failed in (("192.0.2.1:0", "listen on"), ("no.such.host.invalid:5000", "resolve")):
         exit_code, line = refused_start("--root", str(tmp_path), "--listen", listen)
         assert exit_code == 2
-        assert line.startswith(f"kitfs: --listen: {listen}: ")
+        assert line.startswith(f"kitfs: --listen: cannot {failed} {listen}: ")
 
 
 def test_a_root_that_cannot_be_written(tmp_path: Path) -> None:
