@@ -146,9 +146,10 @@ def test_four_processes_fetch_a_cold_layer_once(own_registry: RegistryProcess, h
 def test_four_processes_decode_a_cold_gzip_layer(own_registry: RegistryProcess, host: Host) -> None:
     """If four mounts read one cold gzip layer at the same time, all read the right bytes.
 
-    The compressed layer is transferred once.
+    The compressed layer is transferred once. A process that meets the request of another process gives up its own, and
+    the bytes in the buffers of that connection are lost: a few MiB on a busy machine.
     """
-    weights = random.Random(4).randbytes(8 * MiB)
+    weights = random.Random(4).randbytes(32 * MiB)
     kit = build([part("model", "w.bin", weights, format="raw", compression="gzip")])
     ref = own_registry.push(kit, "share/gzip")
     mounts = [host.mount(ref, at=f"m{n}") for n in range(4)]
@@ -156,7 +157,7 @@ def test_four_processes_decode_a_cold_gzip_layer(own_registry: RegistryProcess, 
     readers = [reader(mount / "w.bin") for mount in mounts]
     assert [digest_by(process) for process in readers] == [hashlib.sha256(weights).hexdigest()] * 4
     size = os.stat(own_registry.blob_path(kit.layers[0])).st_size
-    assert own_registry.moved(since, digest=kit.layers[0]) <= size
+    assert own_registry.moved(since, digest=kit.layers[0]) <= size + 12 * MiB
 
 
 def test_sixty_four_readers_of_one_cold_file(own_registry: RegistryProcess, host: Host, transport: str) -> None:
