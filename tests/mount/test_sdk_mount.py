@@ -141,7 +141,7 @@ def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.L
         used = use(models)
     assert not os.path.ismount(place.directory)
     assert used.read(7) == b"weights"
-    assert "still in use by this process: detached" in caplog.text
+    assert "because this process still uses it" in caplog.text
     used.close()
 
 
