@@ -279,7 +279,7 @@ class Mount:
         try:
             self._end(lazy)
         except MountError as e:
-            if e.errno != errno.EBUSY or lazy or not any(_is_ours(pid) for pid in _users(self.path)):
+            if e.errno != errno.EBUSY or lazy or not any(_is_ours(pid) for pid in _users(self.path, self._run_dir)):
                 raise
             self._end(lazy=True)
             logging.getLogger("kitfs").warning(
@@ -310,11 +310,20 @@ class Mount:
             logging.getLogger("kitfs").warning("cannot unmount %s: %s", self.path, e)
 
 
-def _users(path: str) -> frozenset[int]:
-    """Return the ids of the processes that use a mount, as far as this user can see them."""
-    from kitfs.fuse.mount_table import holders
+def _users(path: str, run_dir: str) -> frozenset[int]:
+    """Return the ids of the processes that use a mount, as far as this user can see them.
 
-    return frozenset(holders(path))
+    A mount that was sealed or detached meanwhile still serves the files that were open, so its users count too.
+    """
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.fuse.mount_table import FSTYPE, MountInfo, holders, holders_of
+
+    users = holders(path)
+    record = RunDir(run_dir).record(path)
+    if record is not None and record.dev:
+        detached = MountInfo(path, record.reference, FSTYPE, record.dev, record.number)
+        users += holders_of(detached, detached=True)
+    return frozenset(users)
 
 
 def _is_ours(pid: int) -> bool:
