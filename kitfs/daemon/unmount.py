@@ -76,7 +76,8 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
     while not run.wait_gone(record, 0.1):
         if time.monotonic() > deadline and lazy:
             return  # the daemon still serves the files that are open
-        if time.monotonic() > asked and not lazy and (users := _users(record)):
+        if time.monotonic() > asked and not lazy and (pids := users_of_detached(record)):
+            users = f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
             text = f"its files are still {users}, so its daemon (process {record.pid}) continues"
             raise MountError(f"{record.mountpoint} is detached, but {text}", errno=errno.EBUSY)
         if time.monotonic() > deadline:
@@ -85,12 +86,11 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
     run.forget(record)
 
 
-def _users(record: Record) -> str:
-    """Describe which processes have files of a detached mount open. Return "" if no such process is visible."""
+def users_of_detached(record: Record) -> list[int]:
+    """Return the ids of the visible processes that have files of a FUSE mount open after it was detached or sealed."""
     if not record.dev:
-        return ""
-    pids = holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
-    return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}" if pids else ""
+        return []
+    return holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
 
 
 def _continue(run: RunDir, record: Record) -> None:

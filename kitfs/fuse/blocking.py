@@ -22,7 +22,7 @@ from typing import Final
 
 THREADS: Final = 64
 WATCH: Final = 0.1  # seconds between two checks of the task of an interrupted request
-_EARLY: Final = 4096  # remembered INTERRUPTs that arrived before their request was submitted
+_EARLY: Final = 4096  # remembered INTERRUPTs that arrived before their request was parked
 _SIGKILL_BIT: Final = 1 << 8
 
 Reply = tuple[int, bytes | memoryview]  # (positive errno or 0, payload)
@@ -88,11 +88,6 @@ class BlockingPool:
     def __repr__(self) -> str:
         return f"<BlockingPool {len(self._waiting)} waiting, {self._threads} threads>"
 
-    def submit(self, request: Waiting) -> None:
-        """Let a thread answer a request. Does nothing after ``close``."""
-        self.park(request)
-        self.resume(request)
-
     def park(self, request: Waiting) -> None:
         """Add a request that is answered later, by ``finish`` or by a thread after ``resume``.
 
@@ -120,7 +115,7 @@ class BlockingPool:
                 self._work.notify()
 
     def interrupt(self, unique: int) -> None:
-        """Handle an INTERRUPT for a request. Possibly the request is not submitted yet, or is answered already."""
+        """Handle an INTERRUPT for a request. Possibly the request is not parked yet, or is answered already."""
         with self._lock:
             request = self._waiting.get(unique)
             if request is None:

@@ -316,14 +316,11 @@ def _users(path: str, run_dir: str) -> frozenset[int]:
     A mount that was sealed or detached meanwhile still serves the files that were open, so its users count too.
     """
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.fuse.mount_table import FSTYPE, MountInfo, holders, holders_of
+    from kitfs.daemon.unmount import users_of_detached
+    from kitfs.fuse.mount_table import holders
 
-    users = holders(path)
     record = RunDir(run_dir).record(path)
-    if record is not None and record.dev:
-        detached = MountInfo(path, record.reference, FSTYPE, record.dev, record.number)
-        users += holders_of(detached, detached=True)
-    return frozenset(users)
+    return frozenset(holders(path) + ([] if record is None else users_of_detached(record)))
 
 
 def _is_ours(pid: int) -> bool:

@@ -6,9 +6,9 @@ from typing import Final
 
 from kitfs.errors import UsageError
 from kitfs.gocompat.json import loads
-from kitfs.ownership import read_start
 from kitfs.trust import cluster_policy, containers_policy
 from kitfs.trust.keys import MAX_FILE, public_key
+from kitfs.trust.named_file import read_named
 from kitfs.trust.policy import KeyPolicy, Policy
 
 MAX_POLICY: Final = 1 << 20  # bytes
@@ -16,14 +16,14 @@ MAX_POLICY: Final = 1 << 20  # bytes
 
 def read_policy(path: str) -> Policy:
     """Read a policy: a policy.json if the file is JSON, or a ClusterImagePolicy if it is YAML. Raises UsageError."""
-    data = _read(path, MAX_POLICY, "the policy")
+    data = read_named(path, "the policy", MAX_POLICY)
     if data.lstrip()[:1] == b"{":
         try:
             fields = loads(data)
         except ValueError as e:
             raise UsageError(f"cannot use the policy {path}: it is not valid JSON: {e}")
         if "kind" not in fields:
-            return containers_policy.parse(fields, data, path, lambda name: _read(name, MAX_FILE, "the key"))
+            return containers_policy.parse(fields, data, path, lambda name: read_named(name, "the key", MAX_FILE))
     import yaml
 
     try:
@@ -38,14 +38,4 @@ def read_policy(path: str) -> Policy:
 
 def read_key_policy(path: str) -> KeyPolicy:
     """Read the public key of ``--verify-key``. Raises UsageError."""
-    return KeyPolicy(public_key(_read(path, MAX_FILE, "the key"), path))
-
-
-def _read(path: str, limit: int, what: str) -> bytes:
-    try:
-        data = read_start(path, limit + 1)
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}")
-    if len(data) > limit:
-        raise UsageError(f"cannot use {what} {path}: it has more than {limit} bytes")
-    return data
+    return KeyPolicy(public_key(read_named(path, "the key", MAX_FILE), path))

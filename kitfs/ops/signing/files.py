@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable
 
 from kitfs.errors import ContextError, UsageError
-from kitfs.ownership import read_start
 from kitfs.trust.bundle import MAX_BUNDLE
 from kitfs.trust.keys import MAX_FILE, PrivateKey, PublicKey, generate, private_key, public_key
+from kitfs.trust.named_file import read_named
 
 
 def read_public_key(path: str) -> PublicKey:
     """Read a public key. Raises UsageError."""
-    return public_key(_read(path), path)
+    return public_key(read_named(path, "the key", MAX_FILE), path)
 
 
 def read_private_key(path: str, password: Callable[[], bytes]) -> PrivateKey:
     """Read a private key. ``password`` is called if the key is encrypted. Raises UsageError."""
-    return private_key(_read(path), path, password)
+    return private_key(read_named(path, "the key", MAX_FILE), path, password)
 
 
 def write_key_pair(prefix: str, password: bytes) -> tuple[str, str, PublicKey]:
@@ -49,7 +49,7 @@ def write_key_pair(prefix: str, password: bytes) -> tuple[str, str, PublicKey]:
 
 def read_bundle(path: str) -> bytes:
     """Read a signature from a file. Raises UsageError."""
-    return _read(path, "the signature", MAX_BUNDLE)
+    return read_named(path, "the signature", MAX_BUNDLE)
 
 
 def write_file(path: str, data: bytes) -> None:
@@ -59,13 +59,3 @@ def write_file(path: str, data: bytes) -> None:
             f.write(data)
     except OSError as e:
         raise ContextError(f"cannot write {path}: {e.strerror}")
-
-
-def _read(path: str, what: str = "the key", limit: int = MAX_FILE) -> bytes:
-    try:
-        data = read_start(path, limit + 1)
-    except (OSError, ValueError) as e:
-        raise UsageError(f"cannot read {what} {path}: {getattr(e, 'strerror', None) or e}")
-    if len(data) > limit:
-        raise UsageError(f"cannot use {what} {path}: it has more than {limit} bytes")
-    return data

@@ -32,6 +32,12 @@ class Replies:
             assert self._changed.wait_for(lambda: set(uniques) <= set(self.got), PATIENCE)
 
 
+def submit(pool: BlockingPool, request: Waiting) -> None:
+    """Add a request that a thread of the pool answers."""
+    pool.park(request)
+    pool.resume(request)
+
+
 def stalled(gate: threading.Event) -> Callable[[], Reply]:
     def answer() -> Reply:
         assert gate.wait(PATIENCE)
@@ -44,7 +50,7 @@ def test_no_more_threads_than_asked_for() -> None:
     """If all threads are busy, a request is queued and answered later."""
     pool, replies, gate = BlockingPool(eintr=EINTR, threads=2), Replies(), threading.Event()
     for unique in range(5):
-        pool.submit(Waiting(unique, 0, stalled(gate), replies.to(unique)))
+        submit(pool, Waiting(unique, 0, stalled(gate), replies.to(unique)))
     assert repr(pool) == "<BlockingPool 5 waiting, 2 threads>"
     gate.set()
     replies.wait(*range(5))
@@ -65,9 +71,9 @@ def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
         asked.set()
         return 0, b""
 
-    pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
-    pool.submit(Waiting(2, 7, ask, replies.to(2)))
-    pool.submit(Waiting(3, 0, lambda: (0, b"third"), replies.to(3)))
+    submit(pool, Waiting(1, 0, stalled(gate), replies.to(1)))
+    submit(pool, Waiting(2, 7, ask, replies.to(2)))
+    submit(pool, Waiting(3, 0, lambda: (0, b"third"), replies.to(3)))
     pool.interrupt(2)
     assert replies.got == {2: EINTR}
     gate.set()
@@ -79,10 +85,10 @@ def test_a_request_that_was_killed_in_the_queue_is_never_asked() -> None:
 def test_nothing_is_answered_after_close() -> None:
     """Queued requests and later requests get no reply."""
     pool, replies, gate = BlockingPool(eintr=EINTR), Replies(), threading.Event()
-    pool.submit(Waiting(1, 0, stalled(gate), replies.to(1)))
+    submit(pool, Waiting(1, 0, stalled(gate), replies.to(1)))
     pool.close()
     gate.set()
-    pool.submit(Waiting(2, 0, lambda: (0, b""), replies.to(2)))
+    submit(pool, Waiting(2, 0, lambda: (0, b""), replies.to(2)))
     pool.interrupt(1)
     assert replies.got == {}
 
@@ -131,7 +137,7 @@ def test_close_waits_for_a_reply_that_is_being_written() -> None:
         assert gate.wait(PATIENCE)
 
     request = Waiting(1, 0, lambda: (0, b""), reply)
-    pool.submit(request)
+    submit(pool, request)
     assert begun.wait(PATIENCE)
     closing = threading.Thread(target=pool.close)
     closing.start()

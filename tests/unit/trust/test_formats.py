@@ -8,7 +8,7 @@ import tarfile
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kitfs.errors import ManifestError
@@ -20,6 +20,7 @@ from kitfs.trust.keys import public_key
 from kitfs.trust.simple_signing import Payload
 from kitfs.trust.statement import MAX_SUBJECTS, PAYLOAD_TYPE, SIGN, Statement, signed_bytes, statement_about
 from tests.conftest import GOLDEN
+from tests.unit.trust.mutations import json_values, with_one_other_value
 
 KIT = Digest("sha256:f36b4cd5e386962df706b670e71e1f8a99898a2cc6ca4a40f5355d52f8c32c65")
 BUNDLE = "c62f103217bdd3999f8f0ba999b79a888476190c8c627734b2f7faf8894567b4"
@@ -124,12 +125,7 @@ def test_a_statement_has_a_bounded_number_of_subjects() -> None:
         Statement.parse(json.dumps({**fields, "subject": [subject] * (MAX_SUBJECTS + 1)}).encode())
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["YQ==", SIGN, PAYLOAD_TYPE]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
-BUSY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a machine with other work
+JSON = json_values("YQ==", SIGN, PAYLOAD_TYPE)
 PARSERS = {
     "bundle": (Bundle.parse, json.loads(golden(BUNDLE))),
     "statement": (Statement.parse, json.loads(statement_about(KIT, SIGN, {}))),
@@ -139,18 +135,10 @@ PARSERS = {
 
 @pytest.mark.parametrize("name", PARSERS)
 @given(data=st.data())
-@BUSY
 def test_a_document_with_one_other_part_is_read_or_refused(name: str, data: st.DataObject) -> None:
     """If any one value in a document is replaced, the parser returns or raises ManifestError."""
     parse, document = PARSERS[name]
-    value = json.loads(json.dumps(document))
-    at: Any = value
-    while True:
-        key = data.draw(st.sampled_from(sorted(at)) if isinstance(at, dict) else st.integers(0, len(at) - 1))
-        if not isinstance(at[key], (dict, list)) or not at[key] or data.draw(st.booleans()):
-            break
-        at = at[key]
-    at[key] = data.draw(JSON)
+    value = with_one_other_value(data, document, JSON)
     try:
         parse(json.dumps(value).encode())
     except ManifestError:
@@ -159,7 +147,6 @@ def test_a_document_with_one_other_part_is_read_or_refused(name: str, data: st.D
 
 @pytest.mark.parametrize("name", PARSERS)
 @given(st.binary(max_size=60))
-@BUSY
 def test_other_bytes_are_refused(name: str, data: bytes) -> None:
     with pytest.raises(ManifestError):
         PARSERS[name][0](data)

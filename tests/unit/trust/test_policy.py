@@ -19,6 +19,7 @@ from kitfs.trust.keys import PrivateKey, PublicKey, public_key
 from kitfs.trust.policy import Identity, Policy, Rule
 from kitfs.trust.policy_file import MAX_POLICY, read_policy
 from kitfs.trust.signatures import Found, Signature
+from tests.unit.trust.mutations import json_values, with_one_other_value
 
 PEM, FORM = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
 MADE = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
@@ -291,11 +292,7 @@ def test_other_documents_are_refused(tmp_path: Path, text: str) -> None:
         policy(tmp_path, text)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.sampled_from(["reject", "YQ==", "default"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
+JSON = json_values("reject", "YQ==", "default")
 DOCUMENTS = [
     {"default": signed_by(0), "transports": {"docker": {"": ACCEPT}}},
     {
@@ -312,14 +309,7 @@ DOCUMENTS = [
 @BUSY
 def test_a_policy_with_one_other_part_is_read_or_refused(tmp_path: Path, document: Any, data: st.DataObject) -> None:
     """If any one value in a policy is replaced, the parser returns or raises UsageError."""
-    value = json.loads(json.dumps(document))
-    at: Any = value
-    while True:
-        key = data.draw(st.sampled_from(sorted(at)) if isinstance(at, dict) else st.integers(0, len(at) - 1))
-        if not isinstance(at[key], (dict, list)) or not at[key] or data.draw(st.booleans()):
-            break
-        at = at[key]
-    at[key] = data.draw(JSON)
+    value = with_one_other_value(data, document, JSON)
     try:
         policy(tmp_path, value).rules_for(parse_any(KIT))
     except UsageError:
