@@ -145,6 +145,30 @@ def test_what_this_process_still_uses_is_detached(place: Place, caplog: pytest.L
     used.close()
 
 
+@pytest.mark.usefixtures("sealing_works")
+def test_a_mount_that_was_sealed_while_this_process_had_a_file_open_is_detached(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The open file belongs to the FUSE mount, which the sealed mount has replaced."""
+    stored = {name: place.options[name] for name in ("cache_dir", "config")}
+    with (
+        caplog.at_level(logging.WARNING, "kitfs"),
+        kitfs.mount(place.reference, place.directory, **place.options) as models,
+        Path(models, "w.bin").open("rb") as used,
+    ):
+        kitfs.warm(place.reference, **stored)
+        kitfs.seal(models, run_dir=place.options["run_dir"])
+        mount = kitfs.status(models, run_dir=place.options["run_dir"])
+        assert mount.mode == "sealed"
+        held = os.dup(used.fileno())
+    try:
+        assert not os.path.ismount(place.directory)
+        assert os.pread(held, 7, 0) == b"weights"
+        assert "because this process still uses it" in caplog.text
+    finally:
+        os.close(held)
+
+
 def test_a_working_directory_in_the_mount_does_not_fail_the_block(place: Place) -> None:
     """If the working directory is in the mount, the ``with`` block ends without an error."""
     code = """
