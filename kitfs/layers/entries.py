@@ -1,0 +1,135 @@
+"""Write the entries of a layer for its chunk table, and make the layer's index from them.
+
+The section "entries" of a chunk table is a zlib stream of JSON lists, one a line, in the order of the archive:
+
+    ["d", path, mode]                           a directory
+    ["f", path, mode, size, offset]             a file, whose bytes lie at one offset of the (decoded) blob
+    ["x", file offset, offset, length, …]       extents of the next file, which has the offset -1
+    ["l", path, target]                         a symbolic link
+    ["h", path, first name]                     another name of an earlier file or symbolic link
+    ["s", name, reason, detail, link]           an entry that is not in the tree; ``names.Skipped`` explains the fields
+
+The section "files" has the sha256 of each file without another name before it, 32 bytes each, in the same order.
+
+The section is not an index file, because an index file has the byte order of its host and the version of the rules that
+decide which entries are in the tree. An ``IndexBuilder`` applies these rules to every entry, so that a malicious table
+cannot make an index that no archive could have.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kitfs.errors import LayerError
+from kitfs.layers.builder import IndexBuilder
+from kitfs.layers.index import SIZE_MAX, Extent, LayerIndex, Member
+from kitfs.layers.names import SkipReason
+
+LEVEL: Final = 6  # of zlib
+STEP: Final = 64 << 10  # bytes that are decompressed at a time
+MAX_LINE: Final = 128 << 10  # bytes: more than the longest path and target of an entry
+EXTENTS: Final = 1000  # extents in a line
+SINGLE: Final = -1  # the offset of a file whose extents are in the lines before it
+
+
+def encode(index: LayerIndex) -> bytes:
+    """Return the section "entries" of an index."""
+    packer = zlib.compressobj(LEVEL)
+    parts = [packer.compress(json.dumps(fields).encode() + b"\n") for fields in _lines(index)]
+    return b"".join((*parts, packer.flush()))
+
+
+def _lines(index: LayerIndex) -> Iterator[list[Any]]:
+    for member in map(index.member, index.members.rows()):
+        if member.link:
+            yield ["h", member.path, member.link]
+        elif member.kind == "dir":
+            yield ["d", member.path, member.mode]
+        elif member.kind == "symlink":
+            yield ["l", member.path, member.target]
+        else:
+            yield from _file(member)
+    for skipped in index.skipped:
+        yield ["s", skipped.name, skipped.reason.value, skipped.detail, skipped.link]
+
+
+def _file(member: Member) -> Iterator[list[Any]]:
+    extents = member.extents
+    fields: list[Any] = ["f", member.path, member.mode, member.size]
+    if len(extents) == 1 and extents[0].file_offset == 0 and extents[0].length == member.size:
+        yield [*fields, extents[0].blob_offset]
+    elif not extents and not member.size:
+        yield [*fields, 0]
+    else:
+        for at in range(0, len(extents), EXTENTS):
+            yield ["x", *(number for extent in extents[at : at + EXTENTS] for number in extent)]
+        yield [*fields, SINGLE]
+
+
+def decode(data: bytes, *, size: int = SIZE_MAX, max_entries: int) -> LayerIndex:
+    """Return the index whose entries are in the section ``data``. The (decoded) blob has at most ``size`` bytes.
+
+    Raises LayerError if the section is damaged, or describes bytes outside the blob or more than ``max_entries``
+    entries. The memory is proportional to ``max_entries``, and the time to the length of the decompressed section.
+    """
+    builder = IndexBuilder(max_entries=max_entries)
+    extents: list[Extent] = []
+    budget = max_entries  # the number of extents is limited, too
+    try:
+        for line in _decompressed(data):
+            match json.loads(line):
+                case ["d", str(path), int(mode)]:
+                    builder.add_directory(path, mode)
+                case ["f", str(path), int(mode), int(length), int(offset)]:
+                    if offset != SINGLE:
+                        extents = [Extent(0, offset, length)] if length else []
+                    _check(extents, length, size)
+                    builder.add_file(path, length, mode, tuple(extents))
+                    extents = []
+                case ["x", *numbers]:
+                    budget -= len(numbers) // 3
+                    if budget < 0 or len(numbers) % 3:
+                        raise LayerError("the entries of a chunk table have too many extents")
+                    extents += [Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
+                case ["l", str(path), str(target)]:
+                    builder.add_symlink(path, target)
+                case ["h", str(path), str(first)]:
+                    builder.add_hard_link(path, first)
+                case ["s", str(name), str(reason), str(detail), str(link)]:
+                    builder.skip(name, SkipReason(reason), detail, link=link)
+                case _:
+                    raise LayerError("the entries of a chunk table have a line of another form")
+    except (ValueError, TypeError, RecursionError, zlib.error) as e:
+        raise LayerError(f"the entries of a chunk table are damaged: {type(e).__name__}")
+    return builder.finish()
+
+
+def _check(extents: list[Extent], length: int, size: int) -> None:
+    """Raise LayerError unless the extents of a file of ``length`` bytes are in order and within the blob."""
+    at = 0
+    for start, offset, count in extents:
+        if not (at <= start and count > 0 and start + count <= length and 0 <= offset <= size - count):
+            raise LayerError("the entries of a chunk table have a file outside the layer")
+        at = start + count
+    if not 0 <= length <= SIZE_MAX:
+        raise LayerError("the entries of a chunk table have a file of an impossible size")
+
+
+def _decompressed(data: bytes) -> Iterator[bytes]:
+    """Yield the lines of a section. Raises LayerError and zlib.error."""
+    unpacker = zlib.decompressobj()
+    rest, line = data, b""
+    while not unpacker.eof:
+        piece = unpacker.decompress(rest, STEP)
+        rest = unpacker.unconsumed_tail
+        if not piece and not rest and not unpacker.eof:
+            raise LayerError("the entries of a chunk table are cut off")
+        *lines, line = (line + piece).split(b"\n")
+        if len(line) > MAX_LINE:
+            raise LayerError("the entries of a chunk table have a line that is too long")
+        yield from lines
+    if line:
+        raise LayerError("the entries of a chunk table are cut off")
