@@ -16,7 +16,7 @@ from typing import Any, Final
 DEFAULT_BUDGET: Final = 64 << 20  # bytes; the default of --memory-budget
 MIN_BUDGET: Final = 4 << 20  # bytes
 SHARE: Final = 8  # a buffer has at most this part of the memory that is left
-PATIENCE: Final = 30.0  # seconds to wait for memory; then the smallest buffer is used beyond the limit
+PATIENCE: Final = 30.0  # seconds to wait for memory; after that, the smallest buffer is reserved even beyond the limit
 
 
 class Buffers:

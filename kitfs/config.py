@@ -271,8 +271,8 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
 class Settings:
     """The values of the options that a verb accepts, and the place of each value.
 
-    ``settings["cache-dir"]`` is the parsed value. ``load`` raises UsageError for a value that cannot be parsed, for a
-    settings file that cannot be read or has an unknown option, and for a value that names an unreadable file.
+    ``settings["cache-dir"]`` is the parsed value. ``load`` raises UsageError if a value cannot be parsed or names an
+    unreadable file, and if the settings file cannot be read or has an unknown option.
     """
 
     def __init__(self, values: Mapping[str, Value], origins: Mapping[str, str]) -> None:

@@ -46,11 +46,11 @@ class Source(Protocol):
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield pieces (offset, view) in ascending order without gaps. A view is valid until the next piece is yielded.
 
-        If the source is ranged, the pieces cover [start, stop); a ``stop`` of None means the end. Otherwise the pieces
-        cover the whole blob, whatever range is requested, and the caller closes the generator after the last piece that
-        it needs. Closing the generator releases the connection. Raises RegistryError if a request fails, IntegrityError
-        if the source ends early or has another size, and LayerError if the blob cannot be decoded. Even after an error,
-        the pieces that were yielded are correct.
+        If the source is ranged, the pieces cover [start, stop); a ``stop`` of None means the end. If it is not ranged,
+        the pieces cover the whole blob, whatever range is requested, and the caller closes the generator after the last
+        piece that it needs. Closing the generator releases the connection. Raises RegistryError if a request fails,
+        IntegrityError if the source ends early or has another size, and LayerError if the blob cannot be decoded. Even
+        after an error, the pieces that were yielded are correct.
         """
         ...
 

@@ -111,7 +111,7 @@ class Unavailable(RegistryError):
 
 
 class RangeIgnored(RegistryError):
-    """A registry returned 200 to a request with Range, with the whole blob, although only a range was requested."""
+    """A registry ignored the header Range: it returned 200 and the whole blob."""
 
 
 class IntegrityError(KitfsError):
@@ -209,9 +209,9 @@ WhenReady = Callable[[Callable[[KitfsError | None], None]], bool]
 class WouldBlock(Exception):
     """The result needs the network or a decoder, but the caller passed ``wait=False``.
 
-    ``when_ready`` is given if a running fetch is about to fetch the bytes. It registers a function that is called once,
-    on any thread, when the caller should try again. The argument of that function is the error of the fetch, or None.
-    If the fetch has already ended, ``when_ready`` registers nothing and returns False.
+    ``when_ready`` is None unless a running fetch is about to fetch the bytes. It registers a function that is called
+    once, on any thread, when the caller should try again. The argument of that function is the error of the fetch, or
+    None. If the fetch has already ended, ``when_ready`` registers nothing and returns False.
     """
 
     def __init__(self, when_ready: WhenReady | None = None) -> None:

@@ -51,7 +51,7 @@ def _with_escapes(text: str, kept: str, escape: Callable[[str], str]) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """A formatter that writes a record as a line and its traceback. Secrets are removed (``redaction``)."""
+    """A formatter that writes a record as one line, and its traceback below. Secrets are removed (``redaction``)."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Return the line of a record."""

@@ -1,10 +1,11 @@
 """Call hooks around fork(2), and number the forked children.
 
 A forked child copies state that it cannot use: locks that are never released, because the threads that hold them exist
-only in the parent; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, which
-only the parent holds. ``generation`` is a different number in each forked child, so that the child can detect such
-copies. An object that belongs to one process compares the number at the start of an operation, and reopens its files
-and connections if the number differs. An object that must act during the fork itself registers with ``watch``.
+only in the parent; sockets and descriptors that it shares with the parent; and SQLite's record of file locks, although
+only the parent holds these locks. ``generation`` is a different number in each forked child, so that the child can
+detect such copies. An object that belongs to one process compares the number at the start of an operation, and reopens
+its files and connections if the number differs. An object that must act during the fork itself registers with
+``watch``.
 
 Threading: the hooks run on the thread that forks. ``guard`` is held during the fork, so in the child, an action under
 ``guard`` is either complete or not begun. Hold ``guard`` only for short actions that do not wait.
@@ -97,7 +98,7 @@ def _in_parent() -> None:
 def _in_child() -> None:
     global generation, _forking  # noqa: PLW0603 - the only state, and the purpose, of this module
     generation += 1
-    guard.release()  # the thread that holds it is the one that exists in the child
+    guard.release()  # the thread that forked holds ``guard``, and is the only thread of the child
     for one in list(_renewed):
         one.after_fork_in_child()
     for one in reversed(_prepared):

@@ -101,7 +101,7 @@ class OpenFile:
             os.utime(fd)
 
     def _enter(self) -> object:
-        # A user is entered before ``_closing`` is checked, and ``close`` sets ``_closing`` before it looks for users.
+        # A user is added before ``_closing`` is checked, and ``close`` sets ``_closing`` before it looks for users.
         # So either the user sees that the file is closing, or ``close`` sees the user.
         user = object()
         self._users.add(user)

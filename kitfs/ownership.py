@@ -211,7 +211,7 @@ def _open_to_others(path: str, dir_fd: int | None) -> bool:
 
 
 def open_regular(path: str) -> int:
-    """Open for reading a file that the user has named. Links are followed.
+    """Open a file for reading. The user has chosen its path, so links are followed.
 
     Raises OSError, and Unsafe if the path is not a regular file.
     """

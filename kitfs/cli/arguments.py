@@ -22,7 +22,7 @@ def hide() -> None:
     """Overwrite the secrets in the arguments that ps(1) shows. Errors are ignored."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         with open("/proc/self/stat", "rb") as f:
-            fields = f.read().rpartition(b")")[2].split()  # starts at field 3, because field 2 may contain blanks
+            fields = f.read().rpartition(b")")[2].split()  # from field 3 on, because field 2 may contain blanks
         start, end = int(fields[ARG_START - 2]), int(fields[ARG_END - 2])
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             shown = os.pread(memory.fileno(), end - start, start)

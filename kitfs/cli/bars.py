@@ -104,7 +104,8 @@ class Bars:
     def draw(self, name: str, label: str, done: int, total: int, *, alone: bool) -> None:
         """Update a bar.
 
-        A transfer that has not begun has no bar, unless it is ``alone``. The bar of a finished transfer is removed.
+        A transfer gets a bar when its first bytes are done, or at once if it is ``alone``. The bar of a finished
+        transfer is removed.
         """
         if done >= total:
             if name in self._tasks:

@@ -186,7 +186,7 @@ def is_terminal() -> bool:
 def short(text: str, *, full: bool) -> str:
     """Shorten the digests in a string to their first 12 digits if stdout is a terminal.
 
-    If stdout is not a terminal, or if ``full``, the string is returned unchanged.
+    If stdout is not a terminal, or if ``full`` is True, the string is returned unchanged.
     """
     return text if full or not is_terminal() else DIGEST.sub(r"\1", text)
 

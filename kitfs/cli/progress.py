@@ -211,7 +211,9 @@ def as_json(event: Event) -> dict[str, Any]:
 
 
 class Waiting:
-    """A line on a terminal that shows that a verb without bars still works. It disappears when the verb prints output.
+    """A line on a terminal that shows that a verb without bars is still working.
+
+    It disappears when the verb prints output.
 
     ``fetched`` returns how many bytes registries have sent so far. The line appears after ``delay`` seconds, and is
     updated every ``interval`` seconds.

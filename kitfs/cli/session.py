@@ -30,7 +30,7 @@ def workspace_of(settings: Settings, *, waits: bool = False) -> Iterator[Workspa
     """Open the store of --cache-dir and the registries of the network options.
 
     Warnings are logged to stderr; with --log-level or -v, all messages of that level and above. ``waits``: show on a
-    terminal that the verb still works. It is for verbs without progress bars.
+    terminal that the verb is still working. Only verbs without progress bars set it.
     """
     from kitfs.kit.options import WorkspaceOptions
     from kitfs.kit.workspace import Workspace

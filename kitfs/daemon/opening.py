@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from kitfs.metrics import Counters
     from kitfs.store.store import Store
 
-FILES_OF_LAYER: Final = 5  # descriptors: lease, map, bytes and index; and the bytes once more while it is being sealed
-FILES_OF_COMPRESSED: Final = 8  # descriptors: those of any layer; and lease, map and bytes of the decoded blob
+FILES_OF_LAYER: Final = 5  # descriptors of a layer: lease, map, bytes, index; and the bytes again during a seal
+FILES_OF_COMPRESSED: Final = 8  # descriptors of a compressed layer: also lease, map and bytes of the decoded blob
 SPARE_FILES: Final = 256  # descriptors of the mount itself: connections, the catalog, and /dev/fuse for each worker
 
 

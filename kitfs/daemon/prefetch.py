@@ -149,7 +149,10 @@ class Prefetcher:
         return None if is_saved and time.monotonic() > self._not_before else SAVE_EVERY
 
     def _next(self) -> tuple[Step | None, float]:
-        """Return the next step and a number of seconds. The step begins once no program has waited for so long."""
+        """Return the next step and a number of seconds.
+
+        The step begins once no program has waited for that many seconds.
+        """
         if time.monotonic() < self._not_before:
             return None, 0.0
         self._file = None

@@ -1,7 +1,7 @@
 """Seal a kit: make an EROFS mount of its tree over the verified blobs of the store, and compare it with the tree.
 
 The mount that ``Seal.mount`` returns is not attached to a directory yet. If a kit cannot be sealed, ``Refusal`` is
-raised, and FUSE serves the kit as before. Threading: only one thread at a time may use a ``Seal``.
+raised, and the kit is served through FUSE. Threading: only one thread at a time may use a ``Seal``.
 """
 
 from __future__ import annotations

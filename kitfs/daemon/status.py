@@ -19,7 +19,7 @@ from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
 
 MAX_WARNINGS: Final = 20
-COMMAND_PATIENCE: Final = 0.05  # seconds to wait for a command; clients of older versions send neither one nor an end
+COMMAND_PATIENCE: Final = 0.05  # seconds to wait for a command; a client of an older version sends nothing and waits
 LONGEST_COMMAND: Final = 64  # bytes
 
 

@@ -24,14 +24,14 @@ MINOR: Final = 40  # the newest minor version whose structs are defined here
 OLDEST_MINOR: Final = 23  # the minor version of Linux 3.15, in which init_out got its present size
 CACHE_DIR_MINOR: Final = 28  # the first minor version in which FOPEN_CACHE_DIR has an effect
 ROOT_ID: Final = 1
-INT_REQ_BIT: Final = 1  # set in ``unique`` in the header of an INTERRUPT itself, never in that of another request
+INT_REQ_BIT: Final = 1  # the bit of ``unique`` that is set only in the header of an INTERRUPT itself
 
 MAX_PAGES: Final = 256  # 1 MiB with pages of 4 KiB; the kernel's own limit, unless its sysctl was raised
 # Background requests (read-ahead) that the kernel sends without waiting for replies. With the default of 12, a dozen
-# reads from a registry that hangs would delay every cached read. It must exceed the 64 threads of the blocking pool.
+# reads from a registry that hangs would delay every cached read. The number must exceed the pool's 64 threads.
 MAX_BACKGROUND: Final = 512
 CONGESTION: Final = 384
-# The smallest max_write that the kernel accepts, because the mount is read-only. The kernel refuses (EINVAL) read
+# The mount is read-only, so this is the smallest max_write that the kernel accepts. It refuses (EINVAL) read
 # buffers that are smaller than max_write and the headers together.
 MAX_WRITE: Final = max(4096, os.sysconf("SC_PAGE_SIZE"))
 READ_BUFFER: Final = MAX_WRITE + 4096  # at least FUSE_MIN_READ_BUFFER (8192), with room for the headers

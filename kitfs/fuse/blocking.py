@@ -22,7 +22,7 @@ from typing import Final
 
 THREADS: Final = 64
 WATCH: Final = 0.1  # seconds between two checks of the task of an interrupted request
-_EARLY: Final = 4096  # remembered INTERRUPTs that arrived before their request was parked
+_EARLY: Final = 4096  # most INTERRUPTs that are remembered because their request is not parked yet
 _SIGKILL_BIT: Final = 1 << 8
 
 Reply = tuple[int, bytes | memoryview]  # (positive errno or 0, payload)

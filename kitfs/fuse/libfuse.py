@@ -99,7 +99,7 @@ class Operations:
         return self._fs.opendir(self._inode(path))
 
     def readdir(self, path: str, fh: int) -> list[tuple[str, dict[str, int], int]]:
-        # Offset 0 makes libfuse buffer the whole listing, because fusepy does not report where a second call begins.
+        # fusepy does not report where a second call begins. Offset 0 makes libfuse buffer the whole listing instead.
         return [(e.name.decode(_ENCODING), _stat(e.attr), 0) for e in self._fs.readdir(Handle(fh), 0)]
 
     def releasedir(self, path: str, fh: int) -> None:

@@ -21,7 +21,7 @@ from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.trust.policy import Policy, Rule, demanded, seen
 from kitfs.trust.signatures import Found, SignatureSource, signatures_of
 
-MAX_AGE: Final = 7 * 86_400  # seconds that a verdict counts while the registry cannot be reached
+MAX_AGE: Final = 7 * 86_400  # seconds for which a verdict is valid while the registry cannot be reached
 
 
 class Admission:

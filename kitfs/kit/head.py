@@ -11,7 +11,7 @@ from kitfs.oci.paths import paths_overlap
 from kitfs.store.blob import Blob
 
 PEEK: Final = 16 << 10  # bytes of a compressed layer: usually enough to decode its first tar entry
-BLOCK: Final = (128 << 10) + 64  # bytes, always enough: zstd decodes whole blocks, and headers come before the first
+BLOCK: Final = (128 << 10) + 64  # bytes that are always enough: the headers and one zstd block
 
 
 def agrees(wire: Blob, compression: str, path: str) -> bool:

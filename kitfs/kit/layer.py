@@ -311,7 +311,8 @@ class Layer:
     def first_entry_agrees(self, *, wait: bool = True) -> bool:
         """Return whether a lookup of a name outside ``path`` may skip this layer without fetching it.
 
-        True if the index is known, or if the first entry lies within ``path``: kit packs only files within ``path``.
+        The result is True if the index is known, or if the first entry lies within ``path``, because kit packs only
+        files within ``path``.
         """
         if self._index is not None or self.type.format == "raw":
             return True

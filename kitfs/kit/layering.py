@@ -217,7 +217,7 @@ class _PlacedNames:
         self._index = index
         self._above = encoded(below).split(b"/") if below else []
         self._rows = index.counts.rows
-        self._trail: list[tuple[str, int]] = []  # the last path that was found, after paths above it, with their rows
+        self._trail: list[tuple[str, int]] = []  # the last path that was found, below paths above it
 
     def find(self, path: str) -> int:
         """Return the row of a path of the target; -1 if the path does not exist.

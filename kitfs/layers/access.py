@@ -36,7 +36,7 @@ class Closed(NamedTuple):
         return " and ".join(parts)
 
     def only(self, *, files: bool, directories: bool) -> Closed:
-        """Return a copy. It counts no files if ``files`` is False, and no directories if ``directories`` is False."""
+        """Return a copy that counts files only if ``files`` is True, and directories if ``directories`` is True."""
         return Closed(self.files if files else 0, self.directories if directories else 0, self.file, self.directory)
 
 

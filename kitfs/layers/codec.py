@@ -158,7 +158,7 @@ class _Frames:
         del self._buffer[:at]
 
     def _magic(self, at: int) -> int:
-        head = self._buffer[at : at + 18]  # as long as a frame header can be
+        head = self._buffer[at : at + 18]  # the length of the longest frame header
         magic = int.from_bytes(head[:4], "little")
         if len(head) >= 8 and magic & 0xFFFFFFF0 == self.SKIPPABLE:
             self.frames += 1

@@ -15,7 +15,7 @@ from kitfs.errors import LayerLimit, StoreFull
 
 SLACK: Final = 1 << 20  # bytes allowed beyond a declared size, so that a reader notices that the size is wrong
 CACHED: Final = 50  # a layer that decodes to at most this many times its size may evict older layers
-CACHED_SMALL: Final = 4 << 20  # bytes of a decoded layer that may evict in any case: tars of small files grow a lot
+CACHED_SMALL: Final = 4 << 20  # bytes; a decoded layer of this size may always evict: tars of small files grow a lot
 STEP: Final = 64 << 20  # bytes decoded between two checks of the free space
 MARGIN: Final = 4 << 20  # bytes of free space that are left for other writers
 
@@ -38,7 +38,7 @@ DEFAULT_EXPANSION: Final = Expansion()
 
 
 class Growth:
-    """The limits of one decoder of a layer of ``size`` compressed bytes.
+    """The limits for one decoder. Its layer has ``size`` compressed bytes.
 
     ``declared`` is the size that the layer declares for its content, or None. ``spare`` returns how many bytes the
     store can accept without evicting anything.

@@ -14,7 +14,7 @@ from kitfs.gocompat.json import dumps, loads
 from kitfs.oci.manifest import IMAGE_INDEX, Descriptor
 from kitfs.oci.names import Digest
 
-TAG: Final = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")  # of a digest of sha512, half of its digits
+TAG: Final = re.compile(r"sha(?:256|512)-[0-9a-f]{64}")  # only half of the digits of a sha512 digest
 EMPTY: Final = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}'
 
 

@@ -30,7 +30,7 @@ from kitfs.registry.proxies import is_loopback
 
 CLIENT_ID: Final = "kitfs"
 MIN_LIFE: Final = 60.0  # seconds that a token without ``expires_in`` is valid (the specification's default)
-MARGIN: Final = 0.1  # the part of a token's lifetime that is not used, so that it does not expire during a request
+MARGIN: Final = 0.1  # the end of a token's lifetime is not used, because a request could outlast it
 MAX_TOKEN: Final = 128 << 10  # bytes of a token server's response
 ATTEMPTS: Final = 5  # attempts to send a request, each with another token
 MAX_CHALLENGE: Final = 16 << 10  # characters of one header that are parsed
@@ -384,7 +384,7 @@ class TokenAuth(httpx.Auth):
 
 
 def widened(asked: str, own: str) -> str:
-    """Return the scopes of a challenge (``asked``) and the scope ``own``, without ``own`` if it allows only pulling."""
+    """Return the scopes of a challenge (``asked``), together with the scope ``own`` if it allows more than pulling."""
     if not asked or (own.endswith(":pull") and " " not in own):
         return asked or own
     actions: dict[str, dict[str, None]] = {}

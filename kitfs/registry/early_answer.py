@@ -23,7 +23,7 @@ from kitfs.registry.pace import Pace
 from kitfs.registry.routes import RoutedTransport
 from kitfs.registry.sockets import Sockets
 
-MIN_BODY: Final = 4 << 10  # bytes of a write from which the connection listens; writes of heads are smaller
+MIN_BODY: Final = 4 << 10  # bytes: the connection listens only during larger writes; writes of heads are smaller
 BLIND_WRITE: Final = 64 << 10  # bytes of one write on a connection that cannot listen
 MAX_EARLY: Final = 64 << 10  # bytes of an early response that are read while a body is sent
 GATHER: Final = 0.02  # most seconds that a read waits for ``at_least`` bytes
@@ -59,7 +59,7 @@ class DuplexStream(httpcore.NetworkStream):
         self._received = False
         self._early = b""
         self._gathered = 1
-        self._poll: select.poll | None = None  # waits for the socket, once a body is received into a buffer
+        self._poll: select.poll | None = None  # waits for the socket, while a body is received into a buffer
         try:
             self._peer = inner.get_extra_info("server_addr")  # not available after the server closes the connection
         except OSError:
@@ -126,7 +126,7 @@ class DuplexStream(httpcore.NetworkStream):
             if self._gathered == 1 and not self._poll.poll(_milliseconds(left)):
                 raise TimeoutError
             return sock.recv_into(view)
-        except BlockingIOError:  # the packet that woke poll(2) was dropped, since its checksum was wrong
+        except BlockingIOError:  # the packet that woke poll(2) was dropped, because its checksum was wrong
             return self.receive_into(view, timeout, at_least=at_least)
         except TimeoutError as e:
             raise timeout.too_slow() if isinstance(timeout, Pace) else httpcore.ReadTimeout(str(e)) from e

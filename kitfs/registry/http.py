@@ -233,7 +233,7 @@ class HttpClient:
             "would_break_again": lambda e: self._probe(home, e),
         }
         extensions |= {} if repeat else {"repeat": False}
-        led_from = self.address_scope(str(home))  # applies to a URL that an earlier response named
+        led_from = self.address_scope(str(home))  # for a URL that an earlier response named
         if isinstance(body, StreamedBody):
             headers = headers | {"Content-Length": str(body.size)}
         history: list[httpx.Response] = []
@@ -263,7 +263,7 @@ class HttpClient:
 
     def _check_url(self, endpoint: Endpoint, home: httpx.URL, at: httpx.URL, what: str, *, redirected: bool) -> None:
         """Raise RegistryError for a URL that no request may be sent to."""
-        if (at.port or 0) > LAST_PORT:  # getaddrinfo would take it modulo 65536
+        if (at.port or 0) > LAST_PORT:  # getaddrinfo would use the port modulo 65536
             raise RegistryError(f"{what}: {host_of(at)}: no such host or port", url=shown(at))
         if at.scheme not in ("http", "https") or (home.scheme == "https" and at.scheme == "http"):
             verb = "redirects" if redirected else "leads"

@@ -212,7 +212,7 @@ class Upload:
         found = RANGE.fullmatch(response.headers.get("Range", ""))
         has = int(found[1]) + 1 if found else stop
         session.odd = session.odd or has != stop
-        # Some registries return a Range that is relative to this chunk, that of the first chunk, or one byte too many.
+        # Some registries return a Range relative to this chunk, the Range of the first chunk, or a byte too many.
         # If such a Range hides a loss, the next request or the digest reveals it.
         self._acknowledged(session, has if session.at < has <= stop and self._plan.method.chunk else stop)
 

@@ -1,6 +1,6 @@
 """Make mounts, end them, and ask for their status.
 
-A separate process starts and ends the daemon of a mount. This process must not fork a daemon, because it may have
+A separate process starts and ends the daemon of a mount. The calling process must not fork, because it may have
 threads. Threading: only one thread at a time may use a Mount; any thread may call the functions.
 """
 
@@ -132,8 +132,8 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
 def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
-    A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs may use the mount while it
-    is sealed. With ``verify_key`` or ``policy`` the kit is verified first. Raises SignatureError, NotFound if kitfs has
+    A mount seals itself when it is complete, unless its option ``seal`` is "never". Programs can keep using the mount
+    meanwhile. With ``verify_key`` or ``policy`` the kit is verified first. Raises SignatureError, NotFound if kitfs has
     no mount at the directory, and MountError with the reason if the mount cannot be sealed.
     """
     from kitfs.daemon.run_dir import RunDir

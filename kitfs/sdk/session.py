@@ -5,9 +5,10 @@ made from a ``Recipe``, which contains the reference, the options, and the diges
 child does not use the sessions of its parent. It makes its own sessions from the same recipes, and so does a process
 that unpickles a kit.
 
-A session is closed by its owner, or by a thread of this module after its owner was garbage collected, or when the
-interpreter exits, before its threads are stopped. A finalizer does not close a session, because finalizers run on any
-thread, even on a thread for which ``close`` would wait. Threading: any thread may use a session.
+A session is closed by its owner. If the owner is garbage collected, a thread of this module closes the session. At
+exit, all open sessions are closed before the interpreter stops the threads. A finalizer does not close a session,
+because finalizers run on any thread, even on a thread for which ``close`` would wait. Threading: any thread may use a
+session.
 """
 
 from __future__ import annotations

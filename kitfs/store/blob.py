@@ -1,8 +1,8 @@
 """Read a blob of the store at any offset, and fetch its missing bytes.
 
-``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob replaces its filling in three
-cases: an endpoint has sent wrong bytes and another endpoint has the blob; the disk has lost bytes; or the store has
-evicted the entry while nobody read the blob. Reads of the old filling are repeated.
+``entry`` opens the files of a blob, and ``filling`` fetches bytes into them. A Blob has one ``Filling`` at a time, and
+replaces it in three cases: an endpoint has sent wrong bytes and another endpoint has the blob; the disk has lost bytes;
+or the store has evicted the entry while nobody read the blob. Reads of the old filling are repeated.
 
 If the digest is wrong and no other endpoint has the blob, all later reads raise the same IntegrityError. The entry is
 removed from the disk, so the next Blob starts without bytes. Threading: any thread may call every method; a ``pread``
@@ -287,7 +287,7 @@ class Blob:
                 if not self._of.sealed:
                     self._of.verify()
                 if self._of.instance != self._decoded_from:
-                    self._drop(filling)  # the entry that was verified is not the one that it was decoded from
+                    self._drop(filling)  # the compressed blob has another entry now than when it was decoded
                 if self._current() is not filling:
                     return False
             found = filling.prove()
@@ -307,7 +307,8 @@ class Blob:
     def check(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Read a sealed blob back. If bytes have changed on the disk, drop the blob and return False.
 
-        Raises StoreError if it cannot be read, Closed if ``stopped`` returned True, IntegrityError if it has no source.
+        Raises StoreError if the blob cannot be read, Closed if ``stopped`` returns True, and IntegrityError if the
+        bytes have changed and the blob has no source.
         """
         filling = self._current()
         if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:

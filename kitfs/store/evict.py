@@ -100,7 +100,7 @@ def remove_entry(root: str, directory: str, *, lease: OpenFile | None = None, sp
         try:
             os.rename(directory, trash)
         except FileNotFoundError:
-            return False  # somebody removed it by hand, since kitfs holds the lock
+            return False  # a user removed it by hand; no process of kitfs can, because this process holds the lock
     shutil.rmtree(trash, ignore_errors=True)
     return True
 

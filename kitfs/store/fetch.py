@@ -32,9 +32,9 @@ POLL: Final = 0.005  # seconds between two checks of the marks of another proces
 PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
 MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
 IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
-HURRY: Final = 0.1  # seconds instead, when other fetches wait for the memory of this one
+HURRY: Final = 0.1  # the same while other fetches wait for the memory of this flight
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
-SHARED: Final = 10.0  # seconds for which requests are at most a segment after another process has locked a chunk
+SHARED: Final = 10.0  # seconds: requests are short (a segment) for so long after another process has locked a chunk
 JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far before the missing chunk
 
 
@@ -214,7 +214,7 @@ class Fetcher:
         return None
 
     def _predecessor(self, cursor: Cursor | None, missing: int) -> Flight | None:
-        """Return the flight whose connection the request for ``missing`` should take over; None to request it now.
+        """Return the flight whose connection should be used next for ``missing``; None to request it at once.
 
         On a link with a long delay, a new connection needs several round trips to reach its full speed. So on such a
         link, the requests of a reader follow each other on one connection. The caller must hold the lock.

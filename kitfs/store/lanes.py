@@ -15,15 +15,15 @@ import threading
 from dataclasses import dataclass, field
 from typing import Final
 
-STRIPE: Final = 10 << 20  # bytes of one request of several; smaller than a body whose connection cannot be reused
+STRIPE: Final = 10 << 20  # bytes of one of several requests, few enough for the connection to be reused
 MAX_LANES: Final = 4
 SETTLE: Final = 1.0  # seconds of a measurement
-TRIAL: Final = 0.6  # seconds of a trial of two lanes at least, and ``ROUND_TRIPS``; it is measured from ``WARM`` on
+TRIAL: Final = 0.6  # fewest seconds of a trial of two lanes, besides ``ROUND_TRIPS``; ``WARM`` is not measured
 RETRY: Final = 5.0  # seconds between a trial that failed and the next one
-MAX_TRIALS: Final = 2  # trials that fail; the machine may have been busy with something else in one of them
+MAX_TRIALS: Final = 2  # after so many failed trials, no more are made; in one of them, the machine may have been busy
 GAIN: Final = 1.3  # how much faster more lanes must be
 FAST: Final = 150 << 20  # bytes per second above which a request is limited by the processor rather than by the link
-WARM: Final = 0.2  # seconds that a new connection needs until it is measured, and ``ROUND_TRIPS``
+WARM: Final = 0.2  # seconds until a new connection is measured, besides ``ROUND_TRIPS``
 ROUND_TRIPS: Final = 8  # handshake and slow start of a new connection
 MIN_DISTANCE: Final = 8 << 20  # bytes between the two requests of a trial
 MAX_DISTANCE: Final = 128 << 20

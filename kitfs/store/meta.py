@@ -77,8 +77,8 @@ def save_meta(directory: str, meta: dict[str, Any]) -> None:
 def load_or_reset(directory: str, size: int | None, name: str) -> dict[str, Any]:
     """Return meta.json for a blob of ``size`` bytes (None if unknown). The caller must hold the directory's lock.
 
-    If the file is missing or damaged, or if an unverified blob has another size in it, the marks of the stored chunks
-    are removed and a new file is written. ``name`` names the blob in messages. Raises OSError, and IntegrityError if a
+    If the file is missing or damaged, or states another size for an unverified blob, the marks of the stored chunks are
+    removed and a new file is written. ``name`` names the blob in messages. Raises OSError, and IntegrityError if a
     verified blob has another size.
     """
     try:

@@ -3,7 +3,7 @@
 A sealed mount is an EROFS mount that needs no process, so no process holds a lease on its blobs. But the kernel has the
 files of the blobs open, even if the mount is in another mount namespace, or is detached and in use. So this module asks
 the kernel for a write lease (fcntl(2), "Leases"), which is granted only for a file that nobody else has open. The
-answer is right even after a crash, and nothing must be released. A process that mounts blobs holds their leases
+answer is right even after a crash, and nothing needs to be released. A process that mounts blobs holds their leases
 (``lease``) until the mount exists.
 """
 
@@ -38,7 +38,9 @@ def is_open_elsewhere(fd: int) -> bool:
 
 
 def is_mounted(directory: str) -> bool:
-    """Return whether a mount uses the bytes of the blob in ``directory``. The caller must hold its exclusive lease.
+    """Return whether a mount uses the bytes of the blob in ``directory``.
+
+    The caller must hold the blob's exclusive lease.
 
     The result is also True while a program has the file open. On a file system without leases, the result is always
     False, because kitfs makes no sealed mounts there.

@@ -68,7 +68,7 @@ def _check_version(root: str, option: str) -> None:
         write_durably(path, f"{VERSION}\n".encode())
         return
     if found == OLD_VERSION and not _convert(root):
-        return  # an older version of kitfs uses the store too; that is possible, and a later opening converts the store
+        return  # an older version of kitfs is using the store; both can use it, and a later opening converts it
     if found == OLD_VERSION:
         write_durably(path, f"{VERSION}\n".encode())
     elif found != VERSION:

@@ -57,8 +57,8 @@ def wrong_bytes(
 ) -> str | None:
     """Hash a file. Return None if it has ``size`` bytes with the ``expected`` digest, or else describe the fault.
 
-    ``moved`` is called with the size of each piece in bytes, and may raise an error to stop the work. An OSError in
-    ``UNREADABLE`` is such a fault; any other OSError is raised.
+    ``moved`` is called with the size of each piece in bytes, and may raise an error to stop the work. An OSError with
+    an errno in ``UNREADABLE`` counts as a fault; any other OSError is raised.
     """
     buffer = memoryview(bytearray(PIECE))
     at = 0

@@ -106,7 +106,7 @@ class Sink:
         self.chunk: Final = chunk
         self.size = size
         self.closed = False
-        self.awaited = float("-inf")  # seconds; when chunks were last stored while a reader waited for some
+        self.awaited = float("-inf")  # the time in seconds at which chunks were last stored while a reader waited
         self.buffers: Final = buffers
         self._keeper = keeper
         self._body = body

@@ -19,7 +19,7 @@ from kitfs.trust.statement import PAYLOAD_TYPE, signed_bytes
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 FAMILY: Final = "application/vnd.dev.sigstore.bundle"  # how the media type of every version begins
 OLD_MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle+json;version=0.3"  # another spelling of 0.3
-MAX_BUNDLE: Final = 4 << 20  # bytes; one of a signature has 1 KiB with a key, 10 KiB with a certificate
+MAX_BUNDLE: Final = 4 << 20  # bytes; the bundle of a signature has 1 KiB with a key, and 10 KiB with a certificate
 HASH: Final = "SHA2_256"
 
 

@@ -23,7 +23,7 @@ from kitfs.trust.keys import PublicKey
 from kitfs.trust.simple_signing import MAX_PAYLOAD, Payload
 from kitfs.trust.statement import SIGN, Statement
 
-MAX_SIGNATURES: Final = 100  # of one digest in one shape: a bound on the requests that somebody else can cause
+MAX_SIGNATURES: Final = 100  # of one digest in one shape; limits the requests that somebody else can cause
 MAX_SHOWN: Final = 100  # characters of a name that a signature gives to its signer
 EMPTY_TYPES: Final = ("", "application/vnd.oci.empty.v1+json")  # artifact types that say nothing
 PREDICATE_TYPE: Final = "dev.sigstore.bundle.predicateType"  # annotation of a bundle's manifest

@@ -171,8 +171,8 @@ def umount(settings: Settings, directory: str | None) -> None:
 def seal(settings: Settings, directory: str) -> None:
     """Seal the mount at DIR: the kernel then serves its files from the store, without a daemon.
 
-    A mount seals itself when it is complete, unless it was made with --seal never. Programs may use the mount while it
-    is sealed. If the mount cannot be sealed, the error gives the reason. With --verify-key or --policy, the kit is
+    A mount seals itself when it is complete, unless it was made with --seal never. Programs can keep using the mount
+    meanwhile. If the mount cannot be sealed, the error gives the reason. With --verify-key or --policy, the kit is
     verified first.
     """
     from kitfs.daemon.run_dir import RunDir

@@ -136,8 +136,8 @@ def collect_garbage(settings: Settings) -> None:
 
     A blob stays while a manifest of its repository, tagged or not, refers to it. It also stays for --min-age after it
     was last pushed, mounted or requested, because a push sends its manifest last. With --min-age 0, do not push while
-    gc runs. Unfinished uploads stay. A time in the future counts as the present time. Do not run gc while the system's
-    clock is ahead of the real time.
+    gc runs. Unfinished uploads stay. If the recorded time of a blob is in the future, the blob counts as just used. Do
+    not run gc while the system's clock is ahead of the real time.
     """
     from contextlib import closing
 

@@ -108,12 +108,12 @@ def sign(settings: Settings, reference: str) -> None:
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes(*VERIFY, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
 def verify(settings: Settings, reference: str) -> None:
-    """Verify that the kit REF is signed by the key --key, or by an identity with a certificate of Sigstore, at its
-    registry or in an OCI layout.
+    """Verify that the key --key, or an identity with a Sigstore certificate, has signed the kit REF.
 
-    Signatures of kitfs and of every version of cosign are accepted. The registry is always asked. If REF is an index,
-    --label chooses one of its kits. With --oms a signature of OpenSSF Model Signing is verified: every file of the kit
-    is compared with it, and files of raw layers need not be fetched.
+    The signatures are read from the kit's registry, which is always asked, or from its OCI layout. Signatures of kitfs
+    and of every version of cosign are accepted. If REF is an index, --label chooses one of its kits. With --oms a
+    signature of OpenSSF Model Signing is verified: every file of the kit is compared with it, and files of raw layers
+    need not be fetched.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import LOCAL, Reference
@@ -206,8 +206,8 @@ def _put_files(settings: Settings, reference: str, done: SignedModel, how: str) 
 def generate_key_pair(settings: Settings) -> None:
     """Make a key pair. The private key is written to cosign.key, encrypted as by cosign, the public key to cosign.pub.
 
-    The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty. Without these variables, a terminal is
-    asked for the password.
+    The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty. Without these variables, the password is
+    read from the terminal.
     """
     from kitfs.ops.signing.files import write_key_pair
 

@@ -66,7 +66,7 @@ MAX_PAGES: Final = 2000
 MAX_SIZE: Final = 1 << 60
 PATIENCE: Final = 600.0  # most seconds of all waits together; the rate limits of a hub are per five minutes
 USUAL_WAIT: Final = 10.0  # seconds to wait after a 429 without Retry-After
-UNKNOWN: Final = Digest.of(b"")  # the digest of a file whose digest is unknown until it has been read
+UNKNOWN: Final = Digest.of(b"")  # used for a file whose digest is unknown until the file has been read
 LEFT_OUT: Final = frozenset((".gitignore", ".gitattributes"))
 
 

@@ -211,7 +211,7 @@ class _Importer:
                 return self._small(file, progress)  # the store has evicted it
             with contextlib.closing(self._store.blob(digest, size=file.size, source=self._snapshot.blob(file))) as blob:
                 try:
-                    fill(blob, file.size, progress, self._stop)  # wrong bytes may be found before its end
+                    fill(blob, file.size, progress, self._stop)  # may find wrong bytes before the last byte
                     self._check()
                     blob.verify()
                 except IntegrityError:

@@ -265,7 +265,7 @@ def _has(target: Manifests, digest: Digest) -> bool:
     try:
         target.manifest(digest)
     except (NotFound, Unauthorized):
-        return False  # some registries return 401 or 403 for a missing manifest; the push fails if it is not allowed
+        return False  # some registries return 401 or 403 for a missing manifest; a forbidden push fails later
     return True
 
 
@@ -279,7 +279,7 @@ def _whole(store: Store, manifest: bytes) -> bool:
 
 
 def size_of(variant: Variant, manifest: Callable[[Digest], bytes | None]) -> int | None:
-    """Return the size of the layers of a listed kit in bytes, from the index or from the kit's manifest.
+    """Return the size in bytes of all layers of a listed kit, from the index or from the kit's manifest.
 
     ``manifest`` returns the manifest that has a digest, or None if it is not available. Returns None if the size is
     unknown.

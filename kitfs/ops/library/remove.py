@@ -18,7 +18,7 @@ from kitfs.oci.referrers import tag_of
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store.store import Store
 
-UNRELATED: Final = (401, 403, 408, 429)  # statuses that do not mean that the registry lacks deletion
+UNRELATED: Final = (401, 403, 408, 429)  # statuses that have another cause than a registry without deletion
 
 
 class Removed(NamedTuple):
@@ -98,7 +98,7 @@ def _remove(store: Store, kit: LocalKit) -> Removed:
 
 
 def _attached(store: Store, kit: LocalKit) -> set[str]:
-    """Return the digests of the referrers of a kit, of the referrers' blobs, and of the index of the referrers."""
+    """Return the digests of a kit's referrers, of their blobs, and of the index that lists the referrers."""
     listed = store.refs.get(kit.name, tag_of(kit.digest))
     if listed is None:
         return set()

@@ -45,7 +45,7 @@ class IgnoreRules:
         self._globs: GlobSet | None = None  # made when the first path is checked
         self.has_exceptions: Final = any(
             rule.exception for rule in self._rules
-        )  # then a path below an ignored directory may be included
+        )  # if True, a path below an ignored directory may be included
 
     @classmethod
     def parse(cls, data: bytes | None) -> IgnoreRules:

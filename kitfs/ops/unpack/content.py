@@ -30,7 +30,7 @@ from kitfs.store.blob import Blob
 from kitfs.store.paths import origin_key, unproven_path
 from kitfs.store.store import Store
 
-DIRECT: Final = 1 << 20  # bytes from which a layer is written while it is fetched: a smaller one is cached meanwhile
+DIRECT: Final = 1 << 20  # bytes: a smaller layer is cached first, and not written while it is fetched
 MAX_DIRECT: Final = 100_000  # members of a layer that is written while it is fetched
 MAX_HEADERS: Final = 16 << 20  # bytes outside the files of such a layer, which are kept in memory
 
