@@ -1,0 +1,1 @@
+"""The trials: one module for each, found by its name."""
