@@ -8,10 +8,14 @@ exhaust the memory. Threading: a decoder belongs to the thread that iterates ove
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Final
 
 from kitfs.errors import LayerError, UnsupportedLayer
+from kitfs.layers.inflate import gunzip
+from kitfs.layers.libz import INFLATE
+from kitfs.layers.points import Point, Recorder
 from kitfs.openfile import PIECE
 
 SLICE: Final = 64 << 10
@@ -19,23 +23,35 @@ MAX_WINDOW: Final = 128 << 20  # bytes of a zstd window: what `zstd --ultra -22 
 Bytes = bytes | bytearray | memoryview
 
 
-def decode(stream: Iterable[Bytes], compression: str) -> Iterator[bytes]:
+def decode(
+    stream: Iterable[Bytes],
+    compression: str,
+    *,
+    recorder: Recorder | None = None,
+    start: Point | None = None,
+    system: bool = INFLATE,
+) -> Iterator[bytes]:
     """Decode a stream that arrives in pieces of any size. ``compression`` is "gzip" or "zstd".
 
-    Raises LayerError for a stream that is damaged or cut off, and UnsupportedLayer for another ``compression``.
+    ``recorder`` collects the restart points of the stream. With ``start``, the stream begins at that point; if the
+    point has bits, it begins with the byte before the point. ``system`` selects the system's zlib instead of the
+    ``zlib`` module, which cannot start at a point that has a window. Raises LayerError for a stream that is damaged or
+    cut off, and UnsupportedLayer for another ``compression``.
     """
     if compression == "gzip":
-        return _gzip(stream)
+        return gunzip(stream, recorder, start) if system else _gzip(stream, recorder)
     if compression == "zstd":
-        return _zstd(stream)
+        return _zstd(stream, recorder)
     raise UnsupportedLayer(f"compression {compression!r} is not supported (only gzip and zstd are)")
 
 
-def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
+def _gzip(stream: Iterable[Bytes], recorder: Recorder | None) -> Iterator[bytes]:
+    """Decode gzip with the ``zlib`` module, whose only restart points are the beginnings of members."""
     decoder = None
-    members = 0
+    members = out_at = in_at = 0
     padding = False
     for data in _sliced(stream):
+        in_at += len(data)
         if padding and data.strip(b"\0"):
             raise LayerError("the gzip stream continues after its padding")
         while not padding:
@@ -48,12 +64,17 @@ def _gzip(stream: Iterable[Bytes]) -> Iterator[bytes]:
                 if padding or not data:
                     break
                 decoder = zlib.decompressobj(wbits=31)
+                if recorder is not None:
+                    recorder.offer(out_at, in_at - len(data))
             try:
                 out = decoder.decompress(data, PIECE)
             except zlib.error as e:
                 raise LayerError(f"the blob is not gzip, or is damaged: {e}")
             if out:
+                if recorder is not None:
+                    recorder.update(out)
                 yield out
+                out_at += len(out)
             if decoder.eof:
                 members += 1
                 data = decoder.unused_data
@@ -74,46 +95,75 @@ def _sliced(stream: Iterable[Bytes]) -> Iterator[bytes]:
             yield bytes(view[at : at + SLICE])
 
 
-def _zstd(stream: Iterable[Bytes]) -> Iterator[bytes]:
+def _zstd(stream: Iterable[Bytes], recorder: Recorder | None) -> Iterator[bytes]:
+    """Decode zstd frame by frame. The beginnings of frames are the restart points."""
     import zstandard
 
     pieces = _Pieces(stream)
     decompressor: Any = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-    reader = decompressor.stream_reader(pieces, read_size=PIECE, read_across_frames=True)
-    try:
-        while out := reader.read(PIECE):
-            yield out
-    except zstandard.ZstdError as e:
-        raise LayerError(f"the blob is not zstd, or is damaged: {e}")
-    finally:
-        reader.close()
-    if not pieces.whole:
+    out_at = 0
+    while pieces.next_frame():
+        if recorder is not None:
+            recorder.offer(out_at, pieces.at)
+        reader = decompressor.stream_reader(pieces, read_size=PIECE)
+        try:
+            while out := reader.read(PIECE):
+                if recorder is not None:
+                    recorder.update(out)
+                yield out
+                out_at += len(out)
+        except zstandard.ZstdError as e:
+            raise LayerError(f"the blob is not zstd, or is damaged: {e}")
+        finally:
+            reader.close()
+        if not pieces.frame_ended:
+            raise LayerError("the zstd stream is cut off")
+    if not pieces.at:
         raise LayerError("the zstd stream is cut off")
 
 
 class _Pieces:
-    """A file object for zstandard that reads a stream of pieces.
+    """A file object for zstandard that reads a stream of pieces, and ends at the end of every frame.
 
-    The object also parses the frames, because zstandard does not report that the last frame is cut off.
+    The object parses the frames, because zstandard reports neither where a frame ends nor that it is cut off.
     """
 
     def __init__(self, stream: Iterable[Bytes]) -> None:
         self._stream = iter(stream)
-        self._rest: Bytes = b""
+        self._piece = b""
+        self._used = 0  # bytes of the piece that were read
         self._frames = _Frames()
+        self.at = 0  # bytes of the stream that were read
 
     @property
-    def whole(self) -> bool:
-        return self._frames.whole
+    def frame_ended(self) -> bool:
+        """Return whether the last byte of the current frame was read."""
+        return bool(self._frames.ends) and self._frames.ends[0] == self.at
 
-    def read(self, size: int) -> bytes:
-        while not len(self._rest):
+    def next_frame(self) -> bool:
+        """Go on to the next frame. Returns False at the end of the stream."""
+        if self.frame_ended:
+            self._frames.ends.popleft()
+        return self._fill()
+
+    def _fill(self) -> bool:
+        while self._used == len(self._piece):
             piece = next(self._stream, None)
             if piece is None:
-                return b""
-            self._rest = bytes(piece)
-        out, self._rest = bytes(self._rest[:size]), self._rest[size:]
-        self._frames.feed(out)
+                return False
+            self._piece, self._used = bytes(piece), 0
+            self._frames.feed(self._piece)
+        return True
+
+    def read(self, size: int) -> bytes:
+        """Return bytes of the current frame; none at its end, or at the end of the stream."""
+        if self.frame_ended or not self._fill():
+            return b""
+        ends = self._frames.ends
+        size = min(size, ends[0] - self.at) if ends else size
+        out = self._piece[self._used : self._used + size]
+        self._used += len(out)
+        self.at += len(out)
         return out
 
     def close(self) -> None:
@@ -131,19 +181,18 @@ class _Frames:
         self._skip = 0
         self._step = self._magic
         self._checksum = False
-        self.frames = 0
-
-    @property
-    def whole(self) -> bool:
-        """Return whether the bytes so far are complete frames; False if there are no bytes."""
-        return self.frames > 0 and not self._skip and not self._buffer and self._step == self._magic
+        self._frame_ends = False  # whether the last step was the last of its frame
+        self._parsed = 0  # the offset of the buffer in the stream
+        self.ends: deque[int] = deque()  # the offsets at which frames end, as far as their last blocks have begun
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes of the stream."""
         if self._skip >= len(data):
             self._skip -= len(data)
+            self._parsed += len(data)
             return
         self._buffer += data[self._skip :]
+        self._parsed += self._skip
         self._skip = 0
         at = 0
         while True:
@@ -151,17 +200,21 @@ class _Frames:
             if used == 0:
                 break
             at += used
+            if self._frame_ends:
+                self._frame_ends = False
+                self.ends.append(self._parsed + at)
             if at > len(self._buffer):
                 self._skip = at - len(self._buffer)
                 at = len(self._buffer)
                 break
         del self._buffer[:at]
+        self._parsed += at
 
     def _magic(self, at: int) -> int:
         head = self._buffer[at : at + 18]  # the length of the longest frame header
         magic = int.from_bytes(head[:4], "little")
         if len(head) >= 8 and magic & 0xFFFFFFF0 == self.SKIPPABLE:
-            self.frames += 1
+            self._frame_ends = True
             return 8 + int.from_bytes(head[4:8], "little")
         if len(head) < 5 or magic != self.MAGIC:
             return 0
@@ -193,7 +246,7 @@ class _Frames:
         size = 1 if word >> 1 & 3 == 1 else word >> 3
         if word & 1:
             self._step = self._magic
-            self.frames += 1
+            self._frame_ends = True
             size += 4 if self._checksum else 0
         return 3 + size
 
