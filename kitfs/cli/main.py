@@ -19,6 +19,7 @@ from kitfs.cli.commands import Verbs
 from kitfs.cli.options import Interrupted, Invocation
 from kitfs.cli.output import BROKEN_PIPE, Unwritable, flush, put, report_failure, settle_streams
 from kitfs.cli.verbs import (
+    cache,
     demo,
     diff,
     imports,
@@ -73,6 +74,7 @@ for _module in (
     diff,
     index,
     signing,
+    cache,
     shell,
     login,
     serve,

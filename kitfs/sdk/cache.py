@@ -1,6 +1,7 @@
-"""Measure, clear and verify the cache (``kitfs.cache``): the blobs that mounts and open kits fetched into the store.
+"""Measure, clear, verify and collect the cache, and pin kits in it (``kitfs.cache``).
 
-Packed and pulled kits are in the same store, but they are not part of the cache. ``verify`` reads their blobs too.
+The cache consists of the blobs that mounts and open kits fetched into the store. Packed and pulled kits are in the same
+store, but they are not part of the cache. ``verify`` reads their blobs too.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Unpack
 
+from kitfs.oci.names import Reference
 from kitfs.sdk.options import Options, settings_of
 from kitfs.sdk.progress import Progress, reporting
-from kitfs.sdk.session import store_of
+from kitfs.sdk.session import store_of, workspace_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +42,27 @@ class ChangedBlob:
     """A blob that was removed from the store because its bytes had changed on the disk.
 
     ``form``: "blobs", or "decoded" for the decompressed form of the blob. ``reason``: what is wrong with the bytes.
-    ``is_pinned``: whether a kit that was packed, pulled or pushed to this store needs the blob. Such a kit must be
-    packed, pulled or pushed again. Other blobs are fetched again when they are read.
+    ``is_pinned``: whether a kit in the store needs the blob. ``is_healed``: whether the blob was fetched again. If a
+    pinned blob was not, one of the ``kits`` that need it must be packed, pulled or pushed again; other blobs are
+    fetched again when they are read. ``mounts``: the directories of sealed mounts that still show the changed bytes.
     """
 
     digest: str
     form: str
     reason: str
     is_pinned: bool
+    is_healed: bool
+    kits: tuple[str, ...]
+    mounts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheCollected:
+    """The result of ``gc``: how many ``blobs`` and temporary ``files`` were removed, and the ``freed`` disk space."""
+
+    blobs: int
+    files: int
+    freed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +90,57 @@ def clear(**options: Unpack[Options]) -> CacheCleared:
         return CacheCleared(*run(store))
 
 
-def verify(*, progress: Progress = False, **options: Unpack[Options]) -> CacheVerified:
-    """Read every verified blob of the store back from the disk, and remove the blobs whose bytes have changed.
+def pins(**options: Unpack[Options]) -> list[str]:
+    """Return the references of the pinned kits. Raises StoreError."""
+    from kitfs.ops.library.cache import pins as run
 
-    A mount that uses a removed blob continues to serve the changed bytes until it is mounted again. ``progress``: see
-    ``kitfs.sdk.progress``; each changed blob is reported as a Warned event. Raises StoreError if a blob cannot be read
-    or removed.
+    with store_of(settings_of(options, Options)) as store:
+        return run(store)
+
+
+def pin(reference: str, **options: Unpack[Options]) -> str:
+    """Keep the blobs that were or will be fetched for a kit from being evicted. Return the digest of the kit.
+
+    Only the manifest and the config are fetched. Raises NotFound, RegistryError, ManifestError and StoreError.
     """
+    from kitfs.ops.library.cache import pin as run
+
+    with workspace_of(settings_of(options, Options)) as workspace:
+        return str(run(workspace, Reference.parse(reference).or_latest()))
+
+
+def unpin(reference: str, **options: Unpack[Options]) -> None:
+    """Remove the pin of a kit. Raises NotFound if the kit is not pinned under this reference, and StoreError."""
+    from kitfs.ops.library.cache import unpin as run
+
+    with store_of(settings_of(options, Options)) as store:
+        run(store, Reference.parse(reference).or_latest())
+
+
+def gc(**options: Unpack[Options]) -> CacheCollected:
+    """Remove the blobs that no known kit needs, and temporary files that crashes have left behind.
+
+    The known kits are the packed, pulled and pinned kits, and the kits that tags named when they were last resolved.
+    Blobs that a process or a mount uses stay. Raises StoreError.
+    """
+    from kitfs.ops.library.cache import collect
+
+    with store_of(settings_of(options, Options)) as store:
+        return CacheCollected(*collect(store))
+
+
+def verify(*, progress: Progress = False, **options: Unpack[Options]) -> CacheVerified:
+    """Read every verified blob of the store back from the disk, and fetch the blobs again whose bytes have changed.
+
+    A blob is fetched again if the registry of a kit that needs it is known; otherwise it is only removed. A sealed
+    mount continues to serve the changed bytes until it is mounted again. ``progress``: see ``kitfs.sdk.progress``; each
+    changed blob is reported as a Warned event. Raises StoreError if a blob cannot be read or removed.
+    """
+    from kitfs.daemon.mounted import mounted_kits
     from kitfs.ops.library.cache import verify as run
 
-    with store_of(settings_of(options, Options)) as store, reporting(progress, "verify") as report:
-        done = run(store, report=report)
+    settings = settings_of(options, Options)
+    with workspace_of(settings) as workspace, reporting(progress, "verify") as report:
+        mounted = mounted_kits(settings["run-dir"], settings["cache-dir"])
+        done = run(workspace, mounted=mounted, report=report)
     return CacheVerified(done.blobs, done.size, tuple(ChangedBlob(*blob) for blob in done.changed))

@@ -149,6 +149,15 @@ class Catalog:
         except Exception as e:  # noqa: BLE001 - as in get
             self._miss(e)
 
+    def names(self, kind: str) -> list[str]:
+        """Return the names of all values of a kind, or an empty list if the catalog cannot be read."""
+        try:
+            keys = self._do(lambda cache: [str(key) for key in cache.iterkeys()])
+        except Exception as e:  # noqa: BLE001 - as in get
+            self._miss(e)
+            return []
+        return [key.removeprefix(f"{kind}:") for key in keys if key.startswith(f"{kind}:")]
+
     def _miss(self, e: Exception) -> None:
         if (
             isinstance(e, sqlite3.DatabaseError)

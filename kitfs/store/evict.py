@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from kitfs.openfile import OpenFile, OwnFile
 from kitfs.ownership import make_directories
 from kitfs.store.lease import exclusive, locked, release
 from kitfs.store.mounted import is_mounted
-from kitfs.store.paths import TRASH, entry_bases, ingest_path, names_in, trash_path
+from kitfs.store.paths import SMALL_FILES, TRASH, entry_bases, ingest_path, names_in, trash_path
 
 SMALL: Final = 256 << 10  # bytes on disk
+LEFT: Final = 86_400.0  # seconds after which a temporary file was left behind by a crash
 
 
 class Entry(NamedTuple):
@@ -110,3 +113,20 @@ def sweep(root: str) -> None:
     for name in names_in(ingest_path(root)):
         if name.startswith(TRASH):
             shutil.rmtree(ingest_path(root, name), ignore_errors=True)
+
+
+def sweep_temporary(root: str) -> tuple[int, int]:
+    """Remove the temporary files (``durable.whole_file``) that crashes have left behind beside small files.
+
+    Returns (number of files, bytes on disk).
+    """
+    count = freed = 0
+    for base in SMALL_FILES:
+        for directory, _, names in os.walk(os.path.join(root, base)):
+            for path in (os.path.join(directory, name) for name in names if name.endswith("~")):
+                with suppress(OSError):
+                    info = os.lstat(path)
+                    if time.time() - info.st_mtime > LEFT:
+                        os.unlink(path)
+                        count, freed = count + 1, freed + info.st_blocks * 512
+    return count, freed

@@ -5,6 +5,7 @@
            members/                          indexes of layers (``members``)
            refs/                             tags of packed and pulled kits (``refs``)
            indexes/                          tags of indexes of kits (``refs``): an index and a kit may share a name
+           pins/                             kits whose fetched blobs are kept (``refs``)
            served/                           repositories of the embedded registry (``repositories``)
            blobs/<algorithm>/ab/<hex>/       a verified blob, as registries serve it (``entry``)
            decoded/<algorithm>/ab/<hex>/     the decoded form of a blob, verified
@@ -28,8 +29,9 @@ from kitfs.oci.names import Digest
 
 FORMS: Final = ("blobs", "decoded")
 UNPROVEN: Final = "unproven"
-DIRECTORIES: Final = (*FORMS, UNPROVEN, "refs", "indexes", "ingest")  # made when a store is opened
+DIRECTORIES: Final = (*FORMS, UNPROVEN, "refs", "indexes", "pins", "ingest")  # made when a store is opened
 LATER: Final = ("catalog", "members", "served")  # made when they are first used
+SMALL_FILES: Final = ("refs", "indexes", "pins", "served", "members")  # directories of small files
 TRASH: Final = "dead-"  # the prefix of the names of removed entries in ``ingest``
 
 

@@ -1,7 +1,8 @@
 """Find the pinned blobs, which are never evicted and do not count toward the limit of the store.
 
-A blob is pinned if a tag of a packed or pulled kit, or a repository of the embedded registry, refers to it directly or
-indirectly. It is also pinned while an operation of this process stores it. Threading: any thread may call every method.
+A blob is pinned if a tag of a packed or pulled kit, a pin (``kitfs cache pin``), or a repository of the embedded
+registry refers to it directly or indirectly. It is also pinned while an operation of this process stores it. Threading:
+any thread may call every method.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from kitfs.store.repositories import Repositories
 
 
 class Pins:
-    """The pins of a store. ``read`` returns the bytes of a manifest, or None if the store does not have it."""
+    """The pins of a store. ``read`` returns the bytes of a manifest, or None if the store does not have it.
+
+    ``kept`` has the pins that a user has made.
+    """
 
     def __init__(
-        self, refs: Refs, indexes: Refs, repositories: Repositories, read: Callable[[Digest], bytes | None]
+        self,
+        refs: Refs,
+        indexes: Refs,
+        kept: Refs,
+        repositories: Repositories,
+        read: Callable[[Digest], bytes | None],
     ) -> None:
         self._refs = refs
+        self._kept = kept
         self._indexes = indexes
         self._repositories = repositories
         self._read = read
@@ -53,19 +63,28 @@ class Pins:
         A tag of an index of kits does not pin the kits, which have tags of their own if they were pulled. Raises
         StoreError if a tag cannot be read.
         """
-        found: set[str] = set()
         linked = set(self._repositories.linked())
         pending = [descriptor["digest"] for _, _, descriptor in self._refs.items()]
+        for _, _, pin in self._kept.items():
+            more = pin.get("manifests")
+            pending += [pin["digest"], *(m for m in (more if isinstance(more, list) else ()) if isinstance(m, str))]
+        found = self.below(pending)
+        found.update(descriptor["digest"] for _, _, descriptor in self._indexes.items())
+        return found.union(linked, *self._held)
+
+    def below(self, manifests: Collection[str]) -> set[str]:
+        """Return the digests of manifests, and of all blobs and manifests to which they refer."""
+        found: set[str] = set()
+        pending = list(manifests)
         while pending:
             digest = pending.pop()
             if digest in found:
                 continue
             found.add(digest)
-            blobs, manifests = children(self._manifest(digest))
+            blobs, more = children(self._manifest(digest))
             found.update(blob["digest"] for blob in blobs)
-            pending += [manifest["digest"] for manifest in manifests]
-        found.update(descriptor["digest"] for _, _, descriptor in self._indexes.items())
-        return found.union(linked, *self._held)
+            pending += [manifest["digest"] for manifest in more]
+        return found
 
     def _manifest(self, digest: str) -> dict[str, Any]:
         """Return a manifest of the store; an empty dict if it is missing or damaged."""

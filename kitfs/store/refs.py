@@ -22,10 +22,14 @@ from kitfs.store.durable import fsync_directory, write_durably, write_error
 
 
 class Refs:
-    """The tags in ``directory``. A tag has a name, and belongs to a repository ("registry/repository")."""
+    """The tags in ``directory``. A tag has a name, and belongs to a repository ("registry/repository").
 
-    def __init__(self, directory: str) -> None:
+    If the directory is ``optional``, it may be missing: older versions of kitfs have not made it.
+    """
+
+    def __init__(self, directory: str, *, optional: bool = False) -> None:
         self._directory = directory
+        self._optional = optional
 
     def _path(self, name: str, tag: str) -> str:
         return os.path.join(self._directory, _quoted(name), _quoted(tag))
@@ -66,6 +70,8 @@ class Refs:
 
     def items(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """Yield (name, tag, descriptor) for every tag."""
+        if self._optional and not os.path.lexists(self._directory):
+            return
         for quoted in sorted(os.listdir(self._directory)):
             for tag in sorted(os.listdir(os.path.join(self._directory, quoted))):
                 if tag.endswith("~"):

@@ -69,9 +69,10 @@ class Store:
         self.catalog: Final = Catalog(os.path.join(root, "catalog"), log, trash=lambda: trash_path(root))
         self.refs: Final = Refs(os.path.join(root, "refs"))
         self.indexes: Final = Refs(os.path.join(root, "indexes"))
+        self.kept: Final = Refs(os.path.join(root, "pins"), optional=True)
         self.repositories: Final = Repositories(os.path.join(root, "served"))
         self.ingests: Final = Ingests(root)
-        self.pins: Final = Pins(self.refs, self.indexes, self.repositories, self.get)
+        self.pins: Final = Pins(self.refs, self.indexes, self.kept, self.repositories, self.get)
         self.room: Final = Room(
             root,
             self.pins,
@@ -367,6 +368,10 @@ class Store:
     def remove(self, entry: Entry) -> bool:
         """Remove a blob, unless it is in use or was used since ``entry`` was read; return whether it was removed."""
         return evict.remove(self.root, entry)
+
+    def sweep(self) -> tuple[int, int]:
+        """Remove temporary files that crashes have left behind. Returns (number of files, bytes on disk)."""
+        return evict.sweep_temporary(self.root)
 
     def usage(self) -> int:
         """Return how many bytes on disk are taken by the blobs that are not pinned."""

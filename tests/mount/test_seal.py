@@ -23,6 +23,7 @@ from tests.host import Host, Mounted, wait_until
 from tests.interpreters import Python
 from tests.kits import Part, build, kit_tar, part, write_layout
 from tests.registry_process import RegistryProcess
+from tests.stores import rot
 
 pytestmark = [pytest.mark.mount, pytest.mark.usefixtures("sealing_works")]
 KITS: dict[str, Any] = json.loads((GOLDEN / "kits.json").read_text())
@@ -717,6 +718,26 @@ def test_nothing_removes_the_blobs_of_a_sealed_mount(host: Host) -> None:
     host.umount(mount)
     host.kitfs("cache", "clear")
     assert blobs(host) & used == set()
+
+
+def test_cache_verify_names_a_sealed_mount_with_changed_bytes(host: Host) -> None:
+    """If bytes under a sealed mount changed on disk, ``cache verify`` names the mount and exits with 6.
+
+    The blob is fetched again, so a new mount shows the right bytes.
+    """
+    ref = small(host)
+    fill(host, ref)
+    mount = mount_sealed(host, ref)
+    (digest,) = (layer["digest"] for layer in host.status(mount)["layers"] if layer["size"] > len(BIG))
+    rot(host.cache, digest, at=1 << 20)
+    done = host.kitfs("cache", "verify", "--json", check=False)
+    assert done.returncode == 6
+    (changed,) = json.loads(done.stdout)["changed"]
+    assert (changed["digest"], changed["is_healed"], changed["mounts"]) == (digest, True, [str(mount)])
+    host.umount(mount)
+    assert host.kitfs("cache", "verify").returncode == 0
+    again = mount_sealed(host, ref)
+    assert (again / "model/w.bin").read_bytes() == BIG
 
 
 def test_a_mount_that_nobody_sees_uses_its_blobs(host: Host) -> None:

@@ -1,102 +1,19 @@
-"""Run the verbs cache, version, help and completion."""
+"""Run the verbs version, help and completion."""
 
 from __future__ import annotations
 
 import json
 import platform
 import shutil
-from typing import TYPE_CHECKING
 
 import click
 
-from kitfs.cli.commands import Command, Verbs
+from kitfs.cli.commands import Command
 from kitfs.cli.options import takes
-from kitfs.cli.output import counted, human_size, is_terminal, put, put_json, put_lines, say
-from kitfs.cli.progress import Reporter
-from kitfs.cli.session import store_of
-from kitfs.config import STORE, Settings
-from kitfs.errors import IntegrityError, UsageError
-from kitfs.ops.events import quiet
+from kitfs.cli.output import is_terminal, put, put_json, put_lines
+from kitfs.config import Settings
+from kitfs.errors import UsageError
 from kitfs.version import __version__
-
-if TYPE_CHECKING:
-    from kitfs.store.store import Store
-
-
-@click.group("cache", cls=Verbs, short_help="Show, clear or verify the blobs that mounts have cached.")
-def cache() -> None:
-    """Manage the cache: the blobs that mounts and other readers fetched. It does not contain packed or pulled kits."""
-
-
-@cache.command("info", cls=Command, short_help="Show the disk space of fetched blobs.")
-@takes("json", *STORE)
-def cache_info(settings: Settings) -> None:
-    """Show the disk space of fetched blobs, as registries store them (blobs) and decompressed (decoded)."""
-    from kitfs.ops.library.cache import usage
-
-    with store_of(settings) as store:
-        found = usage(store)
-        _mention_registry(settings, store)
-    total = sum(found.values())
-    if settings["json"]:
-        put_json({"total": total, **found})
-    elif not total:
-        put("Cache is currently empty")
-    else:
-        put(f"Total size of cache directory: {human_size(total)}")
-        put("Cache contents:")
-        there = {f"  ./{name}": size for name, size in found.items() if size}
-        for name, size in there.items():
-            put(f"{name.ljust(max(map(len, there)) + 4)}{human_size(size)}")
-
-
-@cache.command("clear", cls=Command, short_help="Delete fetched blobs.")
-@takes("json", *STORE)
-def cache_clear(settings: Settings) -> None:
-    """Delete fetched blobs. Blobs that a mount uses stay, and so do kits that were packed or pulled."""
-    from kitfs.ops.library.cache import clear
-
-    with store_of(settings) as store:
-        cleared = clear(store)
-        _mention_registry(settings, store)
-    if settings["json"]:
-        put_json(cleared._asdict())
-    elif is_terminal() and not cleared.in_use:
-        put(f"freed {human_size(cleared.freed)}")
-    elif cleared.in_use:
-        say(f"kitfs: freed {human_size(cleared.freed)}; {human_size(cleared.in_use)} are in use by mounts")
-
-
-@cache.command("verify", cls=Command, short_help="Read all verified blobs back from the disk.")
-@takes("progress", "json", *STORE)
-def cache_verify(settings: Settings) -> None:
-    """Read every verified blob of the store back from the disk, including blobs of packed and pulled kits.
-
-    A blob whose bytes have changed is removed, and the exit code is 6. A cached blob is fetched again when it is read.
-    A packed, pulled or pushed kit that needs the blob must be packed, pulled or pushed again. A mount that uses the
-    blob must be unmounted and mounted again.
-    """
-    from kitfs.ops.library.cache import verify
-
-    as_json = settings["json"]
-    with store_of(settings) as store, Reporter("none" if as_json else settings["progress"]) as report:
-        done = verify(store, report=quiet if as_json else report)
-    total = f"{counted(done.blobs, 'blob')} ({human_size(done.size)})"
-    if as_json:
-        put_json({**done._asdict(), "changed": [blob._asdict() for blob in done.changed]})
-    elif not done.changed:
-        put(f"verified {total}")
-    if done.changed:
-        raise IntegrityError(f"removed {len(done.changed)} of {total} from the store: their bytes changed on the disk")
-
-
-def _mention_registry(settings: Settings, store: Store) -> None:
-    """If a registry uses the store, print how to delete the blobs of kits that were removed from the registry."""
-    if not settings["json"] and store.repositories.names():
-        say(
-            f"kitfs: the cache does not include kits that were pushed to the registry in {store.root};"
-            f" to delete the blobs of removed kits, run: kitfs serve gc --root {store.root}"
-        )
 
 
 @click.command("version", cls=Command, short_help="Show the version.")
@@ -175,4 +92,4 @@ def completion(_: Settings, shell: str) -> None:
     put_lines(ShellComplete.source(script))  # BashComplete.source runs bash, which may not be installed here
 
 
-VERBS = (cache, version, help_, completion)
+VERBS = (version, help_, completion)

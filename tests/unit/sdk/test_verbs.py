@@ -224,7 +224,7 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
 
 
 def test_the_store_is_read_back(place: Place) -> None:
-    """Changed blobs are removed and listed. ``is_pinned`` says whether a kit in the store needs the blob."""
+    """Changed blobs are listed, and fetched again from the registry of a kit that needs them."""
     whole = kitfs.cache.verify(**place.options)
     assert (whole.blobs, whole.changed) == (4, ())
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
@@ -233,12 +233,27 @@ def test_the_store_is_read_back(place: Place) -> None:
     done = kitfs.cache.verify(progress=seen.append, **place.options)
     (changed,) = done.changed
     assert (changed.digest, changed.form, changed.is_pinned) == (layer, "blobs", True)
+    assert (changed.is_healed, changed.kits, changed.mounts) == (True, (place.reference,), ())
     assert (done.blobs, done.size) == (whole.blobs, whole.size)
-    assert sum(event.size for event in seen if isinstance(event, Moved)) == whole.size
+    assert sum(event.size for event in seen if isinstance(event, Moved) and event.name == "store") == whole.size
     assert [layer in event.text for event in seen if isinstance(event, Warned)] == [True]
-    assert kitfs.cache.verify(**place.options).blobs == 3
-    assert kitfs.pull(place.reference, **place.options)
-    assert kitfs.cache.verify(**place.options).blobs == 4
+    assert kitfs.cache.verify(**place.options) == whole
+
+
+def test_a_pinned_kit_stays_in_the_cache(place: Place) -> None:
+    """A pinned kit is not cleared or collected until it is unpinned."""
+    digest = kitfs.cache.pin(place.reference, **place.fresh)
+    with kitfs.open(place.reference, **place.fresh) as kit:
+        assert kit.digest == digest
+        kit.read("data/train.csv")
+    assert kitfs.cache.pins(**place.fresh) == [place.reference]
+    assert kitfs.cache.info(**place.fresh) == kitfs.cache.CacheUsage(0, 0)
+    assert kitfs.cache.clear(**place.fresh).freed == 0
+    assert kitfs.cache.gc(**place.fresh).blobs == 0
+    kitfs.cache.unpin(place.reference, **place.fresh)
+    with pytest.raises(errors.NotFound, match="is not pinned"):
+        kitfs.cache.unpin(place.reference, **place.fresh)
+    assert kitfs.cache.clear(**place.fresh).freed > 0
 
 
 def test_an_export_of_changed_bytes_fails(place: Place, tmp_path: Path) -> None:
