@@ -47,9 +47,11 @@ if TYPE_CHECKING:
     from kitfs.sdk.login import logout as logout
     from kitfs.sdk.mount import Mount as Mount
     from kitfs.sdk.mount import MountStatus as MountStatus
+    from kitfs.sdk.mount import ResolvedKit as ResolvedKit
     from kitfs.sdk.mount import logs as logs
     from kitfs.sdk.mount import mount as mount
     from kitfs.sdk.mount import mounts as mounts
+    from kitfs.sdk.mount import resolve as resolve
     from kitfs.sdk.mount import seal as seal
     from kitfs.sdk.mount import status as status
     from kitfs.sdk.mount import unmount as unmount
@@ -99,7 +101,18 @@ MODULES = {  # public name → its module and its name there; a value without a 
         "kit": ("FileInfo", "Kit", "LayerInfo", "open"),
         "library": ("Inspection", "KitSummary", "RemovedKit", "info", "inspect", "remove", "tag"),
         "login": ("login", "logout"),
-        "mount": ("Mount", "MountStatus", "logs", "mount", "mounts", "seal", "status", "unmount"),
+        "mount": (
+            "Mount",
+            "MountStatus",
+            "ResolvedKit",
+            "logs",
+            "mount",
+            "mounts",
+            "resolve",
+            "seal",
+            "status",
+            "unmount",
+        ),
         "options": (
             "CopyOptions",
             "MountOptions",
@@ -123,11 +136,11 @@ MODULES = {  # public name → its module and its name there; a value without a 
 __all__ = [
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitSignature", "KitSummary", "Kitfile", "KitfsError", "LayerInfo", "Mount", "MountOptions",
-    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "SealOptions", "StoreOptions",
-    "Tensor", "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert", "diff", "errors",
-    "events", "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect", "kitfile", "list",
-    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign",
-    "status", "tag", "unmount", "unpack", "verify", "warm",
+    "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit", "ResolvedKit", "SealOptions",
+    "StoreOptions", "Tensor", "TensorInfo", "TransferOptions", "__version__", "cache", "collect_garbage", "convert",
+    "diff", "errors", "events", "export", "generate_key_pair", "import_kit", "index", "info", "init", "inspect",
+    "kitfile", "list", "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove",
+    "resolve", "seal", "serve", "sign", "status", "tag", "unmount", "unpack", "verify", "warm",
 ]  # fmt: skip
 
 

@@ -242,6 +242,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
     [
         "mount",
         "umount",
+        "resolve",
         "status",
         "logs",
         "pack",

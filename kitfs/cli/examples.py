@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 TASKS: Final = (  # in the order of --help: the most frequent tasks come first
-    ("Use a kit", ("mount", "umount", "mounts", "status", "seal", "warm", "logs", "ls", "cat", "unpack")),
+    (
+        "Use a kit",
+        ("mount", "umount", "mounts", "status", "resolve", "run", "seal", "warm", "logs", "ls", "cat", "unpack"),
+    ),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
     ("Trust kits", ("sign", "verify", "generate-key-pair")),
     ("Look after kits", ("list", "info", "inspect", "diff", "tag", "remove", "index", "cache")),
@@ -27,6 +30,15 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "umount": ("kitfs umount /models", "kitfs umount --all"),
     "mounts": ("kitfs mounts", "kitfs mounts --json"),
     "status": ("kitfs status", "kitfs status /models", "kitfs status /models --check --json"),
+    "resolve": (
+        f"kitfs resolve {KIT}",
+        f"kitfs resolve {KIT} --print main",
+        f"kitfs resolve {KIT} --only model --json",
+    ),
+    "run": (
+        f"kitfs run {KIT} -- ls -l {{}}",
+        f"kitfs run {KIT} --only model -- llama-cli -m {{main}} -p Hello",
+    ),
     "seal": ("kitfs seal /models", "kitfs seal /models --json"),
     "warm": (f"kitfs warm {KIT}", f"kitfs warm {KIT} --only model --cache-size 200GiB"),
     "logs": ("kitfs logs /models", "kitfs logs -f /models"),

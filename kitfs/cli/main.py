@@ -27,6 +27,7 @@ from kitfs.cli.verbs import (
     library,
     login,
     mount,
+    resolve,
     serve,
     shell,
     signing,
@@ -65,6 +66,7 @@ def cli() -> None:
 
 for _module in (
     mount,
+    resolve,
     status,
     tree,
     unpack,

@@ -14,9 +14,9 @@ from importlib.resources import files
 # The order in which the topics are listed: pages for people first, then tasks, then reference.
 _ORDER = (
     "scientist", "platform", "integrator",
-    "mounting", "packing", "unpacking", "importing", "indexes", "images", "comparing", "signatures", "python", "server",
-    "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries", "boot", "operate",
-    "semantics", "performance", "design", "decisions",
+    "mounting", "serving", "packing", "unpacking", "importing", "indexes", "images", "comparing", "signatures",
+    "python", "server", "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries",
+    "boot", "operate", "semantics", "performance", "design", "decisions",
 )  # fmt: skip
 
 

@@ -7,13 +7,10 @@ threads. Threading: only one thread at a time may use a Mount; any thread may ca
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from kitfs import forks
@@ -24,6 +21,7 @@ from kitfs.sdk.options import Filters, MountOptions, Options, SealOptions, StrPa
 if TYPE_CHECKING:
     from kitfs.config import Settings
     from kitfs.daemon.presence import Presence
+    from kitfs.daemon.request import MountRequest
     from kitfs.daemon.run_dir import Record
 
 
@@ -88,6 +86,24 @@ class MountStatus:
     moved: bool | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ResolvedKit:
+    """A kit that ``resolve`` has mounted.
+
+    ``path``: the directory of the mount. ``reference``: the reference that was given. ``digest``: the digest of the
+    manifest. ``format``: the format of the model, such as "safetensors" or "gguf", or "" if it is not known. ``model``:
+    the directory of the model, or ``path`` if the format is not known. ``main``: the file that a program loads, such as
+    the GGUF file or the index of the safetensors files; "" if the format is not known.
+    """
+
+    path: str
+    reference: str
+    digest: str
+    format: str
+    model: str
+    main: str
+
+
 def mount(
     reference: str,
     directory: StrPath,
@@ -108,13 +124,44 @@ def mount(
     same options, that mount is used, and the end of the block does not unmount it. Raises the errors of ``open``, and
     MountError if the directory cannot be a mount point, or if it is the mount point of something else.
     """
+    from kitfs.daemon.ask import ask_mount
+
+    request = _request(reference, os.fspath(directory), only, labels, options)
+    mountpoint, made = ask_mount(request, _warn)
+    return Mount(mountpoint, request.run_dir, made=made)
+
+
+def resolve(
+    reference: str, *, only: Filters = (), labels: Mapping[str, str] | None = None, **options: Unpack[MountOptions]
+) -> ResolvedKit:
+    """Mount a kit for programs that need a path, and find the model in it. The mount stays until ``unmount``.
+
+    >>> kit = kitfs.resolve("registry.example.com/team/llama:v1")
+    >>> subprocess.run(["vllm", "serve", kit.model])
+
+    A call with the same kit and the same options returns the same mount, also in another process. The mount point is in
+    the run-time directory. ``reference``, ``only`` and ``labels``: see ``open``. Raises the errors of ``mount``.
+    """
+    from kitfs.daemon.ask import ask_mount
+    from kitfs.daemon.resolve import resolve as resolve_kit
+
+    request = _request(reference, os.sep, only, labels, options)
+    return ResolvedKit(*resolve_kit(request, lambda pinned: ask_mount(pinned, _warn)[0]))
+
+
+def _request(
+    reference: str, directory: str, only: Filters, labels: Mapping[str, str] | None, options: MountOptions
+) -> MountRequest:
+    """Make the request for a mount. Raises UsageError, and MountError for a directory that cannot be a mount point."""
     from kitfs.daemon.request import MountRequest
 
     chosen = tuple(f"{key}={value}" for key, value in (labels or {}).items())
     settings = settings_of(options, MountOptions, only=filters_of(only), label=chosen)
-    request = MountRequest.of(display(kit_reference(reference)), os.fspath(directory), settings)
-    answer = ask("mount", asdict(request))
-    return Mount(answer["mountpoint"], request.run_dir, made=answer["made"])
+    return MountRequest.of(display(kit_reference(reference)), directory, settings)
+
+
+def _warn(warning: str) -> None:
+    logging.getLogger("kitfs").warning("%s", warning)
 
 
 def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options]) -> None:
@@ -123,10 +170,11 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     ``lazy``: detach the mount at once; open files can still be read. Raises MountError if the mount is in use, or if
     kitfs has no mount at the directory.
     """
+    from kitfs.daemon.ask import ask_unmount
     from kitfs.fuse.mount_table import canonical
 
     settings = settings_of(options, Options)
-    ask("umount", {"mountpoint": canonical(os.fspath(directory)), "run_dir": settings["run-dir"], "lazy": lazy})
+    ask_unmount(canonical(os.fspath(directory)), settings["run-dir"], _warn, lazy=lazy)
 
 
 def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
@@ -289,7 +337,9 @@ class Mount:
         self._ended = True
 
     def _end(self, lazy: bool) -> None:
-        ask("umount", {"mountpoint": self.path, "run_dir": self._run_dir, "lazy": lazy})
+        from kitfs.daemon.ask import ask_unmount
+
+        ask_unmount(self.path, self._run_dir, _warn, lazy=lazy)
 
     def __enter__(self) -> str:
         if self._ended:
@@ -332,20 +382,3 @@ def _is_ours(pid: int) -> bool:
         except (OSError, ValueError, IndexError):
             return False
     return pid == os.getpid()
-
-
-def ask(verb: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run ``python -m kitfs.daemon``, and log its warnings. Raises the error that the process reported."""
-    from kitfs.errors import error_from_json
-
-    command = [sys.executable, "-m", "kitfs.daemon", verb]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    try:
-        answer: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        raise MountError(f"kitfs.daemon {verb} failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-    for warning in done.stderr.splitlines():
-        logging.getLogger("kitfs").warning("%s", warning)
-    if "error" in answer:
-        raise error_from_json(answer)
-    return answer

@@ -21,6 +21,8 @@ FOREIGN = {
     "--as-skill",
     "--help",
     "--mib",
+    "--model",
+    "--safetensors-load-strategy",
 }  # options of other programs, options that only kit has, and options of click
 
 
