@@ -59,7 +59,7 @@ class Option(NamedTuple):
     default: str | None = None
     metavar: str = ""
     flag: bool = False  # the option has no value on the command line
-    boolean: bool = False  # the value is a BOOL, which must follow "="
+    bare: str = ""  # the value of the flag without "="; an option with it accepts a value only after "="
     negatable: bool = False  # the flags are --name and --no-name
     many: bool = False  # the option may be repeated, and its value is a tuple
     short: str = ""
@@ -171,10 +171,10 @@ OPTIONS: Final[Mapping[str, Option]] = {
             flag=True,
         ),
         Option(
-            "plain-http", boolean, "Use plain HTTP (default: for loopback hosts only).", metavar="BOOL", boolean=True
+            "plain-http", boolean, "Use plain HTTP (default: for loopback hosts only).", metavar="BOOL", bare="true"
         ),
         Option(
-            "tls-verify", boolean, "Verify the registry's certificate.", default="true", metavar="BOOL", boolean=True
+            "tls-verify", boolean, "Verify the registry's certificate.", default="true", metavar="BOOL", bare="true"
         ),
         Option(
             "tls-cert",

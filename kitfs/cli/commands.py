@@ -68,13 +68,13 @@ def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 
 class Command(_Helpful):
-    """A verb. An option such as ``--plain-http`` accepts a BOOL only after "=", and without a value it is true."""
+    """A verb. An option such as ``--plain-http`` accepts a value only after "=", and without a value it is true."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add ``=true`` to boolean options without a value, up to ``--``."""
-        bare = {opt for p in self.params if isinstance(p, Flag) and p.option.boolean for opt in p.opts}
+        """Add the value of ``Option.bare`` to the flags that have it and are given without a value, up to ``--``."""
+        bare = {opt: p.option.bare for p in self.params if isinstance(p, Flag) and p.option.bare for opt in p.opts}
         end = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [f"{a}=true" if a in bare else a for a in args[:end]] + args[end:])
+        return super().parse_args(ctx, [f"{a}={bare[a]}" if a in bare else a for a in args[:end]] + args[end:])
 
 
 class Verbs(_Helpful, click.Group):

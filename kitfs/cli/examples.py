@@ -55,7 +55,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "init": ("kitfs init .", "kitfs init ./llama --name llama --author Ann --force"),
     "pack": (
         f"kitfs pack . -t {KIT}",
-        f"kitfs pack . -t {KIT} --layer-format raw --push",
+        f"kitfs pack . -t {KIT} --layer-format raw --push --provenance",
         "kitfs pack . -f other/Kitfile -t llama:v1,latest",
     ),
     "push": (f"kitfs push {KIT}", f"kitfs push llama:v1 {KIT}"),

@@ -49,7 +49,7 @@ def flags_of(options: str) -> dict[str, object]:
             flags["allow-other"] = "false"
         elif name in SUPPORTED:
             option = OPTIONS[name]
-            if not found and not (option.flag or option.boolean or option.negatable):
+            if not found and not (option.flag or option.bare or option.negatable):
                 raise UsageError(f"-o {key} needs a value")
             text = value if found else "true"
             if option.many:

@@ -111,5 +111,5 @@ def _flag(option: Option) -> Callable[[Verb], Verb]:
         return click.option(*spelled, is_flag=True, flag_value="true", **fields)
     if option.default is not None and option.help:
         fields["help"] = f"{option.help} [default: {option.default}]"
-    fields["metavar"] = f"[={option.metavar}]" if option.boolean else option.metavar
+    fields["metavar"] = f"[={option.metavar}]" if option.bare else option.metavar
     return click.option(*spelled, multiple=option.many, **fields)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Unpack
+from typing import TYPE_CHECKING, Literal, Unpack
 
 from kitfs.errors import UsageError
 from kitfs.modelkit.kitfile import Kitfile, Package
 from kitfs.sdk.options import StrPath, TransferOptions, settings_of
 from kitfs.sdk.progress import Progress, reporting
 from kitfs.sdk.session import workspace_of
+from kitfs.sdk.signing import private_key_of
+
+if TYPE_CHECKING:
+    from kitfs.ops.provenance.record import ProvenanceOptions
+
+Provenance = Literal["none", "unsigned", "sign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +70,10 @@ def pack(
     layer_format: Literal["tar", "raw"] = "tar",
     model_pack: bool = False,
     push: bool = False,
+    provenance: Provenance = "none",
+    signing_key: StrPath | None = None,
+    password: str | None = None,
+    attestation_output: StrPath | None = None,
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> str:
@@ -73,28 +83,48 @@ def pack(
     ``kitfile``: a path or a Kitfile object; the default is the Kitfile in the directory. ``kit_version``: write the
     manifest as this version of kit does. ``created``: seconds since the epoch; the default is the time of packing.
     ``compression`` and ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack. ``push``: send
-    the kit directly to the registry of ``tag``, without a copy in the store. ``progress``: see ``kitfs.sdk.progress``.
-    Raises ContextError, KitfileError, StoreError, UsageError, the errors of ``open`` for a parent kit, and with
-    ``push`` the errors of ``kitfs.push``.
+    the kit directly to the registry of ``tag``, without a copy in the store. ``provenance``: "unsigned" attaches a
+    statement of where the kit comes from, and "sign" signs it with the private key ``signing_key``; ``password`` is as
+    in ``sign``. ``attestation_output``: a file to which the provenance is written. ``progress``: see
+    ``kitfs.sdk.progress``. Raises ContextError, KitfileError, StoreError, UsageError, the errors of ``open`` for a
+    parent kit, and with ``push`` the errors of ``kitfs.push``.
     """
     from kitfs.modelkit.writer import CLI_VERSION_OF_KITFS, KitFormat
-    from kitfs.ops.pack.pack import pack as packing
     from kitfs.ops.pack.pack import references_of
+    from kitfs.ops.provenance.pack import pack_recorded
 
     settings = settings_of(options, TransferOptions)
+    recorded = _provenance(provenance, signing_key, password, attestation_output)
     kit_format = KitFormat(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
     with workspace_of(settings) as workspace, reporting(progress, f"pack {os.fspath(directory)}") as report:
-        kit = packing(
+        kit = pack_recorded(
             workspace,
             os.fspath(directory),
             _kitfile(directory, kitfile),
             references_of(tag),
             kit_format=kit_format,
+            provenance=recorded,
             push=push,
             concurrency=settings["concurrency"] if settings.given("concurrency") else None,
             report=report,
         )
     return str(kit.descriptor.digest)
+
+
+def _provenance(
+    mode: Provenance, key: StrPath | None, password: str | None, output: StrPath | None
+) -> ProvenanceOptions:
+    """Make the options for the provenance of a kit. Raises UsageError."""
+    from kitfs.ops.provenance.record import ProvenanceOptions
+    from kitfs.ops.signing.files import write_file
+
+    def write(text: str) -> None:
+        write_file(os.fspath(output or ""), text.encode("utf-8", "surrogateescape"))
+
+    if key is not None and mode != "sign":
+        raise UsageError('signing_key goes with provenance="sign"')
+    signer = None if key is None else private_key_of(key, password)
+    return ProvenanceOptions(mode, signer, None if output is None else write)
 
 
 def _kitfile(directory: StrPath, kitfile: Kitfile | StrPath | None) -> Kitfile:
@@ -126,6 +156,10 @@ def import_kit(
     edit: Callable[[Kitfile], Kitfile] | None = None,
     created: int | None = None,
     push: bool = False,
+    provenance: Provenance = "none",
+    signing_key: StrPath | None = None,
+    password: str | None = None,
+    attestation_output: StrPath | None = None,
     progress: Progress = False,
     **options: Unpack[TransferOptions],
 ) -> ImportedKit:
@@ -137,7 +171,8 @@ def import_kit(
     HF_TOKEN. ``tool``: the way to read the repository, as for ``--tool``. ``kitfile``: a Kitfile to use instead of the
     repository's Kitfile. ``edit``: a function that receives the generated Kitfile and returns the Kitfile to use.
     ``created``: seconds since the epoch; the default is the time of the commit. ``push``: send the kit directly to the
-    registry of ``tag``. An interrupted import resumes when the same call is made again. Raises NotFound, Unauthorized,
+    registry of ``tag``. ``provenance``, ``signing_key``, ``password`` and ``attestation_output``: as in ``pack``; a kit
+    of a layout has none. An interrupted import resumes when the same call is made again. Raises NotFound, Unauthorized,
     RegistryError, IntegrityError, ContextError, KitfileError, StoreError, UsageError.
     """
     from kitfs.ops.imports.run import ImportOptions
@@ -152,6 +187,7 @@ def import_kit(
         push=push,
         created=created,
         concurrency=settings["concurrency"],
+        provenance=_provenance(provenance, signing_key, password, attestation_output),
     )
     with workspace_of(settings) as workspace, reporting(progress, f"import {repository}") as report:
         done = run(workspace, repository, tag, options=chosen, report=report, edit=edit)

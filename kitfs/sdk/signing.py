@@ -15,6 +15,7 @@ from kitfs.sdk.session import workspace_of
 if TYPE_CHECKING:
     from kitfs.oci.names import Digest
     from kitfs.ops.signing.verify import Verified
+    from kitfs.trust.keys import PrivateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def sign(
     """
     from datetime import UTC, datetime
 
-    from kitfs.ops.signing.files import read_private_key, write_file
+    from kitfs.ops.signing.files import write_file
     from kitfs.ops.signing.model import sign_model
     from kitfs.ops.signing.sign import sign as run
 
@@ -64,7 +65,7 @@ def sign(
         raise UsageError(f"signature_format: {signature_format!r} is neither bundle nor tag")
     if bundle is not None and not oms:
         raise UsageError("bundle goes with oms")
-    key = read_private_key(os.fspath(private_key), lambda: _password(password))
+    key = private_key_of(private_key, password)
     target, now = remote_reference(reference, "sign"), datetime.now(UTC)
     if oms:
         with workspace_of(settings) as workspace:
@@ -146,6 +147,13 @@ def generate_key_pair(prefix: StrPath = "cosign", *, password: str | None = None
     from kitfs.ops.signing.files import write_key_pair
 
     return write_key_pair(os.path.abspath(os.fspath(prefix)), _password(password))[:2]
+
+
+def private_key_of(file: StrPath, password: str | None) -> PrivateKey:
+    """Read a private key. ``password``: as in ``sign``. Raises UsageError."""
+    from kitfs.ops.signing.files import read_private_key
+
+    return read_private_key(os.fspath(file), lambda: _password(password))
 
 
 def _unreported(_: object) -> None:

@@ -1,4 +1,8 @@
-"""Push signatures into the repository of the kit that they sign, as referrers or under cosign's tag.
+"""Make the manifests of signatures and statements, and push them into the repository of their kit.
+
+A manifest is a referrer of the kit, or is stored under cosign's tag. A signed statement is in a Sigstore bundle. A
+statement without a signature is a layer of the type ``application/vnd.in-toto+json`` with the annotation
+``in-toto.io/predicate-type``, as BuildKit writes it.
 
 Threading: the module has no state. If two processes at the same time sign the same digest under cosign's tag, one of
 the two signatures may be lost, as with cosign. Referrers do not have this problem.
@@ -6,9 +10,9 @@ the two signatures may be lost, as with cosign. Referrers do not have this probl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from kitfs.content import Destination, Manifests, ReadFrom
 from kitfs.errors import NotFound
@@ -16,7 +20,8 @@ from kitfs.oci.manifest import CREATED, IMAGE_MANIFEST, Descriptor, Manifest
 from kitfs.oci.names import Digest
 from kitfs.trust import simple_signing
 from kitfs.trust.bundle import MEDIA_TYPE
-from kitfs.trust.signatures import PREDICATE_TYPE
+from kitfs.trust.signatures import PREDICATE_TYPE, STATED_PREDICATE_TYPE
+from kitfs.trust.statement import PAYLOAD_TYPE
 
 EMPTY: Final = b"{}"
 EMPTY_TYPE: Final = "application/vnd.oci.empty.v1+json"  # image-spec v1.1, "Guidance for an empty descriptor"
@@ -27,25 +32,54 @@ class Repository(Destination, Manifests, Protocol):
     """A repository whose manifests and blobs can be read and written."""
 
 
+class Document(NamedTuple):
+    """A manifest that refers to a kit, and the manifest's blobs with their descriptors."""
+
+    manifest: bytes
+    blobs: tuple[tuple[Descriptor, bytes], ...]
+
+    @property
+    def digest(self) -> Digest:
+        """The digest of the manifest."""
+        return Digest.of(self.manifest)
+
+
+def signed_document(subject: Descriptor, bundle: bytes, predicate_type: str, now: datetime) -> Document:
+    """Return the referrer of ``subject`` with a bundle, as cosign 3 writes it."""
+    layer = Descriptor(MEDIA_TYPE, Digest.of(bundle), len(bundle))
+    annotations = {CONTENT: "dsse-envelope", PREDICATE_TYPE: predicate_type, CREATED: _time(now)}
+    return _document(MEDIA_TYPE, layer, bundle, subject, annotations)
+
+
+def stated_document(subject: Descriptor, statement: bytes, predicate_type: str, now: datetime) -> Document:
+    """Return the referrer of ``subject`` with a statement that nobody has signed."""
+    annotations = {STATED_PREDICATE_TYPE: predicate_type}
+    layer = Descriptor(PAYLOAD_TYPE, Digest.of(statement), len(statement), annotations)
+    return _document(PAYLOAD_TYPE, layer, statement, subject, {**annotations, CREATED: _time(now)})
+
+
+def _document(
+    artifact_type: str, layer: Descriptor, data: bytes, subject: Descriptor, annotations: Mapping[str, str]
+) -> Document:
+    config = Descriptor(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY))
+    manifest = Manifest(config, (layer,), IMAGE_MANIFEST, artifact_type, subject, annotations)
+    return Document(manifest.to_json(), ((config, EMPTY), (layer, data)))
+
+
+def _time(now: datetime) -> str:
+    return now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def push_document(target: Destination, document: Document) -> Digest:
+    """Push a manifest that refers to a kit, and return its digest. Raises RegistryError."""
+    for descriptor, data in document.blobs:
+        target.upload(descriptor, _reader(data))
+    return target.put_manifest(document.digest, IMAGE_MANIFEST, document.manifest)
+
+
 def push_bundle(target: Destination, subject: Descriptor, bundle: bytes, predicate_type: str, now: datetime) -> Digest:
     """Push a bundle as a referrer of ``subject``, and return the digest of the referrer. Raises RegistryError."""
-    config = Descriptor(EMPTY_TYPE, Digest.of(EMPTY), len(EMPTY))
-    layer = Descriptor(MEDIA_TYPE, Digest.of(bundle), len(bundle))
-    manifest = Manifest(
-        config,
-        (layer,),
-        IMAGE_MANIFEST,
-        MEDIA_TYPE,
-        subject,
-        {
-            CONTENT: "dsse-envelope",
-            PREDICATE_TYPE: predicate_type,
-            CREATED: now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        },
-    ).to_json()
-    target.upload(config, _reader(EMPTY))
-    target.upload(layer, _reader(bundle))
-    return target.put_manifest(Digest.of(manifest), IMAGE_MANIFEST, manifest)
+    return push_document(target, signed_document(subject, bundle, predicate_type, now))
 
 
 def push_tagged(target: Repository, digest: Digest, payload: bytes, signature: bytes) -> Digest:

@@ -8,7 +8,8 @@ signature of a kit; attestations are not. Threading: the module has no state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -27,6 +28,7 @@ MAX_SIGNATURES: Final = 100  # of one digest in one shape; limits the requests t
 MAX_SHOWN: Final = 100  # characters of a name that a signature gives to its signer
 EMPTY_TYPES: Final = ("", "application/vnd.oci.empty.v1+json")  # artifact types that say nothing
 PREDICATE_TYPE: Final = "dev.sigstore.bundle.predicateType"  # annotation of a bundle's manifest
+STATED_PREDICATE_TYPE: Final = "in-toto.io/predicate-type"  # annotation of a statement that is not signed
 
 Shape = Literal["bundle", "tag"]
 
@@ -110,24 +112,40 @@ def referring_bundles(
     A bundle whose annotation names another predicate is not fetched. The predicate in the signed payload is not checked
     here.
     """
+
+    def fits(annotations: Mapping[str, str]) -> bool:
+        return annotations.get(PREDICATE_TYPE, predicate_type) == predicate_type
+
+    for manifest in referring_manifests(source, digest, (FAMILY,), fits):
+        for layer in manifest.layers[:1]:
+            if layer.media_type.startswith(FAMILY):
+                with suppress(ManifestError, IntegrityError, NotFound):
+                    yield layer, source.blob_bytes(layer, MAX_BUNDLE)
+
+
+def referring_manifests(
+    source: SignatureSource, digest: Digest, types: tuple[str, ...], fits: Callable[[Mapping[str, str]], bool]
+) -> Iterator[Manifest]:
+    """Yield the manifests whose subject is a digest, at most MAX_SIGNATURES. Unreadable manifests are omitted.
+
+    ``types``: how the artifact type must begin; a manifest without an artifact type is yielded, too. ``fits`` is called
+    with the annotations in the list of referrers, and with those of the manifest.
+    """
     seen = 0
     for entry in source.referrers(digest):
-        if not entry.artifact_type.startswith(FAMILY) and entry.artifact_type not in EMPTY_TYPES:
+        if not entry.artifact_type.startswith(types) and entry.artifact_type not in EMPTY_TYPES:
             continue
-        if entry.annotations.get(PREDICATE_TYPE, predicate_type) != predicate_type:
+        if not fits(entry.annotations):
             continue
         seen += 1
         if seen > MAX_SIGNATURES:
             return
         try:
             manifest = Manifest.parse(source.manifest(entry.digest)[1])
-            if manifest.annotations.get(PREDICATE_TYPE, predicate_type) != predicate_type:
-                continue
-            for layer in manifest.layers[:1]:
-                if layer.media_type.startswith(FAMILY):
-                    yield layer, source.blob_bytes(layer, MAX_BUNDLE)
         except (ManifestError, IntegrityError, NotFound):
             continue
+        if fits(manifest.annotations):
+            yield manifest
 
 
 def _bundles(source: SignatureSource, digest: Digest) -> Iterator[Signature]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
+from kitfs.cli.keys import PROVENANCE, provenance_of
 from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
 from kitfs.cli.output import put, put_json, put_lines, say
@@ -44,6 +46,7 @@ IMPORT = options_of(
     Option("file", word, "Path of the Kitfile, or - for stdin.", metavar="FILE", short="f"),
     Option("tool", Choice("hf", "git", "auto"), "How to read the repository.", default="auto", metavar="hf|git|auto"),
     Option("push", boolean, "Write to the registry, without a copy in the store.", default="false", flag=True),
+    *PROVENANCE,
 )
 
 
@@ -99,7 +102,7 @@ def import_(settings: Settings, repository: str) -> None:
     REPOSITORY is owner/name or datasets/owner/name of a Hugging Face hub (HF_ENDPOINT, HF_TOKEN), the URL of a git
     repository, oci:DIR[:tag] or oci-archive:FILE[:tag]. A file of a hub is written directly into a layer, without a
     temporary copy on disk. A file that the destination already has is not transferred. An interrupted import resumes
-    when the same command is run again.
+    when the same command is run again. --provenance attaches a statement of the repository and the commit.
     """
     from kitfs.ops.imports.run import ImportOptions, import_kit
 
@@ -117,7 +120,7 @@ def import_(settings: Settings, repository: str) -> None:
             workspace,
             repository,
             settings["tag"],
-            options=options,
+            options=replace(options, provenance=provenance_of(settings, report)),
             report=report,
             edit=lambda kitfile: _edited(kitfile, report, ask=not settings["json"] and sys.stdin.isatty()),
         )

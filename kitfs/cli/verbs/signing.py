@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import references
+from kitfs.cli.keys import now, password, private_key_of
 from kitfs.cli.options import takes
 from kitfs.cli.output import counted, put, put_json, short
 from kitfs.cli.progress import Reporter
@@ -19,8 +18,6 @@ from kitfs.errors import UsageError
 from kitfs.parsers import Choice, boolean, path, word
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from kitfs.oci.names import LayoutReference, Reference
     from kitfs.ops.signing.model import SignedModel
     from kitfs.trust.keyless import Keyless
@@ -72,7 +69,6 @@ def sign(settings: Settings, reference: str) -> None:
     one of its kits.
     """
     from kitfs.modelkit.index import selector
-    from kitfs.ops.signing.files import read_private_key
     from kitfs.ops.signing.sign import sign as signing
 
     if settings["key"] is None:
@@ -83,12 +79,12 @@ def sign(settings: Settings, reference: str) -> None:
     labels = selector(settings["label"])
     if settings["bundle"] is not None and not settings["oms"]:
         raise UsageError("--bundle goes with --oms")
-    key = read_private_key(settings["key"], lambda: _password("Enter password for private key: "))
+    key = private_key_of(settings["key"])
     if settings["oms"]:
         _sign_files(settings, target, labels, key)
         return
     with workspace_of(settings, waits=True) as workspace:
-        done = signing(workspace, target, key, labels=labels, shape=settings["signature-format"], now=_now())
+        done = signing(workspace, target, key, labels=labels, shape=settings["signature-format"], now=now())
     if settings["json"]:
         put_json(
             {
@@ -163,7 +159,7 @@ def _sign_files(settings: Settings, target: Reference, labels: dict[str, str], k
     from kitfs.ops.signing.model import sign_model
 
     with workspace_of(settings) as workspace, Reporter(settings["progress"]) as report:
-        done = sign_model(workspace, target, key, labels=labels, now=_now(), report=report)
+        done = sign_model(workspace, target, key, labels=labels, now=now(), report=report)
     if settings["bundle"] is not None:
         write_file(settings["bundle"], done.bundle)
     _put_files(settings, target.display, done, "signed")
@@ -211,43 +207,13 @@ def generate_key_pair(settings: Settings) -> None:
     """
     from kitfs.ops.signing.files import write_key_pair
 
-    password = _password("Enter password for the new private key: ", again="Enter the password again: ")
-    secret, public, key = write_key_pair(settings["output-key-prefix"], password)
+    secret_password = password("Enter password for the new private key: ", again="Enter the password again: ")
+    secret, public, key = write_key_pair(settings["output-key-prefix"], secret_password)
     if settings["json"]:
         put_json({"private_key": secret, "public_key": public, "name": key.name})
     else:
         put(f"private key: {secret}")
         put(f"public key: {public}")
-
-
-def _password(prompt: str, *, again: str = "") -> bytes:
-    """Return the password of a private key. It is read from the environment, otherwise from the terminal."""
-    import getpass
-
-    from kitfs.trust.keys import password_of
-
-    given = password_of(os.environ)
-    if given is not None:
-        return given
-    if not sys.stdin.isatty():
-        raise UsageError("the private key needs a password: set KITFS_KEY_PASSWORD (an empty one counts too)")
-    try:
-        text = getpass.getpass(prompt)
-        if again and getpass.getpass(again) != text:
-            raise UsageError("the passwords differ")
-    except EOFError:
-        raise UsageError("no password was given")
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _now() -> datetime:
-    """Return the time of SOURCE_DATE_EPOCH, or the present time if it is not set."""
-    from datetime import UTC, datetime
-
-    from kitfs.cli.kitfile import source_date
-
-    epoch = source_date()
-    return datetime.now(UTC) if epoch is None else datetime.fromtimestamp(epoch, UTC)
 
 
 VERBS = (sign, verify, generate_key_pair)

@@ -10,6 +10,7 @@ import click
 
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import directories, references
+from kitfs.cli.keys import PROVENANCE, provenance_of
 from kitfs.cli.kitfile import kitfile_of, source_date
 from kitfs.cli.options import takes
 from kitfs.cli.session import display, exit_on_interrupt, named, registry_target, reporter_of, with_tag, workspace_of
@@ -44,6 +45,7 @@ PACK = options_of(
     Option("use-model-pack", boolean, "Write a CNCF ModelPack.", default="false", flag=True),
     Option("push", boolean, "Write to the registry, without a copy in the store.", default="false", flag=True),
     Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
+    *PROVENANCE,
 )
 
 
@@ -55,9 +57,10 @@ def pack(settings: Settings, directory: str) -> None:
 
     Layers and config are the same bytes as kit writes. Files that .kitignore matches are left out. SOURCE_DATE_EPOCH
     sets the time of creation. With --push, the kit is written to the registry of its tag, and not to the store.
+    --provenance attaches a statement of the git commit, the parent kit and the data from which the kit was made.
     """
-    from kitfs.ops.pack.pack import pack as packing
     from kitfs.ops.pack.pack import references_of
+    from kitfs.ops.provenance.pack import pack_recorded
     from kitfs.system import allow_many_files
 
     push = settings["push"]
@@ -66,14 +69,16 @@ def pack(settings: Settings, directory: str) -> None:
     kit_format = _format(settings)
     allow_many_files()
     with workspace_of(settings) as workspace, reporter_of(settings) as report:
+        provenance = provenance_of(settings, report)
         try:
             with exit_on_interrupt(report) if push else nullcontext():
-                kit = packing(
+                kit = pack_recorded(
                     workspace,
                     directory,
                     kitfile,
                     references,
                     kit_format=kit_format,
+                    provenance=provenance,
                     push=push,
                     concurrency=settings["concurrency"] if settings.given("concurrency") else None,
                     report=report,
@@ -106,10 +111,9 @@ def push(settings: Settings, reference: str, destination: str | None) -> None:
 
     Blobs that the registry already has are not sent. An interrupted push resumes when it is run again.
     """
-    from kitfs.ops.transfer.push import push as pushing
-    from kitfs.ops.transfer.referrers import push_kit
+    from kitfs.ops.transfer.referrers import push_alone, push_kit
 
-    how = push_kit if settings["with-referrers"] else pushing
+    how = push_kit if settings["with-referrers"] else push_alone
     push_as(settings, reference, destination, noun="", push=how)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from kitfs.errors import UsageError
 from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.kitfile import Kitfile, Package
-from kitfs.modelkit.writer import KitFormat
+from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference, parse_any
 from kitfs.ops.events import Noted, Report, Warned
 from kitfs.ops.imports.arrange import arrange
@@ -28,6 +28,9 @@ from kitfs.ops.pack.generate import MAX_READ, File, directory_of, generate, read
 from kitfs.ops.pack.kitfiles import find_kitfile, parent_paths, read_kitfile
 from kitfs.ops.pack.layer_jobs import MAX_IGNORE
 from kitfs.ops.pack.pack import pack, references_of
+from kitfs.ops.provenance.predicate import IMPORT_TYPE
+from kitfs.ops.provenance.record import ProvenanceOptions, Recorder
+from kitfs.ops.provenance.source import BuildSource
 from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.redaction import public
 
@@ -54,7 +57,7 @@ class ImportOptions:
     server; "" means ``HF_TOKEN`` for a hub. ``hub``: the URL of the hub; "" means ``HF_ENDPOINT`` or
     https://huggingface.co. ``kitfile``: a Kitfile to use instead of the repository's Kitfile or a generated Kitfile.
     ``push``: push the kit directly to the registry of its tag. ``created``: the creation time in seconds since the
-    epoch; None means the time of the commit.
+    epoch; None means the time of the commit. ``provenance``: whether to record the commit and the data of the kit.
     """
 
     ref: str = ""
@@ -65,6 +68,7 @@ class ImportOptions:
     push: bool = False
     created: int | None = None
     concurrency: int = CONCURRENCY
+    provenance: ProvenanceOptions = field(default_factory=ProvenanceOptions)
 
     @property
     def hub_url(self) -> str:
@@ -99,12 +103,15 @@ def import_kit(
         report(Noted(f"Using tag {name}. Use flag --tag to override"))
     job = _ImportJob(workspace, references, name, options, edit, report)
     if isinstance(layout, LayoutReference):
-        digest = job.from_layout(layout)
-    elif _tool_for(repository, options) == "hf":
-        digest = job.from_hub(repository)
-    else:
-        digest = job.from_git(repository)
-    return Imported(digest, tuple(references), name)
+        return Imported(job.from_layout(layout), tuple(references), name)
+    started = options.provenance.now()
+    kit, source = (job.from_hub if _tool_for(repository, options) == "hf" else job.from_git)(repository)
+    if options.provenance.wanted:
+        recorder = Recorder(
+            workspace, options.provenance, IMPORT_TYPE, source, "", started, push=options.push, report=report
+        )
+        recorder.record(kit, references)
+    return Imported(kit.descriptor.digest, tuple(references), name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,8 @@ class _ImportJob:
             raise UsageError(
                 "a kit in an OCI layout is imported unchanged (import it without --push and --file, and then push it)"
             )
+        if self.options.provenance.wanted:
+            raise UsageError("a kit in an OCI layout was packed before, so its import has no provenance of its own")
         return import_layout(
             self.workspace,
             layout,
@@ -131,7 +140,7 @@ class _ImportJob:
             report=self.report,
         )
 
-    def from_hub(self, repository: str) -> Digest:
+    def from_hub(self, repository: str) -> tuple[PackedKit, BuildSource]:
         workspace, options = self.workspace, self.options
         kind, name = _hub_repository(repository)
         token = options.token or os.environ.get("HF_TOKEN")
@@ -161,9 +170,9 @@ class _ImportJob:
             concurrency=options.concurrency,
             report=self.report,
         )
-        return kit.descriptor.digest
+        return kit, BuildSource(snapshot.url, snapshot.sha)
 
-    def from_git(self, repository: str) -> Digest:
+    def from_git(self, repository: str) -> tuple[PackedKit, BuildSource]:
         workspace, options = self.workspace, self.options
         url = _git_url(repository, options.hub_url)
         with checkout(
@@ -191,7 +200,7 @@ class _ImportJob:
                 push=options.push,
                 report=self.report,
             )
-            return kit.descriptor.digest
+            return kit, BuildSource(public(url), commit.sha)
 
     def _edited(self, kitfile: Kitfile) -> Kitfile:
         return kitfile if self.edit is None else self.edit(kitfile)

@@ -20,14 +20,16 @@ from kitfs.kit.workspace import Workspace
 from kitfs.oci.manifest import IMAGE_INDEX, IMAGE_MANIFEST, Descriptor, IndexManifest, Manifest, is_index
 from kitfs.oci.names import Digest, Reference
 from kitfs.oci.referrers import EMPTY, entry_of, tag_of, with_entry
-from kitfs.ops.events import Report, Sent, Warned
+from kitfs.ops.events import Noted, Report, Sent, Warned
 from kitfs.ops.transfer import push as pushing
 from kitfs.ops.transfer.filling import fill_all
 from kitfs.ops.transfer.push import CONCURRENCY, upload_all
 from kitfs.registry.layout import REF_NAME
 from kitfs.store.store import Store
-from kitfs.trust.publish import Repository, add_layers
+from kitfs.trust.bundle import FAMILY
+from kitfs.trust.publish import Document, Repository, add_layers
 from kitfs.trust.signatures import SignatureSource
+from kitfs.trust.statement import PAYLOAD_TYPE
 
 MAX_REFERRERS: Final = (
     200  # referrers of one kit, so that a client that may push cannot make other clients fetch without limit
@@ -104,13 +106,60 @@ def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: i
     return len(found)
 
 
+def attach(store: Store, name: str, subject: Digest, document: Document) -> None:
+    """Add a referrer to those of a kit of the repository ``name`` in the store. Raises StoreError.
+
+    If two processes add a referrer to the same kit at the same time, one of the two may be lost.
+    """
+    value = store.refs.get(name, tag_of(subject))
+    before = EMPTY if value is None else _data(store, Digest.parse(value["digest"]))
+    index = with_entry(before, entry_of(IMAGE_MANIFEST, document.digest, document.manifest)) or before
+    listed = Descriptor(IMAGE_INDEX, Digest.of(index), len(index))
+    contents = [(blob.digest, data) for blob, data in document.blobs]
+    contents += [(document.digest, document.manifest), (listed.digest, index)]
+    with store.pin([digest for digest, _ in contents]):
+        for digest, data in contents:
+            store.put(digest, data)
+        store.refs.set(name, tag_of(subject), listed.to_json())
+
+
 def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
-    """Return the referrers that ``keep`` has stored for a kit. Raises StoreError if the store has lost one of them."""
-    value = store.refs.get(name, tag_of(digest))
+    """Return the referrers of a kit that are in the store. Raises StoreError if the store has lost one of them.
+
+    If the store has none for the repository ``name``, those of the same kit in another repository are returned: a kit
+    can be tagged with a new name before it is pushed.
+    """
+    tag = tag_of(digest)
+    value = store.refs.get(name, tag) or next((value for _, other, value in store.refs.items() if other == tag), None)
     if value is None:
         return []
     entries = IndexManifest.parse(_data(store, Digest.parse(value["digest"]))).manifests
     return [Attached(one, _data(store, one.digest), one.annotations.get(REF_NAME, "")) for one in entries]
+
+
+class KeptReferrers:
+    """The referrers of a kit that are in the store, as a SignatureSource. Raises the errors of ``kept``."""
+
+    def __init__(self, store: Store, name: str, digest: Digest) -> None:
+        self._store = store
+        self._found = kept(store, name, digest)
+
+    def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
+        """Return a referrer by its tag or digest. Raises NotFound."""
+        for one in self._found:
+            if identifier in (one.tag, one.descriptor.digest):
+                return one.descriptor, one.data
+        raise NotFound(f"the store has no referrer {identifier}")
+
+    def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
+        """Return the bytes of a blob of a referrer. Raises ManifestError for more than ``limit`` bytes."""
+        if descriptor.size > limit:
+            raise ManifestError(f"blob {descriptor.digest} has {descriptor.size} bytes; the limit is {limit}")
+        return _data(self._store, descriptor.digest)
+
+    def referrers(self, digest: Digest) -> tuple[Descriptor, ...]:
+        """Return the descriptors of the referrers whose subject is a manifest."""
+        return tuple(one.descriptor for one in self._found if not one.tag and _subject(one) == digest)
 
 
 def push_kit(
@@ -123,6 +172,22 @@ def push_kit(
         report(Warned(f"the store has nothing that refers to {source.display}; pull it with --with-referrers first"))
     push(workspace.push_to(destination), workspace.store, found, concurrency, report)
     return digest
+
+
+def push_alone(
+    workspace: Workspace, source: Reference, destination: Reference, *, concurrency: int = CONCURRENCY, report: Report
+) -> Digest:
+    """Push a kit of the store as ``push.push`` does. If the store has statements about it, say that they stay there."""
+    digest = pushing.push(workspace, source, destination, concurrency=concurrency, report=report)
+    if any(map(_states, kept(workspace.store, source.name, digest))):
+        report(Noted(f"Statements about {source.display} stay in the store; --with-referrers pushes them, too"))
+    return digest
+
+
+def _states(one: Attached) -> bool:
+    """Return whether a referrer is a signature or another statement."""
+    kind = one.descriptor.artifact_type
+    return bool(one.tag) or kind.startswith(FAMILY) or kind == PAYLOAD_TYPE
 
 
 def push(target: Repository, store: Store, found: Sequence[Attached], concurrency: int, report: Report) -> None:
@@ -148,12 +213,18 @@ def indexes_of(found: Sequence[Attached]) -> dict[str, bytes]:
     """Return the indexes for the referrers tags of a layout on disk, keyed by tag."""
     indexes: dict[str, bytes] = {}
     for one in found:
-        subject = None if one.tag or is_index(one.data) else Manifest.parse(one.data).subject
+        subject = None if one.tag else _subject(one)
         if subject is not None:
             entry = entry_of(one.descriptor.media_type or IMAGE_MANIFEST, one.descriptor.digest, one.data)
-            tag = tag_of(subject.digest)
+            tag = tag_of(subject)
             indexes[tag] = with_entry(indexes.get(tag, EMPTY), entry) or indexes[tag]
     return indexes
+
+
+def _subject(one: Attached) -> Digest | None:
+    """Return the digest of the manifest to which a referrer refers, or None if it names none."""
+    subject = None if is_index(one.data) else Manifest.parse(one.data).subject
+    return None if subject is None else subject.digest
 
 
 def _named(source: SignatureSource, digest: Digest) -> list[tuple[Descriptor, str]]:

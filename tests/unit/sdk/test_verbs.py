@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -38,6 +39,17 @@ def test_pack_can_push_straight_to_the_registry(place: Place) -> None:
         assert kit.digest == digest
     with pytest.raises(errors.UsageError, match="registry"):
         kitfs.pack(place.tree, "local:v1", push=True, **place.fresh)
+
+
+def test_pack_records_the_provenance_of_a_kit(place: Place, tmp_path: Path) -> None:
+    """The provenance is signed by a key and written to a file. Signing needs provenance="sign"."""
+    key = kitfs.generate_key_pair(tmp_path / "k", password="")[0]
+    out = tmp_path / "provenance.json"
+    recorded: dict[str, Any] = {"signing_key": key, "password": "", "attestation_output": out}
+    kitfs.pack(place.tree, "made:v1", provenance="sign", **recorded, **place.fresh)
+    assert json.loads(out.read_text())["buildDefinition"]["buildType"] == "urn:kitfs:pack:v1"
+    with pytest.raises(errors.UsageError, match="sign"):
+        kitfs.pack(place.tree, "made:v2", **recorded, **place.fresh)
 
 
 def test_init_returns_the_kitfile_that_it_writes(place: Place) -> None:

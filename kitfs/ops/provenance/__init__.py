@@ -1,0 +1,1 @@
+"""Record where kits come from, and answer questions about it."""
