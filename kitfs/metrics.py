@@ -26,7 +26,7 @@ METRICS: Final = {
         Metric("retries", "HTTP requests that were retried after a failure."),
         Metric("errors", "FUSE requests that failed with EIO."),
         Metric("integrity_failures", "Blobs dropped because their bytes had the wrong digest."),
-        Metric("read_through", "Bytes served without being stored because the store was full."),
+        Metric("read_through", "Bytes served without being stored because the store was full or its disk failed."),
         Metric("evicted_blobs", "Blobs evicted from the store."),
         Metric("evicted_bytes", "Bytes freed by eviction."),
         Metric("skipped_entries", "Entries of layers that were left out of the tree."),

@@ -221,6 +221,7 @@ class _Life:
             record, self._shown.kit, at.counters, at.last_error,
             mode=mode, not_sealed=not_sealed, fill=self._filler.status, prefetch=self._prefetcher.status,
             memory=self._shown.store.buffers.status,
+            cache_failure=self._shown.store.disk.failure,
         )  # fmt: skip
 
     def _publish(self, record: Record, refused: Refusal, transport: Transport) -> Sealer:

@@ -52,6 +52,7 @@ def status_of(
     fill: dict[str, Any],
     prefetch: dict[str, Any],
     memory: dict[str, Any],
+    cache_failure: str | None,
 ) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields are documented in the manual.
 
@@ -77,6 +78,7 @@ def status_of(
         "skipped_entries": counters.get("skipped_entries"),
         "integrity_failures": counters.get("integrity_failures"),
         "read_through": counters.get("read_through"),
+        "cache_failure": cache_failure,
         "log": record.log,
         "layers": [
             {

@@ -58,7 +58,8 @@ class MountStatus:
     ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
     requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
     show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
-    served uncached because the store was full. ``moved``: with ``check``, whether the tag now names another digest.
+    served uncached because the store was full or its disk failed. ``cache_failure``: why the disk of the store fails,
+    or None while it works. ``moved``: with ``check``, whether the tag now names another digest.
     """
 
     reference: str
@@ -82,6 +83,7 @@ class MountStatus:
     skipped_entries: int | None = None
     integrity_failures: int | None = None
     read_through: int | None = None
+    cache_failure: str | None = None
     layers: tuple[MountedLayer, ...] = field(default=())
     moved: bool | None = None
 
@@ -255,6 +257,7 @@ def _status(record: Record, found: Presence) -> MountStatus:
         "skipped_entries",
         "integrity_failures",
         "read_through",
+        "cache_failure",
     )
     return MountStatus(
         record.reference,

@@ -18,18 +18,17 @@ from functools import partial
 from typing import Final
 
 from kitfs.content import Source
-from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, StoreFull, WouldBlock
+from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
-from kitfs.store.durable import NO_SPACE, write_error
-from kitfs.store.entry import OpenEntry
-from kitfs.store.evict import remove_entry
+from kitfs.store.detached import DetachedEntry, open_entry
+from kitfs.store.disk import fault_of
+from kitfs.store.durable import write_error
 from kitfs.store.fetch import CLOSE_PATIENCE
 from kitfs.store.filling import Filling
 from kitfs.store.home import Home
-from kitfs.store.lease import condemn
 from kitfs.store.meta import MAX_SIZE
-from kitfs.store.paths import origin_key, unproven_path
+from kitfs.store.paths import origin_key
 from kitfs.store.readahead import MAX_WINDOW
 
 FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
@@ -54,10 +53,7 @@ class Blob:
         self._declared: Final = size
         self._source = source
         self._of = of
-        sender = "" if source is None else source.sender
-        self._origin: Final = origin_key(
-            sender, size
-        )  # the key of the endpoints that send the bytes; unused if decoded
+        self._origin: Final = origin_key("" if source is None else source.sender, size)  # of a blob that is not decoded
         self._dropped = False  # whether the entry was removed although the source still has the bytes
         self._switching = threading.Lock()
         self._verifying = threading.Lock()
@@ -81,19 +77,14 @@ class Blob:
             self.filled(filling)
         return filling
 
-    def _opened(self) -> Filling:
+    def _opened(self, *, detached: bool = False) -> Filling:
         form, origin = "blobs", self._origin
         if self._of is not None:
             self._decoded_generation = self._of.generation
             self._decoded_from = self._of.instance
             form, origin = "decoded", origin_key(self._decoded_from, None)
-        try:
-            entry = OpenEntry(
-                self._home.root, self.digest, form=form, origin=origin, size=self._declared, name=str(self)
-            )
-        except OSError as e:
-            kind = StoreFull if e.errno in NO_SPACE else StoreError
-            raise kind(f"cannot open the store's entry of {self}: {(e.strerror or str(e)).lower()}")
+        what = (self._home, self.digest, form, self._declared)
+        entry = DetachedEntry(*what) if detached else open_entry(*what, origin, str(self), self._source)
         return Filling(self._home, self, entry, self._source, decoded=self._of is not None)
 
     @property
@@ -113,12 +104,12 @@ class Blob:
                 raise Closed(f"{self} is closed")
             return self._filling or self._open()
 
-    def _replace(self, old: Filling, *, save: bool = False) -> None:
-        """Close the filling ``old``, unless another thread has done so. The next read opens the entry again."""
+    def _replace(self, old: Filling, *, save: bool = False, detached: bool = False) -> None:
+        """Close the filling ``old``, unless another thread has done so. With ``detached``, go on without the disk."""
         with self._switching:
             if self._filling is not old or self._stopped:
                 return
-            self._filling = None
+            self._filling = self._opened(detached=True) if detached else None
         old.close(0.0, save=save)
 
     @property
@@ -173,6 +164,18 @@ class Blob:
             except Closed:
                 if self._stopped or self._current() is filling:
                     raise
+            except (OSError, StoreError) as e:
+                self._detach(filling, e)
+
+    def _detach(self, filling: Filling, error: OSError | StoreError) -> None:
+        """Continue without the disk after it has failed. Raises ``error`` if it has another cause."""
+        cause = fault_of(error)
+        if cause is None or filling.entry.detached or self._source is None:
+            raise error
+        self._home.disk.failed(cause)
+        if error is cause:
+            self._drop(filling, detached=True)  # stored bytes cannot be read
+        self._replace(filling, detached=True)
 
     def _read(self, filling: Filling, offset: int, size: int, wait: bool) -> bytes:
         known = filling.size
@@ -320,9 +323,13 @@ class Blob:
         return False
 
     def look(self) -> None:
-        """Drop the bytes if another process has marked them as wrong or lost. Raises Closed."""
+        """Drop the bytes if another process has marked them as wrong or lost; try a disk that failed. Raises Closed."""
         filling = self._filling
-        if filling is not None and self.failure is None and not self.closed and filling.entry.lease.condemned:
+        if filling is None or self.failure is not None or self.closed:
+            return
+        if filling.entry.detached and self._home.disk.may_try():
+            self._replace(filling)  # the next read opens the entry on the disk
+        elif filling.entry.lease.condemned:
             error = IntegrityError(f"{self}: another process has found that its bytes are wrong or lost")
             self._drop_wrong(filling, error)
 
@@ -369,24 +376,20 @@ class Blob:
             self._remove(filling)
             self._home.failed(self.digest)
 
-    def _drop(self, filling: Filling) -> None:
+    def _drop(self, filling: Filling, *, detached: bool = False) -> None:
         """Remove an entry whose bytes are wrong or lost. The next read fetches them again."""
         self.generation += 1
-        self._start_over(filling)
+        self._start_over(filling, detached=detached)
 
-    def _start_over(self, filling: Filling) -> None:
+    def _start_over(self, filling: Filling, *, detached: bool = False) -> None:
         self._dropped = True
         self._remove(filling)
-        self._replace(filling)
+        self._replace(filling, detached=detached)
 
     def _remove(self, filling: Filling) -> None:
         """Remove an entry and its decoded form from the disk."""
         try:
-            condemn(filling.entry.lease.file)
-            filling.entry.remove()
-            if self._of is None and not filling.sealed:
-                decoded = origin_key(str(filling.entry.meta.get("id")), None)
-                remove_entry(self._home.root, unproven_path(self._home.root, self.digest, "decoded", decoded))
+            filling.entry.discard(with_decoded=self._of is None)
         except OSError as e:
             self._home.log.warning("%s cannot be removed from the store: %s", self, e)
 
@@ -423,10 +426,7 @@ class Blob:
             filling.entry.remove()
 
     def drop(self) -> None:
-        """Remove the entry from the store. This object can still read the files that it has open. Raises OSError.
-
-        If another entry has replaced this entry, the other entry stays.
-        """
+        """Remove the entry from the store (``OpenEntry.remove``). Raises OSError."""
         self._current().entry.remove()
 
     def close(self, patience: float = CLOSE_PATIENCE) -> None:

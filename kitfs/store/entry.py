@@ -29,9 +29,9 @@ from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 from kitfs.store.durable import fsync_directory, write_durably
 from kitfs.store.evict import remove_entry
-from kitfs.store.lease import Lease, locked
+from kitfs.store.lease import Lease, condemn, locked
 from kitfs.store.meta import load_meta, load_or_reset, save_meta
-from kitfs.store.paths import entry_path, unproven_path
+from kitfs.store.paths import entry_path, origin_key, unproven_path
 
 
 class OpenEntry:
@@ -45,21 +45,24 @@ class OpenEntry:
     def __init__(self, root: str, digest: Digest, *, form: str, origin: str, size: int | None, name: str) -> None:
         self._root: Final = root
         self._name: Final = name
-        self.place: Final = entry_path(root, digest, form)
+        self._digest: Final = digest
+        self.place = entry_path(root, digest, form)
         self._own: Final = unproven_path(root, digest, form, origin)
         check_below(os.path.join(root, form), self.place)
         self.directory = self.place
         while not (self._open(self.place, size, make=False) or self._open(self._own, size, make=True)):
             pass  # the entry was removed or moved between the two attempts
-        self.chunk: Final[int] = self.meta["chunk"]
+        self.chunk = self.meta["chunk"]
         if self.sealed and self.directory != self.place:
             self._move()  # a crash happened between sealing and the rename
 
+    detached = False  # True for an entry that is not on the disk (``detached``)
     meta: dict[str, Any]
     lease: Lease
     body: DataFile
     present: ChunkMap | None
     sealed: bool
+    chunk: int  # bytes of a chunk
 
     def _open(self, directory: str, size: int | None, *, make: bool) -> bool:
         """Lease and open the files of the entry in a directory. Returns False if the entry does not exist."""
@@ -180,6 +183,17 @@ class OpenEntry:
         for directory in dict.fromkeys((self.directory, self.place)):
             if remove_entry(self._root, directory, lease=self.lease.file):
                 return
+
+    def discard(self, *, with_decoded: bool) -> None:
+        """Mark the bytes as wrong or lost for the processes that have the entry open, and remove it. Raises OSError.
+
+        With ``with_decoded``, the decoded form that was made from unverified bytes of this entry is removed too.
+        """
+        condemn(self.lease.file)
+        self.remove()
+        if with_decoded and not self.sealed:
+            origin = origin_key(str(self.meta.get("id")), None)
+            remove_entry(self._root, unproven_path(self._root, self._digest, "decoded", origin))
 
     def close(self) -> None:
         """Close the files as soon as no thread uses them, and release the lease."""

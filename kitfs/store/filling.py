@@ -277,10 +277,16 @@ class Filling:
 
     def may_store(self) -> bool:
         """Return whether the store accepts more bytes of this blob."""
+        if self.entry.detached or not self._home.disk.may_try():
+            return False
         if self._home.pins.is_held(self._owner.digest) or self._home.room.available():
             return True
         self._owner.room_needed()
         return False
+
+    def disk_failed(self, error: OSError) -> None:
+        """React to a failure of the disk."""
+        self._home.disk.failed(error)
 
     def make_room(self) -> bool:
         """Try to free space for this blob on a full disk; return whether any space was freed."""
@@ -288,7 +294,7 @@ class Filling:
 
     def read_through(self, size: int, *, full: bool) -> None:
         """Count bytes that were not stored. ``full`` is True if the store had no room for them."""
-        if full:
+        if full and not self.entry.detached and self._home.disk.failure is None:
             self._home.room.read_through(size)
         else:
             self._home.counters.add("read_through", size)
@@ -299,6 +305,7 @@ class Filling:
         self._stored += size
         self._behind += size
         self._home.room.wrote(size)
+        self._home.disk.worked()
         if self._stopped:
             return
         if self._behind >= PROVE_EVERY:

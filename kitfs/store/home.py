@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from kitfs.buffers import Buffers
 from kitfs.metrics import Counters
 from kitfs.oci.names import Digest
+from kitfs.store.disk import Disk
 from kitfs.store.pins import Pins
 from kitfs.store.room import Room
 
@@ -30,6 +31,9 @@ class Home(Protocol):
 
     @property
     def room(self) -> Room: ...
+
+    @property
+    def disk(self) -> Disk: ...
 
     @property
     def buffers(self) -> Buffers: ...

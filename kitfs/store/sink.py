@@ -21,10 +21,11 @@ from kitfs.buffers import Buffers
 from kitfs.errors import Closed, KitfsError, StoreError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
+from kitfs.store.disk import FAULTS
 from kitfs.store.durable import NO_SPACE
 
 OVERFLOW: Final = 8 << 20  # bytes of the overflow at most
-FULL: Final = NO_SPACE | {errno.EIO, errno.EROFS, errno.EFBIG}
+FULL: Final = NO_SPACE | FAULTS | {errno.EFBIG}
 
 Data = bytes | bytearray | memoryview
 
@@ -34,6 +35,10 @@ class Keeper(Protocol):
 
     def may_store(self) -> bool:
         """Return whether the store accepts more bytes. It may evict blobs to make room."""
+        ...
+
+    def disk_failed(self, error: OSError) -> None:
+        """React to a failure of the disk."""
         ...
 
     def make_room(self) -> bool:
@@ -168,7 +173,11 @@ class Sink:
         """
         if self.closed:
             return Closed(f"{name} was closed")
-        return error if isinstance(error, KitfsError) else StoreError(f"{name}: {type(error).__name__}: {error}")
+        if isinstance(error, KitfsError):
+            return error
+        failed = StoreError(f"{name}: {type(error).__name__}: {error}")
+        failed.__cause__ = error
+        return failed
 
     def next_missing(self, want: Want) -> int | None:
         """Hand the chunks in the overflow to a want, and return the first chunk of the want that is still missing."""
@@ -284,6 +293,8 @@ class Sink:
             except OSError as e:
                 if e.errno not in FULL:
                     raise
+                if e.errno in FAULTS:
+                    self._keeper.disk_failed(e)
                 if e.errno not in NO_SPACE or not self._keeper.make_room():
                     return False
 

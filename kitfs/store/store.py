@@ -26,6 +26,7 @@ from kitfs.ownership import Unsafe, check_below, open_file, own_directory
 from kitfs.store import evict
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
+from kitfs.store.disk import RETRY, Disk
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.evict import Entry
 from kitfs.store.fetch import CLOSE_PATIENCE
@@ -61,6 +62,7 @@ class Store:
         recheck: float = RECHECK,
         patience: float = PATIENCE,
         buffers: Buffers | None = None,
+        retry: float = RETRY,
     ) -> None:
         self.root = root
         self.buffers: Final = Buffers() if buffers is None else buffers
@@ -83,6 +85,7 @@ class Store:
             later=self.later,
             recheck=recheck,
         )
+        self.disk: Final = Disk(root, log=log, retry=retry)
         self.patience: Final = patience
         self._house: Final = TaskThread(
             "kitfs-store",
@@ -117,6 +120,7 @@ class Store:
         recheck: float = RECHECK,
         patience: float = PATIENCE,
         buffers: Buffers | None = None,
+        retry: float = RETRY,
     ) -> Store:
         """Open the store in ``root``. A missing directory is made with mode 0700.
 
@@ -125,7 +129,8 @@ class Store:
         errno values as ``despite``: if the trial write fails with one of them, an existing store is opened
         nevertheless, and a warning is logged. In an empty directory that users share, the store is a subdirectory
         (``ownership.own_directory``). A reader waits ``patience`` seconds for a chunk that another process is fetching.
-        ``buffers`` is the memory for fetched bytes; the store may share it with a client of registries.
+        ``buffers`` is the memory for fetched bytes; the store may share it with a client of registries. A disk that
+        fails later is tried again every ``retry`` seconds.
 
         Raises StoreError if the store cannot be made, read or written, if it has the format of another version of
         kitfs, or if another user owns it or can write to it. If an OSError was the reason, it is the ``__cause__``.
@@ -141,6 +146,7 @@ class Store:
         if failure is not None and failure.errno not in NO_SPACE and not usable:
             raise StoreError(_unusable(given, failure, option)) from failure
         limits = {"size_limit": size_limit, "free_share": free_share, "recheck": recheck, "patience": patience}
+        limits["retry"] = retry
         store = cls(root, counters=counters or Counters(), log=log, buffers=buffers, **limits)  # type: ignore[arg-type]
         if failure is not None:
             try:
@@ -309,7 +315,7 @@ class Store:
         The store calls this method every ``LOOK`` seconds.
         """
         for blob in list(self._blobs):
-            with suppress(Closed):
+            with suppress(Closed, OSError):  # the disk may fail
                 blob.look()
             if blob.closed:
                 self._blobs.discard(blob)

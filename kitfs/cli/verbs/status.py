@@ -175,6 +175,8 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["skipped"] = f"{one['skipped_entries']} entries of layers that the mount cannot show"
     limit = record.terms.get("cache-size", "")
     lines["cache"] = _cache(settings, record.store, int(limit) if limit.isdecimal() else settings["cache-size"])
+    if one.get("cache_failure"):
+        lines["cache"] += f"; its disk fails ({one['cache_failure']}), and reads go on without it"
     lines["log"] = shown(one["log"])
     if "check" in one:
         lines["tag"] = _moved(one).strip()
@@ -197,7 +199,7 @@ def _fetched_ahead(prefetch: dict[str, Any]) -> str:
 
 
 def _uncached(size: int) -> str:
-    return human_size(size) + (" (the store was full)" if size else "")
+    return human_size(size) + (" (the store was full, or its disk failed)" if size else "")
 
 
 def _cache(settings: Settings, directory: str, limit: int) -> str:

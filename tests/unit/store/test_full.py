@@ -137,12 +137,24 @@ def test_a_decoder_rests_although_its_size_is_known(store: Store, disk: Disk) ->
     assert len(source.asked) <= 3
 
 
-def test_an_entry_for_which_there_is_no_room_is_a_full_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the disk is full before a new blob has any bytes, opening the blob raises StoreFull."""
+def test_an_entry_for_which_there_is_no_room_is_read_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the disk is full before a new blob has any bytes, the blob is read without the store.
+
+    Without a source, opening the blob raises StoreFull.
+    """
 
     def mkdir(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "mkdir", mkdir)
     with pytest.raises(StoreFull, match="no space left"):
-        store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
+        store.blob(Digest.of(DATA), size=len(DATA), source=None)
+    with pytest.raises(StoreFull, match="no space left"):
+        store.put(Digest.of(b"small"), b"small")
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))
+    assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
+    monkeypatch.undo()
+    store.look()
+    store.evict()  # finds that there is room again
+    assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
+    assert blob.state == "partial"
