@@ -232,7 +232,7 @@ class Layer:
     def _prove_soon(self) -> None:
         """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
         content = self._decoded if self.compressed else self._wire
-        if not self.index_is_proven and not self._is_proving and content is not None and content.state == "verified":
+        if not self.index_is_proven and not self._is_proving and content is not None and content.sealed:
             self._is_proving = True
             self._store.prove(self._prove)
 

@@ -74,6 +74,7 @@ class ChunkMap:
             with self._file.number() as fd:
                 os.ftruncate(fd, length)
         self._seen = bytearray(length - HEADER if chunks is not None else 0)
+        self._held = bytearray(len(self._seen))  # 1 for each chunk that this object has locked
 
     def close(self) -> None:
         """Close the file, which releases its locks."""
@@ -91,6 +92,8 @@ class ChunkMap:
             if last < len(seen):
                 return None
             at = max(first, len(seen))
+        elif self._held[at]:
+            return at  # absent, because no other process may store it now, and ``try_lock`` has read its mark
         while at <= last:
             marks = self._look(at, last)
             gap = marks.find(b"\0")
@@ -174,7 +177,7 @@ class ChunkMap:
     def try_lock(self, first: int, count: int) -> bool:
         """Lock chunks before they are fetched. Returns False if another process has locked any of them.
 
-        The marks that other processes have set are cached, for ``first_known``.
+        The marks that other processes have set are cached, and the marks of locked chunks are not read again.
         """
         if not self._lock(fcntl.F_WRLCK, HEADER + first, count):
             return False
@@ -183,10 +186,13 @@ class ChunkMap:
             for at in range(first, first + len(marks)) if b"\1" in marks else ():
                 if marks[at - first]:
                     self._seen[at] = 1
+            self._held[first : first + count] = b"\1" * count
         return True
 
     def unlock(self, first: int, count: int) -> None:
         """Release the lock of chunks. Does nothing if the file is closed."""
+        if self.chunks is not None:
+            self._held[first : first + count] = bytes(count)
         with suppress(Closed):
             self._lock(fcntl.F_UNLCK, HEADER + first, count)
 
