@@ -137,7 +137,7 @@ class Prefetcher:
         step, quiet = self._next()
         if step is None:
             self._wake.wait(self._patience)
-        elif self._demand.is_waiting(quiet):
+        elif self._demand.is_waiting(quiet) or self._layers[step.digest].content().streaming:
             self._stopped.wait(PAUSE)
         else:
             self._take(step)

@@ -27,8 +27,8 @@ from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two durable copies of the marks
 PROVE_EVERY: Final = 8 << 20  # bytes stored between two tasks that hash them
-LAG: Final = 512 << 20  # bytes that may be stored but not hashed while a reader waits: a third of a second of one core
-QUIET: Final = 0.1  # seconds without a waiting reader after which all stored bytes are hashed
+LAG: Final = 0.7  # seconds that hashing the bytes may take that are stored but not hashed while a program reads
+QUIET: Final = 0.1  # seconds without a read after which all stored bytes are hashed
 
 
 class FilledBlob(Protocol):
@@ -73,6 +73,7 @@ class Filling:
         self._said_unrecorded = False
         self._unsynced = 0
         self._stored = 0  # bytes stored by this object
+        self._read = float("-inf")  # seconds; when a program last read stored bytes
         self._behind = 0  # bytes stored since the last task that hashes bytes
         self._fetcher: Fetcher | None = None
         if entry.present is None:
@@ -126,7 +127,11 @@ class Filling:
         return self._fetcher is not None and not self.entry.sealed and self._fetcher.streaming
 
     def touch(self, start: int, stop: int) -> None:
-        """Record that stored bytes are read."""
+        """Record that a program reads stored bytes."""
+        self._read = time.monotonic()
+        self._advance(start, stop)
+
+    def _advance(self, start: int, stop: int) -> None:
         if self._fetcher is not None and not self.entry.sealed:
             self._fetcher.touch(start, stop)
 
@@ -154,7 +159,7 @@ class Filling:
         if not self.has(first, last):
             return not self.ensure(first, last, alone=alone)
         if not alone:
-            self.touch(offset, stop)
+            self._advance(offset, stop)
         return True
 
     def read(self, offset: int, size: int) -> bytes | None:
@@ -199,11 +204,12 @@ class Filling:
                 self._proof.advance(self.size, stopped)
 
     def _hash_behind(self) -> None:
-        """Hash stored bytes, unless a reader is waiting and needs the processor. Raises OSError and Closed."""
+        """Hash stored bytes, unless a program is reading and needs the processor. Raises OSError and Closed."""
         self._hash(lambda: self._stopped or self._may_lag())
 
     def _may_lag(self) -> bool:
-        return self._stored - self._proof.at < LAG and time.monotonic() - self._sink.awaited < QUIET
+        read = max(self._read, self._sink.awaited)
+        return self._stored - self._proof.at < LAG * self._proof.speed and time.monotonic() - read < QUIET
 
     def prove(self) -> str | None:
         """Hash all stored bytes. Return None if the digest is right, otherwise the digest that was found.

@@ -10,11 +10,12 @@ read, or half of them at the beginning. So a reader that stops after one tensor 
 tensor's size (a third on a link with a large bandwidth-delay product). The window of a reader of a whole layer soon
 covers the bandwidth-delay product of any link.
 
-When a cursor has read ``LONG`` bytes, a single request to the end of the blob replaces the windows. The request pauses
-at the end of the window (flow control by the receiver), as in mountpoint-s3. The reason is that a registry needs
-milliseconds for the first byte of every request. If the reader stops, such a request has wasted the few MiB that the
-system has buffered. If the first byte of a response takes longer than ``FAR``, separate requests would cost even more,
-so the long request begins after ``EARLY`` bytes.
+When a cursor has read ``LONG`` bytes, a single request to the end of the blob replaces the windows. For a cursor that
+began at the start of the blob, ``WHOLE`` bytes are enough, because its reader most likely reads the whole blob. The
+request pauses at the end of the window (flow control by the receiver), as in mountpoint-s3. The reason is that a
+registry needs milliseconds for the first byte of every request. If the reader stops, such a request has wasted the few
+MiB that the system has buffered. If the first byte of a response takes longer than ``FAR``, separate requests would
+cost even more, so the long request begins after ``EARLY`` bytes.
 
 Threading: any thread may call ``advance`` and read the properties of a cursor without a lock; for everything else, the
 caller must hold a lock.
@@ -33,6 +34,8 @@ MIN_WINDOW: Final = 2 << 20  # bytes
 MEASURED: Final = 128 << 10  # bytes that a request must receive before it measures the link
 MAX_WINDOW: Final = 64 << 20  # bytes
 LONG: Final = 24 << 20  # bytes read by a cursor before a single request runs to the end of the blob
+WHOLE: Final = 8 << 20  # the same number of bytes for a cursor that began within the first ``HEAD`` bytes of the blob
+HEAD: Final = 1 << 20  # bytes; a reader of the header alone stops there, and then reads single tensors elsewhere
 EARLY: Final = 2 << 20  # the same number of bytes for a link that is far; this is two or three windows
 FAR: Final = 0.015  # seconds to the first byte; a registry on loopback needs 5 to 6 ms, or 10 ms if it is busy
 NEAR: Final = 128 << 10  # bytes by which any read may be out of order
@@ -70,12 +73,13 @@ class Link:
 
 @dataclass(slots=True, eq=False)
 class Cursor:
-    """The state of a sequential reader, in bytes: how much it has read, its position, and the end of its requests.
+    """The state of a sequential reader, in bytes: its start, how much it has read, its position, and its requests' end.
 
     The window is at most ``most`` bytes, or the bandwidth-delay product of the link if that is more. ``announced`` is
     True if the reader was announced, and False if it was recognized by its reads.
     """
 
+    start: int
     read: int
     position: int
     end: int
@@ -100,7 +104,9 @@ class Cursor:
     @property
     def long(self) -> bool:
         """Return whether the reader has read so much that a single request may run to the end of the blob."""
-        return self.read >= (EARLY if self.link.far else LONG)
+        if self.link.far:
+            return self.read >= EARLY
+        return self.read >= (WHOLE if self.start < HEAD else LONG)
 
     @property
     def due(self) -> bool:
@@ -152,7 +158,7 @@ class Readahead:
         At most ``most`` bytes are fetched ahead of the reader, or the bandwidth-delay product of the link if that is
         more.
         """
-        self._cursors = (Cursor(LONG, start, start, self.link, most, True), *self._cursors[: CURSORS - 1])
+        self._cursors = (Cursor(start, LONG, start, start, self.link, most, True), *self._cursors[: CURSORS - 1])
 
     def advance(self, start: int, stop: int) -> Cursor | None:
         """Return the cursor that a read of [start, stop) moves forward; None if the read moves no cursor."""
@@ -166,7 +172,7 @@ class Readahead:
         moved, near = self._move(start, stop)
         if near is not None:
             return moved or near
-        self._cursors = (Cursor(stop - start, stop, stop, self.link), *self._cursors[: CURSORS - 1])
+        self._cursors = (Cursor(start, stop - start, stop, stop, self.link), *self._cursors[: CURSORS - 1])
         return None
 
     def _move(self, start: int, stop: int) -> tuple[Cursor | None, Cursor | None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from kitfs.store.readahead import CURSORS, EARLY, FIRST, LONG, MAX_WINDOW, MIN_WINDOW, Readahead
+from kitfs.store.readahead import CURSORS, EARLY, FIRST, LONG, MAX_WINDOW, MIN_WINDOW, WHOLE, Readahead
 
 MIB = 1 << 20
 SIZE = 4 << 30
+MIDDLE = 1 << 30  # the start of a reader that does not read the whole blob
 
 
 def read(readahead: Readahead, start: int, stop: int) -> int:
@@ -29,7 +30,7 @@ def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
     """The window is a quarter of the bytes that a reader has read. During the first 8 MiB, the fraction is larger."""
     readahead = Readahead()
     for start in range(0, LONG - step, step):
-        end = read(readahead, start, start + step)
+        end = read(readahead, MIDDLE + start, MIDDLE + start + step) - MIDDLE
         done = start + step
         if start and done < FIRST:
             assert end == done + min(done, FIRST // 4)
@@ -40,19 +41,29 @@ def test_the_window_is_a_quarter_of_what_was_read(step: int) -> None:
 def test_a_long_reader_gets_one_request_to_the_end() -> None:
     """After LONG bytes, a request extends to the end of the blob. It is throttled."""
     readahead = Readahead()
-    for start in range(0, LONG, MIB):
+    for start in range(MIDDLE, MIDDLE + LONG, MIB):
         end = read(readahead, start, start + MIB)
+        assert end < SIZE or start + MIB == MIDDLE + LONG
     assert end == SIZE
-    cursor = readahead.advance(LONG, 1 << 30)
+    cursor = readahead.advance(MIDDLE + LONG, 2 * MIDDLE)
     assert cursor is not None
-    assert cursor.limit == (1 << 30) + MAX_WINDOW
+    assert cursor.limit == 2 * MIDDLE + MAX_WINDOW
+
+
+def test_a_reader_from_the_start_of_the_blob_gets_that_request_earlier() -> None:
+    """A reader that has read the first WHOLE bytes of a blob in order most likely reads the whole blob."""
+    readahead = Readahead()
+    for start in range(0, WHOLE, MIB):
+        end = read(readahead, start, start + MIB)
+        assert end < SIZE or start + MIB == WHOLE
+    assert end == SIZE
 
 
 def test_several_readers_of_one_blob_have_windows_of_their_own() -> None:
     """If two sequential readers alternate, each has the same window as without the other."""
     readahead = Readahead()
     for i in range(20):
-        ends = [read(readahead, base + i * MIB, base + (i + 1) * MIB) - base for base in (0, 1 << 31)]
+        ends = [read(readahead, base + i * MIB, base + (i + 1) * MIB) - base for base in (MIDDLE, 2 * MIDDLE)]
         assert ends[0] == ends[1]
     assert len(readahead) == 2
 
@@ -96,7 +107,7 @@ def test_the_window_grows_with_the_link() -> None:
     product = readahead.link.product
     assert product > 9_000_000
     for start in range(0, LONG - MIB, MIB):
-        end = read(readahead, start, start + MIB)
+        end = read(readahead, MIDDLE + start, MIDDLE + start + MIB) - MIDDLE
         if start >= 8 * MIB:
             done = start + MIB
             assert end == done + min(product, done // 3)
