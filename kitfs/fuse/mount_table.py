@@ -156,7 +156,7 @@ def holders(mountpoint: str) -> list[int]:
 def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
     """Return the ids of the processes that keep a mount busy.
 
-    The files of a ``detached`` mount no longer have paths, so only open files and mappings are checked.
+    The files of a ``detached`` mount no longer have paths, so the number of the mount is compared instead.
     """
     return sorted(
         int(name) for name in os.listdir("/proc") if name.isdecimal() and _holds(f"/proc/{name}", mount, detached)
@@ -165,8 +165,12 @@ def holders_of(mount: MountInfo, *, detached: bool = False) -> list[int]:
 
 def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
     below = mount.mountpoint.rstrip("/") + "/"
-    for link in () if detached else ("cwd", "root", "exe"):
+    for link in ("cwd", "root", "exe"):
         try:
+            if detached:
+                if _number_at(f"{proc}/{link}") == mount.number:
+                    return True
+                continue
             target = os.readlink(f"{proc}/{link}").removesuffix(" (deleted)")
         except OSError:
             continue  # the process has ended, is a kernel thread, or may not be inspected
@@ -189,6 +193,17 @@ def _holds(proc: str, mount: MountInfo, detached: bool) -> bool:
             return any(_device_of(line) == mount.dev for line in f)
     except OSError:
         return False
+
+
+def _number_at(path: str) -> int:
+    """Return the number of the mount that contains a path. O_PATH sends no request to the mount. Raises OSError."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as f:
+            found = re.search(rb"^mnt_id:\s*(\d+)$", f.read(4096), re.M)
+    finally:
+        os.close(fd)
+    return int(found[1]) if found else -1
 
 
 def _device_of(line: bytes) -> str:

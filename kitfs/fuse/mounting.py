@@ -239,7 +239,7 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     if mount_at(path) is None:
         raise nothing  # another process has unmounted it meanwhile
     if number == errno.EBUSY:
-        raise MountError(f"cannot unmount {path}: it is busy: {_users(pids)}", errno=errno.EBUSY)
+        raise MountError(f"cannot unmount {path}: it is busy: {users_text(pids)}", errno=errno.EBUSY)
     raise MountError(said, errno=number)
 
 
@@ -248,7 +248,8 @@ def _covered(path: str) -> bool:
     return any(mount.mountpoint.startswith(path.rstrip("/") + "/") for mount in mounts())
 
 
-def _users(pids: list[int]) -> str:
+def users_text(pids: list[int]) -> str:
+    """Return the words that follow "it is" in a message about a mount that processes use."""
     if not pids:
         return "in use by a process of another user, or by a mount below it"
     return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} (or unmount with --lazy)"

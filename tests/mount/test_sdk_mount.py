@@ -169,12 +169,18 @@ def test_a_mount_that_was_sealed_while_this_process_had_a_file_open_is_detached(
         os.close(held)
 
 
-def test_a_working_directory_in_the_mount_does_not_fail_the_block(place: Place) -> None:
-    """If the working directory is in the mount, the ``with`` block ends without an error."""
-    code = """
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_working_directory_in_the_mount_does_not_fail_the_block(place: Place, *, sealed: bool) -> None:
+    """If the working directory is in the mount, the ``with`` block ends without an error, even if it was sealed."""
+    code = f"""
 import os, sys, kitfs
-with kitfs.mount(sys.argv[1], sys.argv[2], cache_dir=sys.argv[3], config=sys.argv[4], run_dir=sys.argv[5]) as models:
+stored = dict(cache_dir=sys.argv[3], config=sys.argv[4])
+options = dict(run_dir=sys.argv[5], seal="auto" if {sealed} else "never", **stored)
+with kitfs.mount(sys.argv[1], sys.argv[2], **options) as models:
     os.chdir(models)
+    if {sealed}:
+        kitfs.warm(sys.argv[1], **stored)
+        kitfs.seal(models, run_dir=sys.argv[5])
 print(os.path.ismount(sys.argv[2]))
 """
     words = [
@@ -189,10 +195,16 @@ print(os.path.ismount(sys.argv[2]))
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_what_another_process_uses_stays_mounted(place: Place) -> None:
-    """While another process uses a mount, unmount raises MountError and the mount stays."""
-    mounted = kitfs.mount(place.reference, place.directory, **place.options)
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_another_process_uses_stays_mounted(place: Place, *, sealed: bool) -> None:
+    """While another process uses a mount, unmount raises MountError. The mount stays, even if it was sealed since."""
+    seal: Any = "auto" if sealed else "never"
+    mounted = kitfs.mount(place.reference, place.directory, seal=seal, **place.options)
     other = Other(f"{mounted.path}/w.bin")
+    if sealed:
+        kitfs.warm(place.reference, **{name: place.options[name] for name in ("cache_dir", "config")})
+        kitfs.seal(mounted.path, run_dir=place.options["run_dir"])
+        assert kitfs.status(mounted.path, run_dir=place.options["run_dir"]).mode == "sealed"
     with pytest.raises(MountError, match="in use by process"):
         mounted.unmount()
     assert os.path.ismount(place.directory)
