@@ -47,7 +47,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
             # Programs that had files open before the mount was sealed use it as much as those that came later.
             used = mounting.users_text(pids)
             raise MountError(f"cannot unmount {mountpoint}: it is {used}", errno=errno.EBUSY)
-        mounting.unmount(mountpoint, lazy=lazy or dead)
+        mounting.unmount(mountpoint, lazy=lazy or dead, daemon=None if record is None else record.pid)
         again = mount_at(mountpoint)
         if again is not None and again.number == there.number:
             raise MountError(f"cannot unmount {mountpoint}: it is still mounted afterwards", errno=errno.EBUSY)

@@ -214,11 +214,12 @@ def raise_readahead(mountpoint: str) -> None:
 # -- unmounting
 
 
-def unmount(mountpoint: str, *, lazy: bool) -> None:
+def unmount(mountpoint: str, *, lazy: bool, daemon: int | None = None) -> None:
     """Unmount the topmost mount at a path. With ``lazy``, detach the mount. It ends when its last file is closed.
 
-    Raises MountError with EINVAL if nothing is mounted at the path, EBUSY if processes use the mount, or EPERM. The
-    message for EBUSY lists the processes.
+    The process ``daemon``, which serves or seals the mount, does not count as a user of the mount. Raises MountError
+    with EINVAL if nothing is mounted at the path, EBUSY if processes use the mount, or EPERM. The message for EBUSY
+    lists the processes.
     """
     path = canonical(mountpoint)
     nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
@@ -228,7 +229,10 @@ def unmount(mountpoint: str, *, lazy: bool) -> None:
     number, pids = _umount2(path, lazy), list[int]()
     deadline = time.monotonic() + TRANSIENT
     # A mount is busy for a moment while its daemon seals it, or while a process that used it exits.
-    while number == errno.EBUSY and not (pids := holders(path)) and time.monotonic() < deadline and not _covered(path):
+    while number == errno.EBUSY and time.monotonic() < deadline and not _covered(path):
+        pids = [pid for pid in holders(path) if pid != daemon]
+        if pids:
+            break
         time.sleep(POLL)
         number = _umount2(path, lazy)
     said = f"cannot unmount {path}: {os.strerror(number)}"

@@ -296,3 +296,15 @@ def test_unmount_waits_for_a_user_that_is_not_seen_and_soon_ends(tmp_path: Path)
             timer.join()
         assert not mount_table.is_mountpoint(str(directory))
         subprocess.run(["mount", "-t", "tmpfs", "kitfs-test", str(directory)], check=True)  # the block unmounts it
+
+
+def test_unmount_waits_until_the_daemon_of_the_mount_does_not_use_it(tmp_path: Path) -> None:
+    """A daemon that is sealing its mount has files of the mount open for a moment."""
+    with tmpfs(tmp_path / "m", "size=1m") as directory:
+        file = (directory / "file").open("wb")
+        timer = threading.Timer(0.2, file.close)
+        timer.start()
+        mounting.unmount(str(directory), lazy=False, daemon=os.getpid())
+        timer.join()
+        assert not mount_table.is_mountpoint(str(directory))
+        subprocess.run(["mount", "-t", "tmpfs", "kitfs-test", str(directory)], check=True)  # the block unmounts it
