@@ -259,6 +259,8 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "cat",
         "convert",
         "sign",
+        "lineage",
+        "approve",
         "verify",
         "generate-key-pair",
         "index-add",

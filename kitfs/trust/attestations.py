@@ -17,20 +17,26 @@ from typing import Final
 
 from kitfs.errors import IntegrityError, ManifestError, NotFound
 from kitfs.gocompat.json import loads
-from kitfs.oci.manifest import CREATED, Descriptor, Manifest
+from kitfs.oci.manifest import Descriptor, Manifest
 from kitfs.oci.names import Digest
 from kitfs.oci.referrers import tag_of
 from kitfs.trust.bundle import FAMILY, MAX_BUNDLE, Bundle
 from kitfs.trust.keyless import Keyless
 from kitfs.trust.keys import PublicKey
-from kitfs.trust.signatures import MAX_SIGNATURES, PREDICATE_TYPE, Signature, SignatureSource, referring_manifests
+from kitfs.trust.signatures import (
+    MAX_SIGNATURES,
+    PREDICATE_TYPE,
+    Signature,
+    SignatureSource,
+    created_of,
+    referring_manifests,
+)
 from kitfs.trust.simple_signing import CERTIFICATE
 from kitfs.trust.statement import PAYLOAD_TYPE, SIGN, Statement, signed_bytes
 
 PROVENANCE: Final = "https://slsa.dev/provenance/v1"
 APPROVAL: Final = "urn:kitfs:approval:v1"  # the manual page "lineage" documents its fields
 ENVELOPE: Final = "application/vnd.dsse.envelope.v1+json"
-MAX_TIME: Final = 40  # characters of a time in an annotation
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,7 @@ def attestations_of(source: SignatureSource, digest: Digest) -> list[Attestation
     for manifest in referring_manifests(source, digest, (FAMILY, PAYLOAD_TYPE), _may_state):
         for layer in manifest.layers[:1]:
             with suppress(ManifestError, IntegrityError, NotFound):
-                found += _in_layer(source, layer, manifest.annotations.get(CREATED, "")[:MAX_TIME])
+                found += _in_layer(source, layer, created_of(manifest))
     with suppress(ManifestError, NotFound):
         tagged = Manifest.parse(source.manifest(f"{tag_of(digest)}.att")[1])
         for layer in tagged.layers[:MAX_SIGNATURES]:

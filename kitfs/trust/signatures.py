@@ -15,7 +15,7 @@ from typing import Final, Literal, Protocol
 
 from kitfs.content import Manifests
 from kitfs.errors import IntegrityError, KitfsError, ManifestError, NotFound
-from kitfs.oci.manifest import Descriptor, Manifest
+from kitfs.oci.manifest import CREATED, Descriptor, Manifest
 from kitfs.oci.names import Digest
 from kitfs.trust import simple_signing
 from kitfs.trust.bundle import FAMILY, MAX_BUNDLE, Bundle
@@ -25,6 +25,7 @@ from kitfs.trust.simple_signing import MAX_PAYLOAD, Payload
 from kitfs.trust.statement import SIGN, Statement
 
 MAX_SIGNATURES: Final = 100  # of one digest in one shape; limits the requests that somebody else can cause
+MAX_TIME: Final = 40  # characters of a time in an annotation
 MAX_SHOWN: Final = 100  # characters of a name that a signature gives to its signer
 EMPTY_TYPES: Final = ("", "application/vnd.oci.empty.v1+json")  # artifact types that say nothing
 PREDICATE_TYPE: Final = "dev.sigstore.bundle.predicateType"  # annotation of a bundle's manifest
@@ -48,7 +49,7 @@ class Signature:
     ``digest`` is the digest of the blob with the signature: a bundle or a payload. ``value`` is the signature over the
     bytes ``signed``. ``hint`` identifies the key. ``identity`` is the repository in a payload, or "" for a bundle.
     ``bundle`` is the bundle with the signature. ``certificate`` is True if the signer has a certificate instead of a
-    key.
+    key. ``created`` is the time that the manifest of the signature states, or "".
     """
 
     shape: Shape
@@ -59,6 +60,7 @@ class Signature:
     identity: str = ""
     certificate: bool = False
     bundle: Bundle | None = None
+    created: str = ""
 
     def is_by(self, signer: PublicKey | Keyless) -> bool:
         """Return whether ``signer``, a key or an identity with a certificate, made this signature."""
@@ -106,8 +108,8 @@ def signatures_of(source: SignatureSource, digest: Digest) -> Found:
 
 def referring_bundles(
     source: SignatureSource, digest: Digest, predicate_type: str
-) -> Iterator[tuple[Descriptor, bytes]]:
-    """Yield the bundles whose subject is a digest, each with the descriptor of its blob.
+) -> Iterator[tuple[Descriptor, bytes, str]]:
+    """Yield the bundles whose subject is a digest: the descriptor of the blob, its bytes, and the annotated time.
 
     A bundle whose annotation names another predicate is not fetched. The predicate in the signed payload is not checked
     here.
@@ -120,7 +122,12 @@ def referring_bundles(
         for layer in manifest.layers[:1]:
             if layer.media_type.startswith(FAMILY):
                 with suppress(ManifestError, IntegrityError, NotFound):
-                    yield layer, source.blob_bytes(layer, MAX_BUNDLE)
+                    yield layer, source.blob_bytes(layer, MAX_BUNDLE), created_of(manifest)
+
+
+def created_of(manifest: Manifest) -> str:
+    """Return the time in the annotation of a manifest, or "". The time is not signed."""
+    return manifest.annotations.get(CREATED, "")[:MAX_TIME]
 
 
 def referring_manifests(
@@ -149,7 +156,7 @@ def referring_manifests(
 
 
 def _bundles(source: SignatureSource, digest: Digest) -> Iterator[Signature]:
-    for layer, data in referring_bundles(source, digest, SIGN):
+    for layer, data, created in referring_bundles(source, digest, SIGN):
         try:
             bundle = Bundle.parse(data)
             if bundle.payload is not None:
@@ -169,6 +176,7 @@ def _bundles(source: SignatureSource, digest: Digest) -> Iterator[Signature]:
             hint=bundle.hint,
             certificate=bool(bundle.certificate),
             bundle=bundle,
+            created=created,
         )
 
 

@@ -145,7 +145,7 @@ def _bundles(workspace: Workspace, reference: Reference | LayoutReference, diges
     for place in workspace.asked_apart(reference):
         failure = None
         try:
-            found += [data for _, data in referring_bundles(place, digest, PREDICATE)]
+            found += [data for _, data, _ in referring_bundles(place, digest, PREDICATE)]
         except KitfsError as e:
             failure = e
     if failure is not None and not found:

@@ -142,14 +142,18 @@ class KeptReferrers:
 
     def __init__(self, store: Store, name: str, digest: Digest) -> None:
         self._store = store
+        self._digest = digest
         self._found = kept(store, name, digest)
 
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
-        """Return a referrer by its tag or digest. Raises NotFound."""
+        """Return the kit's manifest by its digest, or a referrer by its tag or digest. Raises NotFound."""
         for one in self._found:
             if identifier in (one.tag, one.descriptor.digest):
                 return one.descriptor, one.data
-        raise NotFound(f"the store has no referrer {identifier}")
+        data = self._store.get(self._digest) if identifier == self._digest else None
+        if data is None:
+            raise NotFound(f"the store has no referrer {identifier}")
+        return Descriptor(IMAGE_MANIFEST, self._digest, len(data)), data
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
         """Return the bytes of a blob of a referrer. Raises ManifestError for more than ``limit`` bytes."""

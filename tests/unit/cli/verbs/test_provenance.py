@@ -18,6 +18,7 @@ from tests.conftest import needs
 from tests.fakes.huggingface import FakeHub
 from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Kitfs
+from tests.unit.cli.verbs.key_pairs import write_key_pair
 
 ETAG = "0123456789abcdef0123456789abcdef"
 KITFILE = f"""manifestVersion: 1.0.0
@@ -41,9 +42,8 @@ stages:
 
 
 @pytest.fixture
-def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tree(tmp_path: Path) -> Path:
     """Return a directory with a Kitfile, a model, data, and records of DVC."""
-    monkeypatch.setenv("KITFS_KEY_PASSWORD", "")
     root = tmp_path / "tree"
     for path, text in {
         "Kitfile": KITFILE,
@@ -126,7 +126,7 @@ def test_unsigned_provenance_is_attached_and_exported(kitfs: Kitfs, tree: Path) 
 def test_signed_provenance_is_signed_by_the_key(kitfs: Kitfs, tree: Path) -> None:
     """--provenance=sign signs the statement. Another key has not signed it."""
     for name in ("one", "two"):
-        kitfs("generate-key-pair", "--output-key-prefix", name)
+        write_key_pair(Path(name))
     done = kitfs("pack", tree, "-t", "llama:v1", "--provenance=sign", "--signing-key", "one.key")
     assert done.code == 0, done.err
     [found] = exported(kitfs, "llama:v1")
@@ -143,7 +143,7 @@ def test_signed_provenance_is_signed_by_the_key(kitfs: Kitfs, tree: Path) -> Non
     ],
 )
 def test_wrong_options_are_refused(kitfs: Kitfs, tree: Path, options: list[str], message: str) -> None:
-    kitfs("generate-key-pair", "--output-key-prefix", "one")
+    write_key_pair(Path("one"))
     done = kitfs("pack", tree, "-t", "llama:v1", *options)
     assert (done.code, message in done.err) == (2, True), done.err
     assert kitfs("list", "--json").json == []

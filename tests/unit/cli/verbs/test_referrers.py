@@ -33,14 +33,21 @@ def registry(request: pytest.FixtureRequest, fake: FakeRegistry) -> FakeRegistry
 
 def attach(fake: FakeRegistry, subject: str, content: bytes, *, repository: str = "team/kit") -> str:
     """Attach a document to a manifest as other programs do. Return the digest of the manifest of the document."""
+    return put_referrer(fake, subject, SBOM, content, repository=repository)
+
+
+def put_referrer(
+    fake: FakeRegistry, subject: str, media_type: str, content: bytes, *, repository: str = "team/llama"
+) -> str:
+    """Attach a blob to a manifest as a referrer with one layer. Return the digest of the referrer."""
     blob, config = fake.put_blob(repository, content), fake.put_blob(repository, b"{}")
     manifest = json.dumps(
         {
             "schemaVersion": 2,
             "mediaType": IMAGE_MANIFEST,
-            "artifactType": SBOM,
+            "artifactType": media_type,
             "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": config, "size": 2},
-            "layers": [{"mediaType": SBOM, "digest": blob, "size": len(content)}],
+            "layers": [{"mediaType": media_type, "digest": blob, "size": len(content)}],
             "subject": {"mediaType": IMAGE_MANIFEST, "digest": subject, "size": 5},
         }
     ).encode()

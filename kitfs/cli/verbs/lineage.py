@@ -1,0 +1,146 @@
+"""Run the verbs lineage and approve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from kitfs.cli.commands import Command
+from kitfs.cli.completion import references
+from kitfs.cli.keys import now, private_key_of
+from kitfs.cli.options import REMOTE, takes
+from kitfs.cli.output import put, put_json, say, short
+from kitfs.cli.session import display, named, with_tag, workspace_of
+from kitfs.cli.verbs.signing import REGISTRY
+from kitfs.config import STORE, Option, Settings, options_of
+from kitfs.errors import UsageError
+from kitfs.escaping import shown
+from kitfs.parsers import path, word
+
+if TYPE_CHECKING:
+    from kitfs.ops.provenance.facts import Fact
+
+LINEAGE: Final = options_of(
+    "lineage",
+    Option("key", path, "Public key that is trusted. Repeatable.", metavar="FILE", is_file=True, many=True),
+    Option("policy", path, "Trust the keys that this policy demands for the kit.", metavar="FILE", is_file=True),
+    Option("certificate-identity", word, "E-mail address or URI that is trusted.", metavar="ID"),
+    Option("certificate-oidc-issuer", word, "The issuer of that identity.", metavar="URL"),
+    Option("trusted-root", path, "Trusted certificates and logs, instead of Sigstore's.", metavar="FILE", is_file=True),
+)
+APPROVE: Final = options_of(
+    "approve",
+    Option("key", path, "Private key to sign with.", metavar="FILE", is_file=True),
+    Option("note", word, "Why the kit is approved.", metavar="TEXT"),
+)
+
+
+@click.command("lineage", cls=Command, short_help="Show where a kit comes from.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(*LINEAGE, REMOTE, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
+def lineage(settings: Settings, reference: str) -> None:
+    """Show what data trained the kit REF, who packed, signed and approved it, what it is based on, and which other kits
+    of the store share its data.
+
+    Each line is signed (by a key or an identity that an option names), stated (by the Kitfile, or by a statement that
+    no such key has signed), or derived (from digests). No layer is read.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.ops.provenance.facts import QUESTIONS
+    from kitfs.ops.provenance.lineage import lineage as answers
+    from kitfs.ops.provenance.trusted import trusted_of
+
+    source, labels = named(reference), selector(settings["label"])
+    trusted = trusted_of(
+        source,
+        keys=settings["key"],
+        policy=settings["policy"],
+        identity=settings["certificate-identity"],
+        issuer=settings["certificate-oidc-issuer"],
+        root=settings["trusted-root"],
+    )
+    with workspace_of(settings, waits=True) as workspace:
+        found = answers(workspace, source, trusted, labels=labels, remote=settings["remote"])
+    for text in found.missing:
+        say(f"kitfs: warning: signatures and statements may be missing: {shown(text)}")
+    if settings["json"]:
+        facts = [_json(fact) for fact in found.facts]
+        put_json({"reference": display(source), "digest": found.digest, "facts": facts, "missing": list(found.missing)})
+        return
+    full = settings["no-trunc"]
+    put(short(f"{display(source)} {found.digest}", full=full))
+    for question, title in QUESTIONS.items():
+        put("")
+        put(title)
+        answered = [fact for fact in found.facts if fact.question == question]
+        for fact in answered:
+            put(short(f"  {fact.label:<7}  {_text(fact)} ({'; '.join(fact.by)})", full=full))
+        if not answered:
+            put("  unknown" if question != "shared" else "  none")
+
+
+def _text(fact: Fact) -> str:
+    """Describe a fact in one line."""
+    where = " ".join(part for part in (fact.reference, fact.uri, fact.digest) if part)
+    about = f"{fact.name}: {where}" if fact.name and where else fact.name or where
+    kinds = {
+        "dataset": f"dataset {about}",
+        "dvc-data": f"file of DVC {about}",
+        "dvc-input": f"input of a DVC stage {about}",
+        "packed": f"packed by {fact.name or 'an unknown program'}",
+        "author": f"author {fact.name}",
+        "signature": "signed",
+        "approval": "approved",
+        "statement": f"statement of the type {fact.name}",
+        "source": f"commit {fact.digest.removeprefix('gitCommit:')}{f' of {fact.uri}' if fact.uri else ''}",
+        "parent": f"parent kit {where}",
+        "mlflow-run": f"run of MLflow {about}",
+    }
+    same = "is this data" if fact.name == "kit" else f"has the same {fact.name} layer"
+    text = kinds.get(fact.kind, f"{fact.reference} {same}: {fact.digest}")
+    text += f" at {fact.time}" if fact.time else ""
+    return f"{text}: {fact.note}" if fact.note else text
+
+
+def _json(fact: Fact) -> dict[str, Any]:
+    return {
+        "question": fact.question,
+        "kind": fact.kind,
+        "label": fact.label,
+        "name": fact.name,
+        "reference": fact.reference,
+        "uri": fact.uri,
+        "digest": fact.digest,
+        "time": fact.time,
+        "note": fact.note,
+        "sources": [{"label": source.label, "by": source.by} for source in fact.sources],
+    }
+
+
+@click.command("approve", cls=Command, short_help="Sign an approval of a kit.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(*APPROVE, "label", "progress", "no-trunc", "json", *STORE, *REGISTRY)
+def approve(settings: Settings, reference: str) -> None:
+    """Sign a statement that the kit REF is approved, and attach it to the kit at its registry.
+
+    A kit whose name has no registry is approved in the store. kitfs lineage shows the approval. The password of an
+    encrypted key is as for kitfs sign. If REF is an index, --label chooses one of its kits.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import Reference
+    from kitfs.ops.provenance.approve import approve as approving
+
+    if settings["key"] is None:
+        raise UsageError("approve needs a private key (write --key cosign.key)")
+    target, labels = with_tag(Reference.parse(reference)), selector(settings["label"])
+    key = private_key_of(settings["key"])
+    with workspace_of(settings, waits=True) as workspace:
+        done = approving(workspace, target, key, note=settings["note"] or "", labels=labels, now=now())
+    if settings["json"]:
+        put_json({"reference": target.display, "digest": done.digest, "signer": done.signer, "approval": done.approval})
+    else:
+        put(f"{short(done.digest, full=settings['no-trunc'])} approved by {done.signer}")
+
+
+VERBS = (lineage, approve)
