@@ -15,7 +15,7 @@ from typing import Any, Final
 from kitfs.errors import LayerError, UnsupportedLayer
 from kitfs.layers.inflate import gunzip
 from kitfs.layers.libz import INFLATE
-from kitfs.layers.points import Point, Recorder
+from kitfs.layers.points import Point, Recorder, RestartPoints
 from kitfs.openfile import PIECE
 
 SLICE: Final = 64 << 10
@@ -269,6 +269,7 @@ class DecodedSource:
         self._compression = compression
         self._allow = allow
         self._size: int | None = None
+        self._recorder: Recorder | None = None  # of a read that has reached the end
 
     @property
     def size(self) -> int | None:
@@ -295,8 +296,16 @@ class DecodedSource:
         Raises LayerError, and the errors of ``allow`` and of the compressed blob.
         """
         at = 0
-        for piece in decode(self._open(), self._compression):
+        recorder = Recorder(self._compression)
+        for piece in decode(self._open(), self._compression, recorder=recorder):
             self._allow(at + len(piece))
             yield at, memoryview(piece)
             at += len(piece)
-        self._size = at
+        self._size, self._recorder = at, recorder
+
+    def points(self, sha256: str, blob_size: int) -> RestartPoints | None:
+        """Return the restart points that a read to the end has made; None if there are none.
+
+        ``sha256`` is the digest of the decoded bytes, and ``blob_size`` the number of compressed bytes.
+        """
+        return None if self._recorder is None else self._recorder.points(sha256, blob_size)

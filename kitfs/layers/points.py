@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import mmap
 import struct
 import sys
 import zlib
@@ -44,7 +45,7 @@ from kitfs.layers.libz import WINDOW
 SPAN: Final = 4 << 20  # decoded bytes that one digest covers, and the distance of points in a layer of up to 8 GiB
 MIN_SPAN: Final = 32 << 10  # a span consists of whole chunks of the store
 MAX_SPAN: Final = 64 << 20  # a decoder keeps a span in memory until its digest is checked
-NEAR: Final = 4  # a point is looked for in the last quarter before a span
+NEAR: Final = 16  # every block in the last sixteenth before a span is considered as its point
 STOPS: Final = 4096  # blocks in a span after which no further point is looked for: blocks can be empty
 MAX_WINDOWS: Final = 2048  # points with a window; if there are more, every second is dropped (64 MiB at most)
 MAX_POINTS: Final = 1 << 18
@@ -93,9 +94,9 @@ class RestartPoints:
         "span",
     )
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | mmap.mmap) -> None:
         self.data: Final = data
-        if len(data) < _HEADER.size + 4 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
+        if len(data) < _HEADER.size + 4 or zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError("the restart points are truncated or damaged")
         magic, version, code, flags, count, span, blob_size, size, digest = _HEADER.unpack_from(data)
         if magic != MAGIC or version != VERSION or code not in _NAMES or flags & ~DIGESTS:
@@ -261,15 +262,19 @@ class Recorder:
         self._size = 0
 
     def quiet(self, out: int) -> int:
-        """Return how many bytes after ``out`` no point is needed; 0 if the decoder should stop at each block."""
+        """Return how many bytes after ``out`` no point is needed; 0 if the decoder should stop at each block.
+
+        The points that are considered halve the distance to the span, in case the last block before it is long.
+        """
         if out > self._next:
             self._keep(out)
         if self._stops > STOPS:
             return max(1, self._next - out)
         found = self._latest or (self._points[-1] if self._points else None)
-        if found is None or found.out < self._next - self._spacing - self._span // NEAR:
+        near = self._span // NEAR
+        if found is None or found.out < self._next - self._spacing - near:
             return 0  # the blocks are long, and none began close before the last span
-        return max(0, self._next - self._span // NEAR - out)
+        return max(0, self._next - max(near, (self._next - found.out) // 2) - out)
 
     def offer(self, out: int, at: int, bits: int = 0, window: Callable[[], bytes] | None = None) -> None:
         """Consider a point. ``window`` returns its window; None at the beginning of a member or frame."""

@@ -19,8 +19,11 @@ from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
+from kitfs.layers.spans import WrongPointsError
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
+from kitfs.store.blob_state import BlobState
+from kitfs.store.decoded import Choice, Decoded
 from kitfs.store.detached import DetachedEntry, open_entry
 from kitfs.store.disk import fault_of
 from kitfs.store.durable import write_error
@@ -29,12 +32,11 @@ from kitfs.store.filling import Filling
 from kitfs.store.home import Home
 from kitfs.store.meta import MAX_SIZE
 from kitfs.store.paths import origin_key
-from kitfs.store.readahead import MAX_WINDOW
 
 FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
 
 
-class Blob:
+class Blob(BlobState):
     """An open blob of ``size`` bytes (None if unknown). Without a ``source``, only stored bytes can be read.
 
     For the decoded form of a blob, ``of`` is the compressed blob. Raises StoreError if the store cannot be used,
@@ -45,15 +47,13 @@ class Blob:
         self, home: Home, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None
     ) -> None:
         self.digest: Final = digest
-        self.failure: IntegrityError | None = None  # the error of a blob that has failed
         self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
         self.generation = 0  # how often wrong or lost bytes were dropped and fetched again
         self.used = time.monotonic()  # the time of the last read, in seconds
         self._home = home
-        self._declared: Final = size
-        self._source = source
+        self._plain: Final = Choice(origin_key("" if source is None else source.sender, size), size, "", source)
         self._of = of
-        self._origin: Final = origin_key("" if source is None else source.sender, size)  # of a blob that is not decoded
+        self._form: Final = None if of is None else Decoded(home.root, digest, of, source)
         self._dropped = False  # whether the entry was removed although the source still has the bytes
         self._switching = threading.Lock()
         self._verifying = threading.Lock()
@@ -78,14 +78,12 @@ class Blob:
         return filling
 
     def _opened(self, *, detached: bool = False) -> Filling:
-        form, origin = "blobs", self._origin
-        if self._of is not None:
-            self._decoded_generation = self._of.generation
-            self._decoded_from = self._of.instance
-            form, origin = "decoded", origin_key(self._decoded_from, None)
-        what = (self._home, self.digest, form, self._declared)
-        entry = DetachedEntry(*what) if detached else open_entry(*what, origin, str(self), self._source)
-        return Filling(self._home, self, entry, self._source, decoded=self._of is not None)
+        choice = self._plain if self._form is None else self._form.choose()
+        what = (self._home, self.digest, "blobs" if self._form is None else "decoded", choice.size)
+        entry = DetachedEntry(*what) if detached else open_entry(*what, choice.origin, str(self), choice.source)
+        if self._form is not None:
+            self._form.opened(entry, choice)
+        return Filling(self._home, self, entry, choice.source, decoded=self._form is not None)
 
     @property
     def instance(self) -> str:
@@ -95,7 +93,7 @@ class Blob:
     def _current(self) -> Filling:
         """Return the filling. If the entry was closed so that it could be evicted, open it again."""
         filling = self._filling
-        if filling is not None and (self._of is None or self._of.generation == self._decoded_generation):
+        if filling is not None and (self._form is None or not self._form.outdated):
             return filling
         if filling is not None:
             self._drop(filling)  # it was decoded from wrong bytes
@@ -113,71 +111,48 @@ class Blob:
         old.close(0.0, save=save)
 
     @property
-    def directory(self) -> str:
-        """Return the directory of the blob's entry in the store."""
-        return self._current().entry.directory
-
-    @property
     def size(self) -> int | None:
         """Return the length in bytes, or None while it is unknown."""
         filling = self._filling
-        return self._declared if filling is None else filling.size
+        return self._plain.size if filling is None else filling.size
 
-    @property
-    def sealed(self) -> bool:
-        """Return whether every byte is stored, verified and durable."""
-        return self.failure is None and self._current().sealed
-
-    @property
-    def complete(self) -> bool:
-        """Return whether every byte is in the store."""
-        return self._current().complete
-
-    @property
-    def fetched(self) -> int:
-        """Return how many bytes are in the store."""
-        return self._current().fetched
-
-    @property
-    def state(self) -> str:
-        """Return "absent", "partial", "present" (every byte is stored) or "verified" (it is sealed)."""
-        if self.failure is not None:
-            return "absent"
-        filling = self._current()
-        if filling.sealed or filling.complete:
-            return "verified" if filling.sealed else "present"
-        return "partial" if filling.fetched else "absent"
-
-    def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Return ``size`` bytes at ``offset``; fewer at the end of the blob.
+    def pread(self, offset: int, size: int, *, wait: bool = True, alone: bool = False) -> bytes:
+        """Return ``size`` bytes at ``offset``; fewer at the end of the blob. With ``alone``, nothing is read ahead.
 
         Raises WouldBlock if bytes are missing and ``wait`` is False, IntegrityError if the blob has wrong bytes, and
         errors of the source.
         """
         self.used = time.monotonic()
         while True:
-            if self.failure is not None or (self._of is not None and self._of.failure is not None):
+            if self.failure is not None or (self._form is not None and self._form.failure is not None):
                 raise self.failure or IntegrityError(f"{self} was decoded from bytes with a wrong digest")
             filling = self._current()
             try:
-                return self._read(filling, offset, size, wait)
-            except Closed:
-                if self._stopped or self._current() is filling:
-                    raise
+                return self._read(filling, offset, size, wait, alone)
+            except (Closed, WrongPointsError) as e:
+                self._go_on(filling, e)
             except (OSError, StoreError) as e:
                 self._detach(filling, e)
+
+    def _go_on(self, filling: Filling, error: Closed | WrongPointsError) -> None:
+        """Raise ``error``, unless the read of ``filling`` that it ended should be repeated with another filling."""
+        if isinstance(error, WrongPointsError) and self._form is not None and self._form.forget():
+            self._home.log.warning("%s is decoded from its beginning: %s", self, error)
+            self._replace(filling)
+        elif self._stopped or self._current() is filling:
+            raise error
 
     def _detach(self, filling: Filling, error: OSError | StoreError) -> None:
         """Continue without the disk after it has failed. Raises ``error`` if it has another cause."""
         cause = fault_of(error)
-        if cause is None or filling.entry.detached or self._source is None:
+        if cause is None or filling.entry.detached or filling.source is None:
             raise error
         self._home.disk.failed(cause)
         if error is cause:
             self._drop(filling, detached=True)  # stored bytes cannot be read
         self._replace(filling, detached=True)
 
-    def _read(self, filling: Filling, offset: int, size: int, wait: bool) -> bytes:
+    def _read(self, filling: Filling, offset: int, size: int, wait: bool, alone: bool) -> bytes:
         known = filling.size
         size = size if known is None else min(size, known - offset)
         if size <= 0:
@@ -185,16 +160,17 @@ class Blob:
         chunk = filling.entry.chunk
         first, last = offset // chunk, (offset + size - 1) // chunk
         if filling.has(first, last):
-            filling.touch(offset, offset + size)
+            if not alone:
+                filling.touch(offset, offset + size)
             return self._found(filling, filling.read(offset, size))
         if not wait:
             raise WouldBlock(partial(filling.park, first, last))
-        passed = filling.ensure(first, last)
+        passed = filling.ensure(first, last, alone=alone)
         if self.failure is not None:
             raise self.failure
         if known is None and filling.size is not None:
             if not passed:
-                return self._read(filling, offset, size, wait)
+                return self._read(filling, offset, size, wait, alone)
             size = min(size, filling.size - offset)
         return self._found(filling, filling.gather(offset, size, passed) if passed else filling.read(offset, size))
 
@@ -228,27 +204,11 @@ class Blob:
             filling = self._current()
             try:
                 is_stored = filling.fetch(offset, size, alone=alone)
-            except Closed:
-                if self._stopped or self._current() is filling:
-                    raise
-                continue
-            if self.failure is not None:
-                raise self.failure
-            return is_stored
-
-    def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
-        """Announce a reader that reads everything from ``start`` on; fetch at most ``most`` bytes ahead of it."""
-        self._current().will_read(start, most)
-
-    @property
-    def streaming(self) -> bool:
-        """Return whether a request is completing the blob ahead of a sequential reader (``Fetcher.streaming``)."""
-        return self._current().streaming
-
-    @property
-    def ranged(self) -> bool:
-        """Return whether several parts of the blob may be fetched at the same time."""
-        return self._current().ranged
+            except (Closed, WrongPointsError) as e:
+                self._go_on(filling, e)
+            else:
+                if self.failure is None:
+                    return is_stored
 
     def fill(self) -> None:
         """Fetch all missing bytes, as far as the store has room for them."""
@@ -286,10 +246,8 @@ class Blob:
                     self._dropped = False
                     return False
                 raise IntegrityError(f"{self} is not complete")
-            if self._of is not None:
-                if not self._of.sealed:
-                    self._of.verify()
-                if self._of.instance != self._decoded_from:
+            if self._form is not None:
+                if not self._form.verify():
                     self._drop(filling)  # the compressed blob has another entry now than when it was decoded
                 if self._current() is not filling:
                     return False
@@ -302,6 +260,8 @@ class Blob:
                 raise self.failure or StoreError("closed")
             if not filling.seal():
                 raise StoreError(f"{self} is not in the store any more")
+            if self._form is not None:
+                self._form.sealed(filling.entry)
         self.when_sealed()
         if self._of is not None:
             self._of.retire()
@@ -335,7 +295,7 @@ class Blob:
 
     def _drop_wrong(self, filling: Filling, error: IntegrityError) -> None:
         """Drop wrong bytes. If the blob has no source, all later reads fail."""
-        if self._source is None:
+        if filling.source is None:
             self._fail(filling, error)
         else:
             self._fetch_again(filling, error, "it is fetched again")
@@ -343,6 +303,11 @@ class Blob:
     def filled(self, filling: Filling) -> None:
         """Verify the complete blob on the store's thread for digests. Implements ``filling.FilledBlob``."""
         self._home.prove(self._verify_later)
+
+    def decoded(self, filling: Filling, sha256: str) -> None:
+        """Keep the restart points of a blob that was decoded from its beginning. Implements ``filling.FilledBlob``."""
+        if self._form is not None:
+            self._form.decoded(filling.entry, sha256)
 
     def _verify_later(self) -> None:
         try:
@@ -355,10 +320,16 @@ class Blob:
 
     def _heal(self, filling: Filling, error: IntegrityError) -> bool:
         """Drop wrong bytes if another endpoint has the blob; return whether the blob can be fetched again."""
-        if self._source is None or not self._source.distrust():
+        if filling.source is None or not filling.source.distrust():
             return False
         self._fetch_again(filling, error, "it is fetched again from another endpoint")
         return True
+
+    def refuse(self, error: IntegrityError) -> bool:
+        """Drop unverified bytes that are wrong. Returns whether they can be fetched again from another endpoint."""
+        if not (filling := self._current()).sealed and not self._heal(filling, error):
+            self._fail(filling, error)
+        return self.failure is None
 
     def _fetch_again(self, filling: Filling, error: IntegrityError, then: str) -> None:
         """Drop wrong bytes, so that the next read fetches them again. ``then`` is the end of the log line."""

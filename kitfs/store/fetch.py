@@ -65,14 +65,17 @@ class Fetcher:
         """Return whether the source has ranges, as far as is known."""
         return self._source.ranged
 
-    def ensure(self, first: int, last: int, *, alone: bool = False) -> dict[int, bytes]:
+    def ensure(
+        self, first: int, last: int, *, alone: bool = False, around: tuple[int, int] | None = None
+    ) -> dict[int, bytes]:
         """Wait until the chunks ``first`` to ``last`` are fetched. Return the chunks that could not be stored.
 
+        If ``around`` is given, these chunks around them are fetched too, since the source makes them anyway.
         With ``alone``, the call is not treated as part of a sequential read, so nothing else is fetched. If ``last`` is
         beyond the end of a blob of unknown size, the call waits until the end is known. Raises the KitfsError of the
         source if the chunks cannot be fetched.
         """
-        want = Want(first, last)
+        want = Want(*(around or (first, last)))
         chunk = self._sink.chunk
         cursor = None if alone else self._readahead.miss(first * chunk, (last + 1) * chunk)
         self._sink.add(want)

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull
+from kitfs.layers.spans import SpanSource
 from kitfs.oci.names import Digest
 from kitfs.store.data_file import SyncFailedError
 from kitfs.store.durable import NO_SPACE
@@ -41,6 +42,10 @@ class FilledBlob(Protocol):
         """React when every byte is stored."""
         ...
 
+    def decoded(self, filling: Filling, sha256: str, /) -> None:
+        """React when the source, a decoder, has decoded the whole blob. ``sha256`` is the digest of the result."""
+        ...
+
     def lost(self, filling: Filling, error: OSError, /) -> None:
         """React when the disk has failed to sync bytes, which may be lost."""
         ...
@@ -63,6 +68,7 @@ class Filling:
         self.entry: Final = entry
         self.size: int | None = entry.meta["size"]
         self.proven = entry.sealed
+        self.source: Final = source
         self._home = home
         self._owner = owner
         self._decoded = decoded
@@ -142,10 +148,19 @@ class Filling:
         """
         if self._fetcher is None:
             raise IntegrityError(f"{self._owner} is not complete in the store, and there is no source to fetch it from")
-        passed = self._fetcher.ensure(first, last, alone=alone)
+        passed = self._fetcher.ensure(first, last, alone=alone, around=self._around(first, last))
         if self.size is None and self._sink.size is not None:
             self.size = self._sink.size
         return passed
+
+    def _around(self, first: int, last: int) -> tuple[int, int]:
+        """Return the chunks that a decoder yields together with the chunks from ``first`` to ``last``, inclusive."""
+        if not isinstance(self.source, SpanSource) or self.size is None:
+            return first, last
+        chunk = self.entry.chunk
+        start, stop = self.source.points.piece(first * chunk, min((last + 1) * chunk, self.size))
+        end = -(-stop // chunk) if stop == self.size else stop // chunk
+        return min(first, -(-start // chunk)), max(last, end - 1)
 
     def fetch(self, offset: int, size: int, *, alone: bool) -> bool:
         """Fetch the chunks of bytes that are not stored; return whether all of them are stored now.
@@ -223,6 +238,8 @@ class Filling:
             raise Closed(f"{self._owner} was closed while it was verified")
         with self._hashing:
             found = self._proof.hexdigest()
+            if self._decoded and self.entry.meta.get("sha256") is None and self._proof.at == self.size:
+                self.entry.save_size(self.size, found)  # the decoder has checked the frames, and not the whole
             self.proven = self._proof.at == self.size and found == self._expected
         return None if self.proven else found
 
@@ -337,7 +354,10 @@ class Filling:
         if not self._decoded:
             return True
         try:
-            return self.entry.save_size(size, sha256)
+            is_saved = self.entry.save_size(size, sha256)
+            if is_saved:
+                self._owner.decoded(self, sha256)
+            return is_saved
         except OSError as e:
             if not self._said_unrecorded:
                 self._said_unrecorded = True

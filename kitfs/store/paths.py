@@ -3,6 +3,7 @@
     <root>/VERSION                           the format; unknown formats are refused
            catalog/                          hints that can be rebuilt (``catalog``)
            members/                          indexes of layers (``members``)
+           points/                           restart points of compressed layers (``decoded``)
            refs/                             tags of packed and pulled kits (``refs``)
            indexes/                          tags of indexes of kits (``refs``): an index and a kit may share a name
            pins/                             kits whose fetched blobs are kept (``refs``)
@@ -30,7 +31,7 @@ from kitfs.oci.names import Digest
 FORMS: Final = ("blobs", "decoded")
 UNPROVEN: Final = "unproven"
 DIRECTORIES: Final = (*FORMS, UNPROVEN, "refs", "indexes", "pins", "ingest")  # made when a store is opened
-LATER: Final = ("catalog", "members", "served")  # made when they are first used
+LATER: Final = ("catalog", "members", "points", "served")  # made when they are first used
 SMALL_FILES: Final = ("refs", "indexes", "pins", "served", "members")  # directories of small files
 TRASH: Final = "dead-"  # the prefix of the names of removed entries in ``ingest``
 

@@ -1,0 +1,61 @@
+"""Tell what an open blob knows about its bytes, which its current filling knows. ``blob.Blob`` is the blob itself."""
+
+from __future__ import annotations
+
+from kitfs.errors import IntegrityError
+from kitfs.store.filling import Filling
+from kitfs.store.readahead import MAX_WINDOW
+
+
+class BlobState:
+    """The state of a blob. ``failure`` is the error of a blob that has failed."""
+
+    failure: IntegrityError | None = None
+
+    def _current(self) -> Filling:
+        """Return the filling. If the entry was closed so that it could be evicted, open it again."""
+        raise NotImplementedError
+
+    @property
+    def directory(self) -> str:
+        """Return the directory of the blob's entry in the store."""
+        return self._current().entry.directory
+
+    @property
+    def sealed(self) -> bool:
+        """Return whether every byte is stored, verified and durable."""
+        return self.failure is None and self._current().sealed
+
+    @property
+    def complete(self) -> bool:
+        """Return whether every byte is in the store."""
+        return self._current().complete
+
+    @property
+    def fetched(self) -> int:
+        """Return how many bytes are in the store."""
+        return self._current().fetched
+
+    @property
+    def state(self) -> str:
+        """Return "absent", "partial", "present" (every byte is stored) or "verified" (it is sealed)."""
+        if self.failure is not None:
+            return "absent"
+        filling = self._current()
+        if filling.sealed or filling.complete:
+            return "verified" if filling.sealed else "present"
+        return "partial" if filling.fetched else "absent"
+
+    def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
+        """Announce a reader that reads everything from ``start`` on; fetch at most ``most`` bytes ahead of it."""
+        self._current().will_read(start, most)
+
+    @property
+    def streaming(self) -> bool:
+        """Return whether a request is completing the blob ahead of a sequential reader (``Fetcher.streaming``)."""
+        return self._current().streaming
+
+    @property
+    def ranged(self) -> bool:
+        """Return whether several parts of the blob may be fetched at the same time."""
+        return self._current().ranged
