@@ -8,16 +8,17 @@ is a blob of its own. All its numbers are little-endian:
     u32        CHUNK, the size of a chunk in bytes; the last chunk may be short
     u64        size of the layer's blob in bytes
     32 bytes   sha256 of the layer's blob
+    u64        offset of the digests of the chunks
     u32        number of sections
     u32        0
     64 bytes   for each section: its name (16 bytes, padded with NUL), its offset (u64), its length (u64), its sha256
     32 bytes   for each page of the digests: the sha256 of the page
-    then       the digests of the chunks, 32 bytes each; a page has ``PAGE`` of them, and the last page may be short
-    then       the sections
+    then       the digests of the chunks, 32 bytes each, and the sections; they do not overlap
 
-The part before the digests is the *head*. Whoever knows the sha256 of the head can verify every page and every section,
-so a reader fetches only those that it needs. A reader ignores sections that it does not know. ``entries`` defines the
-section "entries". This module does no I/O.
+A page has ``PAGE`` digests, and the last page may be short. The part up to the digests of the pages is the *head*. A
+reader that knows the sha256 of the head can verify every page and every section, and fetches only those that it needs.
+A reader ignores sections that it does not know. ``entries`` defines the sections "entries" and "files", and ``points``
+the section "points". This module does no I/O.
 """
 
 from __future__ import annotations
@@ -34,12 +35,14 @@ VERSION: Final = 1
 CHUNK: Final = 32 << 10  # bytes: it divides the chunk size of every blob in the store
 DIGEST: Final = 32  # bytes of a sha256
 PAGE: Final = 1024  # digests in a page, which cover 32 MiB of the layer
-HEADER: Final = struct.Struct("<8sIIQ32sII")
+HEADER: Final = struct.Struct("<8sIIQ32sQII")
 SECTION: Final = struct.Struct("<16sQQ32s")
 MAX_SECTIONS: Final = 16
 MAX_CHUNKS: Final = 1 << 26  # chunks of a layer of 2 TiB, whose table has 2 GiB
 MAX_HEAD: Final = HEADER.size + MAX_SECTIONS * SECTION.size + MAX_CHUNKS // PAGE * DIGEST
 MAX_SECTION: Final = 1 << 30  # bytes
+MAX_OFFSET: Final = 1 << 62
+NEAR: Final = 64 << 10  # bytes of the entries that are stored next to the head, so that one request gets both
 
 ENTRIES: Final = "entries"  # the entries of the layer (``layers.entries``)
 FILES: Final = "files"  # the sha256 of each file (``layers.entries``)
@@ -71,7 +74,7 @@ class TableHead:
     def __init__(self, data: bytes) -> None:
         if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
             raise LayerError("a chunk table begins with other bytes than those of a table")
-        _, version, chunk, size, layer, count, _ = HEADER.unpack_from(data)
+        _, version, chunk, size, layer, digests, count, _ = HEADER.unpack_from(data)
         if version != VERSION or chunk != CHUNK:
             raise LayerError(f"a chunk table has version {version} and chunks of {chunk} bytes, which is not supported")
         self.size: Final[int] = size
@@ -81,12 +84,14 @@ class TableHead:
         self.length: Final = HEADER.size + count * SECTION.size + pages * DIGEST
         if count > MAX_SECTIONS or self.chunks > MAX_CHUNKS or len(data) != self.length:
             raise LayerError("the head of a chunk table has an impossible size")
+        if not self.length <= digests <= MAX_OFFSET:
+            raise LayerError("the digests of a chunk table have an impossible place")
+        self.digests: Final[int] = digests  # offset in bytes
         self._pages: Final = data[self.length - pages * DIGEST :]
         self.sections: Final[dict[str, Section]] = {}
-        self.end: Final = self.length + self.chunks * DIGEST  # offset of the end of the digests, in bytes
         for number in range(count):
             name, offset, length, sha256 = SECTION.unpack_from(data, HEADER.size + number * SECTION.size)
-            if not self.end <= offset <= 1 << 62 or length > MAX_SECTION or not name.isascii():
+            if not self.length <= offset <= MAX_OFFSET or length > MAX_SECTION or not name.isascii():
                 raise LayerError("a section of a chunk table has an impossible place or name")
             self.sections[name.rstrip(b"\0").decode("ascii")] = Section(offset, length, sha256)
 
@@ -97,7 +102,7 @@ class TableHead:
         """Return the place of page ``number`` of the digests."""
         first = number * PAGE
         return Section(
-            self.length + first * DIGEST,
+            self.digests + first * DIGEST,
             (min(first + PAGE, self.chunks) - first) * DIGEST,
             self._pages[number * DIGEST : (number + 1) * DIGEST],
         )
@@ -153,12 +158,19 @@ def build(layer: str, size: int, digests: bytes, sections: Mapping[str, bytes]) 
     pages = [digests[at : at + PAGE * DIGEST] for at in range(0, len(digests), PAGE * DIGEST)]
     if len(digests) // DIGEST > MAX_CHUNKS or any(len(data) > MAX_SECTION for data in sections.values()):
         raise LayerError("the layer is too large for a chunk table")
-    head = bytearray(HEADER.pack(MAGIC, VERSION, CHUNK, size, bytes.fromhex(layer), len(sections), 0))
     length = HEADER.size + len(sections) * SECTION.size + len(pages) * DIGEST
-    at = length + len(digests)
+    entries = sections.get(ENTRIES, b"")
+    near = [name for name in sections if name == ENTRIES and len(entries) <= NEAR]
+    order = [*near, "", *(name for name in sections if name not in near)]  # "" stands for the digests
+    parts = {**sections, "": digests}
+    places: dict[str, int] = {}
+    at = length
+    for name in order:
+        places[name] = at
+        at += len(parts[name])
+    head = bytearray(HEADER.pack(MAGIC, VERSION, CHUNK, size, bytes.fromhex(layer), places[""], len(sections), 0))
     for name, data in sections.items():
-        head += SECTION.pack(name.encode("ascii"), at, len(data), hashlib.sha256(data).digest())
-        at += len(data)
+        head += SECTION.pack(name.encode("ascii"), places[name], len(data), hashlib.sha256(data).digest())
     for page in pages:
         head += hashlib.sha256(page).digest()
-    return BuiltTable(b"".join((head, digests, *sections.values())), length)
+    return BuiltTable(b"".join((head, *(parts[name] for name in order))), length)

@@ -18,9 +18,10 @@ cannot make an index that no archive could have.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from kitfs.errors import LayerError
@@ -133,3 +134,36 @@ def _decompressed(data: bytes) -> Iterator[bytes]:
         yield from lines
     if line:
         raise LayerError("the entries of a chunk table are cut off")
+
+
+class FileHasher:
+    """A hasher that computes the sha256 of each file of a layer, whose (decoded) bytes are given in order.
+
+    ``places`` has the offset and the size of each file in bytes, in ascending order.
+    """
+
+    def __init__(self, places: Sequence[tuple[int, int]]) -> None:
+        self._places = places
+        self._number = 0  # the file that is hashed
+        self._current = hashlib.sha256()
+        self._at = 0
+        self._digests = bytearray()
+
+    def update(self, data: bytes) -> None:
+        """Hash the next bytes."""
+        view, start = memoryview(data), self._at
+        self._at += len(view)
+        while self._number < len(self._places):
+            offset, size = self._places[self._number]
+            if offset >= self._at and size:
+                return
+            self._current.update(view[max(0, offset - start) : max(0, offset + size - start)])
+            if offset + size > self._at:
+                return
+            self._digests += self._current.digest()
+            self._current = hashlib.sha256()
+            self._number += 1
+
+    def digests(self) -> bytes:
+        """Return the section "files". Every byte of the layer must have been given."""
+        return bytes(self._digests)

@@ -16,6 +16,7 @@ from kitfs.errors import UsageError
 from kitfs.gocompat.json import dumps
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.modelkit.layers import KITFILE_ANNOTATION, METADATA
+from kitfs.oci.chunk_tables import ANNOTATION
 from kitfs.oci.manifest import (
     CREATED,
     FILEPATH,
@@ -54,7 +55,7 @@ class PackedLayer(NamedTuple):
 
     ``kind`` is the kind of its ``Entry``, ``path`` is the path in its annotation, and ``size`` is in bytes. If ``raw``
     is True, the layer is a single file, and ``file_size`` (bytes), ``mode`` and ``mtime`` (ns) are the attributes of
-    that file.
+    that file. ``table`` is the value of the annotation that names the layer's chunk table, or "".
     """
 
     kind: str
@@ -66,6 +67,7 @@ class PackedLayer(NamedTuple):
     file_size: int = 0
     mode: int = 0
     mtime: int = 0
+    table: str = ""
 
 
 class PackedKit(NamedTuple):
@@ -88,8 +90,8 @@ class KitFormat:
 
     ``cli_version`` is the version of kit whose manifests are written. ``created`` is the created time in seconds since
     the epoch; None means the time of packing. ``compression`` is none, gzip, gzip-fastest or zstd. ``layer_format`` is
-    tar or raw. Raises UsageError for an unknown version, compression or format, and for a combination that this version
-    of kit cannot read.
+    tar or raw. With ``chunk_tables``, each layer gets a chunk table, which kit does not write. Raises UsageError for an
+    unknown version, compression or format, and for a combination that this version of kit cannot read.
     """
 
     cli_version: str = CLI_VERSION_OF_KITFS
@@ -97,6 +99,7 @@ class KitFormat:
     compression: str = "none"
     layer_format: str = "tar"
     model_pack: bool = False
+    chunk_tables: bool = False
 
     def __post_init__(self) -> None:
         if self.cli_version not in (CLI_VERSION_OF_KITFS, UNRELEASED) and not VERSION.match(self.cli_version):
@@ -145,6 +148,8 @@ class KitFormat:
             annotations[SUBTYPE] = "prompt"
         if layer.raw and layer.kind != "mcpserver":
             annotations[METADATA[0]] = self._metadata(layer)
+        if layer.table:
+            annotations[ANNOTATION] = layer.table
         form = "raw" if layer.raw else "tar"
         suffix = SUFFIXES[self.compression_of(layer.kind)]
         if self.model_pack:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
-from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads, own_json
+from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -228,15 +228,6 @@ def children(manifest: Mapping[str, Any]) -> Children:
         return [value for value in values if isinstance(value, dict) and isinstance(value.get("digest"), str)]
 
     return Children(descriptors([manifest.get("config"), *listed("layers")]), descriptors(listed("manifests")))
-
-
-def blob_digests(data: bytes) -> set[str]:
-    """Return the digests of the config and the layers of a manifest, or an empty set if the manifest is damaged."""
-    try:
-        manifest = own_json(data)
-    except ValueError:
-        return set()
-    return {blob["digest"] for blob in children(manifest).blobs} if isinstance(manifest, dict) else set()
 
 
 def manifest_digests(data: bytes) -> set[str]:

@@ -69,6 +69,7 @@ def pack(
     compression: Literal["none", "gzip", "gzip-fastest", "zstd"] = "none",
     layer_format: Literal["tar", "raw"] = "tar",
     model_pack: bool = False,
+    chunk_table: Literal["auto", "none"] = "auto",
     push: bool = False,
     provenance: Provenance = "none",
     signing_key: StrPath | None = None,
@@ -82,12 +83,13 @@ def pack(
     ``tag``: repository:tag, or repository:tag1,tag2 for several tags; a kit without a tag can be named by its digest.
     ``kitfile``: a path or a Kitfile object; the default is the Kitfile in the directory. ``kit_version``: write the
     manifest as this version of kit does. ``created``: seconds since the epoch; the default is the time of packing.
-    ``compression`` and ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack. ``push``: send
-    the kit directly to the registry of ``tag``, without a copy in the store. ``provenance``: "unsigned" attaches a
-    statement of where the kit comes from, and "sign" signs it with the private key ``signing_key``; ``password`` is as
-    in ``sign``. ``attestation_output``: a file to which the provenance is written. ``progress``: see
-    ``kitfs.sdk.progress``. Raises ContextError, KitfileError, StoreError, UsageError, the errors of ``open`` for a
-    parent kit, and with ``push`` the errors of ``kitfs.push``.
+    ``compression`` and ``layer_format``: how layers are written. ``model_pack``: write a CNCF ModelPack.
+    ``chunk_table``: "auto" writes a chunk table for each layer, unless ``kit_version`` is given. ``push``: send the kit
+    directly to the registry of ``tag``, without a copy in the store. ``provenance``: "unsigned" attaches a statement of
+    where the kit comes from, and "sign" signs it with the private key ``signing_key``; ``password`` is as in ``sign``.
+    ``attestation_output``: a file to which the provenance is written. ``progress``: see ``kitfs.sdk.progress``. Raises
+    ContextError, KitfileError, StoreError, UsageError, the errors of ``open`` for a parent kit, and with ``push`` the
+    errors of ``kitfs.push``.
     """
     from kitfs.modelkit.writer import CLI_VERSION_OF_KITFS, KitFormat
     from kitfs.ops.pack.pack import references_of
@@ -95,7 +97,9 @@ def pack(
 
     settings = settings_of(options, TransferOptions)
     recorded = _provenance(provenance, signing_key, password, attestation_output)
-    kit_format = KitFormat(kit_version or CLI_VERSION_OF_KITFS, created, compression, layer_format, model_pack)
+    tables = chunk_table == "auto" and kit_version is None
+    version = kit_version or CLI_VERSION_OF_KITFS
+    kit_format = KitFormat(version, created, compression, layer_format, model_pack, tables)
     with workspace_of(settings) as workspace, reporting(progress, f"pack {os.fspath(directory)}") as report:
         kit = pack_recorded(
             workspace,

@@ -13,6 +13,7 @@ from typing import Any
 
 from kitfs.errors import InvalidReference
 from kitfs.gocompat.json import own_json
+from kitfs.oci.chunk_tables import with_tables
 from kitfs.oci.manifest import children
 from kitfs.oci.names import Digest
 from kitfs.store.refs import Refs
@@ -58,7 +59,7 @@ class Pins:
         return any(digest in held for held in list(self._held))
 
     def digests(self) -> set[str]:
-        """Return the digests of all pinned blobs: manifests, configs, layers, and the manifests in an image index.
+        """Return the digests of all pinned blobs: manifests and what they name, and the manifests in an image index.
 
         A tag of an index of kits does not pin the kits, which have tags of their own if they were pulled. Raises
         StoreError if a tag cannot be read.
@@ -82,7 +83,7 @@ class Pins:
                 continue
             found.add(digest)
             blobs, more = children(self._manifest(digest))
-            found.update(blob["digest"] for blob in blobs)
+            found |= with_tables(blobs)
             pending += [manifest["digest"] for manifest in more]
         return found
 

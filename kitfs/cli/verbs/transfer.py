@@ -44,6 +44,13 @@ PACK = options_of(
     ),
     Option("use-model-pack", boolean, "Write a CNCF ModelPack.", default="false", flag=True),
     Option("push", boolean, "Write to the registry, without a copy in the store.", default="false", flag=True),
+    Option(
+        "chunk-table",
+        Choice("auto", "none"),
+        "Chunk tables of the layers: auto, or none.",
+        default="auto",
+        metavar="WHEN",
+    ),
     Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
     *PROVENANCE,
 )
@@ -56,8 +63,9 @@ def pack(settings: Settings, directory: str) -> None:
     """Pack the directory DIR into a kit in the store, as its Kitfile describes.
 
     Layers and config are the same bytes as kit writes. Files that .kitignore matches are left out. SOURCE_DATE_EPOCH
-    sets the time of creation. With --push, the kit is written to the registry of its tag, and not to the store.
-    --provenance attaches a statement of the git commit, the parent kit and the data from which the kit was made.
+    sets the time of creation. Each layer gets a chunk table, by which a mount verifies every byte before it is read.
+    With --push, the kit is written to the registry of its tag, and not to the store. --provenance attaches a statement
+    of the git commit, the parent kit and the data from which the kit was made.
     """
     from kitfs.ops.pack.pack import references_of
     from kitfs.ops.provenance.pack import pack_recorded
@@ -99,6 +107,7 @@ def _format(settings: Settings) -> KitFormat:
         settings["compression"],
         settings["layer-format"],
         settings["use-model-pack"],
+        settings["chunk-table"] == "auto" and not settings["kit-version"],
     )
 
 

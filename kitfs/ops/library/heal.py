@@ -17,6 +17,7 @@ from kitfs.errors import KitfsError, NotFound
 from kitfs.gocompat.json import own_json
 from kitfs.kit.completing import complete
 from kitfs.kit.workspace import Workspace
+from kitfs.oci.chunk_tables import tables_of
 from kitfs.oci.manifest import Descriptor, children
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference, parse_any
 from kitfs.ops.events import Report
@@ -63,6 +64,8 @@ def users_of(workspace: Workspace, mounted: Iterable[tuple[str, str]]) -> Mappin
             with suppress(KitfsError):
                 descriptor = Descriptor.from_json(blob)
                 found[descriptor.digest].append(User(name, place, descriptor))
+                for table in tables_of([descriptor]):
+                    found[table.digest].append(User(name, place, table))
         for manifest in manifests:
             with suppress(KitfsError):
                 pending.append((name, replace(place, digest=Descriptor.from_json(manifest).digest)))

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from kitfs.content import Repository
 from kitfs.errors import KitfsError, NotFound, RegistryError
 from kitfs.kit.workspace import Workspace
-from kitfs.oci.manifest import blob_digests, manifest_digests
+from kitfs.oci.chunk_tables import blob_digests
+from kitfs.oci.manifest import manifest_digests
 from kitfs.oci.names import Digest, Reference
 from kitfs.oci.referrers import tag_of
 from kitfs.ops.library.tags import LocalKit, find, kits

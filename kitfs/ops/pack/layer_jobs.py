@@ -18,12 +18,15 @@ from typing import Any, Final
 
 from kitfs.content import Destination, Hints
 from kitfs.errors import ContextError, KitfsError, UsageError
+from kitfs.layers.chunk_table import BuiltTable
 from kitfs.modelkit.kitfile import Entry, Kitfile, clean_path
 from kitfs.modelkit.writer import KitFormat, PackedLayer
+from kitfs.oci.chunk_tables import annotation_of, named
 from kitfs.oci.names import Digest
 from kitfs.ops.events import Moved, Report, Saved, Sent, Total, Warned, quiet
 from kitfs.ops.pack.ignore import IgnoreRules
 from kitfs.ops.pack.layer_stream import LayerStream, check_bundle, compressed
+from kitfs.ops.pack.layer_tables import TableMaker
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, plan_layer
 from kitfs.ownership import open_regular
 from kitfs.parallel import each
@@ -52,6 +55,17 @@ class LayerJob:
         """The finished layer. The job must have run."""
         assert self.layer is not None
         return self.layer
+
+    def name_table(self, maker: TableMaker | None) -> BuiltTable | None:
+        """Name the chunk table of the finished layer in its annotations, and return the table.
+
+        Returns None if the layer gets no table.
+        """
+        if maker is None:
+            return None
+        table = maker.table(self.done.digest)
+        self.layer = self.done._replace(table=annotation_of(named(table)))
+        return table
 
 
 def plan_jobs(
@@ -175,19 +189,38 @@ def write_layer(
 ) -> None:
     """Write one layer into the store.
 
-    ``stack`` receives a lease, which keeps the layer from eviction until the kit is tagged.
+    ``stack`` receives leases, which keep the layer and its chunk table from eviction until the kit is tagged.
     """
     ingest = store.ingest()
     stack.callback(ingest.close)
     plain = hashlib.sha256()
     method = kit_format.compression_of(job.entry.kind)
-    pieces = _with_progress(job.stream.pieces(), job, report, stop)
-    for piece in pieces if method == "none" else compressed(_hashed(pieces, plain), method):
-        ingest.write(piece)
-    size = ingest.size
-    digest, job.added = ingest.commit()
-    diff_id = digest if method == "none" else Digest.parse(f"sha256:{plain.hexdigest()}")
-    job.layer = _packed(job, digest, diff_id, size)
+    with _table_maker(job, kit_format) as maker:
+        pieces = _with_progress(job.stream.pieces(), job, report, stop)
+        pieces = pieces if maker is None else maker.plain(pieces)
+        packed = pieces if method == "none" else compressed(_hashed(pieces, plain), method)
+        for piece in packed if maker is None else maker.packed(packed):
+            ingest.write(piece)
+        size = ingest.size
+        digest, job.added = ingest.commit()
+        diff_id = digest if method == "none" else Digest.parse(f"sha256:{plain.hexdigest()}")
+        job.layer = _packed(job, digest, diff_id, size)
+        table = job.name_table(maker)
+    if table is not None:
+        store_blob(store, stack, table.data)
+
+
+def store_blob(store: Store, leases: contextlib.ExitStack, data: bytes) -> bool:
+    """Store a small blob under a lease, and return whether it is new."""
+    ingest = store.ingest()
+    leases.callback(ingest.close)
+    ingest.write(data)
+    return ingest.commit()[1]
+
+
+def _table_maker(job: LayerJob, kit_format: KitFormat) -> contextlib.AbstractContextManager[TableMaker | None]:
+    """Return a maker of the layer's chunk table, or None if the format has no chunk tables."""
+    return TableMaker(job.stream) if kit_format.chunk_tables else contextlib.nullcontext()
 
 
 def upload_layer(
@@ -202,7 +235,7 @@ def upload_layer(
 
     To resume the upload of a compressed layer, the layer is compressed again from its beginning.
     """
-    layer = job.layer = _measured(job, kit_format, stop)
+    layer, table = _measured(job, kit_format, stop)
     method = kit_format.compression_of(job.entry.kind)
 
     def read(offset: int) -> Iterator[bytes]:
@@ -222,18 +255,25 @@ def upload_layer(
         progress(job.stream.size)
     job.added = how != "exists"
     report(Sent("blob", layer.digest, layer.size, how))
+    if table is not None:
+        target.upload(named(table).blob, lambda offset: iter([table.data[offset:]]), hints=hints)
 
 
-def _measured(job: LayerJob, kit_format: KitFormat, stop: threading.Event) -> PackedLayer:
-    """Compute the digests and the size of a layer without storing its bytes."""
-    plain, packed, size = hashlib.sha256(), hashlib.sha256(), 0
+def _measured(job: LayerJob, kit_format: KitFormat, stop: threading.Event) -> tuple[PackedLayer, BuiltTable | None]:
+    """Compute the digests, the size and the chunk table of a layer without storing its bytes."""
+    plain, whole, size = hashlib.sha256(), hashlib.sha256(), 0
     method = kit_format.compression_of(job.entry.kind)
-    pieces = _hashed(_with_progress(job.stream.pieces(), job, quiet, stop), plain)
-    for piece in pieces if method == "none" else compressed(pieces, method):
-        packed.update(piece)
-        size += len(piece)
-    digest, diff_id = (Digest.parse(f"sha256:{hasher.hexdigest()}") for hasher in (packed, plain))
-    return _packed(job, digest, diff_id, size)
+    with _table_maker(job, kit_format) as maker:
+        pieces = _hashed(_with_progress(job.stream.pieces(), job, quiet, stop), plain)
+        pieces = pieces if maker is None else maker.plain(pieces)
+        packed = pieces if method == "none" else compressed(pieces, method)
+        for piece in packed if maker is None else maker.packed(packed):
+            whole.update(piece)
+            size += len(piece)
+        digest, diff_id = (Digest.parse(f"sha256:{hasher.hexdigest()}") for hasher in (whole, plain))
+        job.layer = _packed(job, digest, diff_id, size)
+        table = job.name_table(maker)
+    return job.done, table
 
 
 def _packed(job: LayerJob, digest: Digest, diff_id: Digest, size: int) -> PackedLayer:

@@ -41,7 +41,7 @@ class LayerStream:
         self.plan: Final = plan
         self.raw: Final = raw
         try:
-            self.size: Final = plan.entries[-1].size if raw else sum(map(_length, plan.entries)) + len(TRAILER)
+            self.size: Final = plan.entries[-1].size if raw else sum(map(entry_size, plan.entries)) + len(TRAILER)
         except LayerError as e:
             raise ContextError(str(e))
 
@@ -68,7 +68,7 @@ class LayerStream:
     def _tar(self, start: int) -> Iterator[bytes]:
         at = 0
         for entry in self.plan.entries:
-            length = _length(entry)
+            length = entry_size(entry)
             if at + length > start:
                 yield from self._entry(entry, max(0, start - at))
             at += length
@@ -99,7 +99,8 @@ class LayerStream:
                 raise changed(entry)
 
 
-def _length(entry: ScannedFile) -> int:
+def entry_size(entry: ScannedFile) -> int:
+    """Return the size in bytes of an entry in the tar, with its headers and its padding."""
     return entry_length(os.fsencode(entry.path), directory=entry.directory, size=entry.size)
 
 

@@ -1,5 +1,6 @@
 """Pack a directory into a ModelKit. Its layers, config and manifest are byte for byte those that kit writes.
 
+The only difference is that the descriptors of the layers name their chunk tables, if the format has chunk tables.
 Follows KitOps' pkg/lib/kitfile. A kit is packed into the store (``pack_to_store``) or directly into a repository of a
 registry (``pack_to_registry``); ``pack`` calls one of them. A kit is tagged only after all its blobs are durable.
 Threading: each function starts threads, and returns when they have ended.
@@ -21,7 +22,8 @@ from kitfs.oci.names import LOCAL, UNNAMED, Reference
 from kitfs.ops.events import Report, Saved, Sent
 from kitfs.ops.library.tags import assign, check_whole, find
 from kitfs.ops.pack.kitfiles import parent_paths
-from kitfs.ops.pack.layer_jobs import LayerJob, plan_jobs, run_jobs, upload_layer, write_layer
+from kitfs.ops.pack.layer_jobs import LayerJob, plan_jobs, run_jobs, store_blob, upload_layer, write_layer
+from kitfs.ops.transfer.tables import push_table_list
 from kitfs.store.store import Store
 
 
@@ -109,8 +111,8 @@ def pack_to_store(
             concurrency=concurrency,
         )
         kit = _assembled(kitfile, jobs, kit_format)
-        report(Saved("config", "config", kit.config.digest, _store_blob(store, leases, kit.config_bytes)))
-        added = _store_blob(store, leases, kit.manifest_bytes)
+        report(Saved("config", "config", kit.config.digest, store_blob(store, leases, kit.config_bytes)))
+        added = store_blob(store, leases, kit.manifest_bytes)
         if references:  # kit reports whether the repository had the manifest
             added = find(store, replace(references[0], tag=None, digest=kit.descriptor.digest)) is None
         report(Saved("manifest", "manifest", kit.descriptor.digest, added))
@@ -159,16 +161,9 @@ def upload_manifest(
     report(Sent("config", kit.config.digest, kit.config.size, how))
     for tag in tags:
         target.put_manifest(tag, kit.descriptor.media_type, kit.manifest_bytes)
+    push_table_list(target, kit.descriptor, kit.manifest, hints=hints, report=report)
     report(Sent("manifest", kit.descriptor.digest, kit.descriptor.size, "uploaded"))
 
 
 def _assembled(kitfile: Kitfile, jobs: Sequence[LayerJob], kit_format: KitFormat) -> PackedKit:
     return kit_format.assemble(kitfile, [job.done for job in jobs])
-
-
-def _store_blob(store: Store, leases: contextlib.ExitStack, data: bytes) -> bool:
-    """Store a small blob under a lease, and return whether it is new."""
-    ingest = store.ingest()
-    leases.callback(ingest.close)
-    ingest.write(data)
-    return ingest.commit()[1]

@@ -34,6 +34,7 @@ from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.openfile import PIECE
 from kitfs.ops.events import Moved, Noted, Report, Sent, Total
 from kitfs.ops.library.tags import find
+from kitfs.ops.transfer.filling import fetch_tables
 from kitfs.ops.transfer.push import label
 from kitfs.ops.transfer.referrers import Attached, attached_to, indexes_of, kept
 from kitfs.ownership import Unsafe, open_below, refuse_links
@@ -104,7 +105,8 @@ def _export(
     others = attached(found.digest)
     content = _Content(origin, store, report)
     entries = content.add(entry, data, others)
-    listed = [*manifest.blobs, *(blob for one in others for blob in one.blobs)]
+    tables = fetch_tables(manifest, origin, store)
+    listed = [*manifest.blobs, *tables, *(blob for one in others for blob in one.blobs)]
     blobs = list({blob.digest: blob for blob in listed}.values())
     for blob in blobs:
         report(Total(str(blob.digest), blob.size, label(blob)))

@@ -16,12 +16,13 @@ from kitfs.kit.resolver import MAX_CONFIG
 from kitfs.kit.workspace import Workspace
 from kitfs.modelkit.index import KitIndex, is_kit_index, select
 from kitfs.modelkit.layers import kitfile_of
+from kitfs.oci.chunk_tables import tables_of
 from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest, check_media_type
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Noted, Report, Warned
 from kitfs.ops.library.tags import assign, check_whole
 from kitfs.ops.transfer.decoded import decode
-from kitfs.ops.transfer.filling import fill_all
+from kitfs.ops.transfer.filling import fetch_tables, fill_all
 from kitfs.ops.transfer.push import CONCURRENCY
 from kitfs.ops.transfer.referrers import keep
 from kitfs.store.store import Store
@@ -110,9 +111,10 @@ def _pull(
             f"a kit's config may have at most {MAX_CONFIG}"
         )
     everything = [found.digest, *(blob.digest for blob in manifest.blobs)]
-    with store.pin(everything):
+    with store.pin([*everything, *(table.digest for table in tables_of(manifest.layers))]):
         store.put(found.digest, data)
         fill_all(manifest.blobs, origin, store, concurrency, report)
+        fetch_tables(manifest, origin, store)
         config = store.get(manifest.config.digest)
         parent = kitfile_of(manifest, config or b"").parent
         if parent is not None:

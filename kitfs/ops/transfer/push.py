@@ -18,9 +18,11 @@ from kitfs.content import Destination
 from kitfs.errors import KitfsError, NotFound, StoreError, UnsupportedLayer
 from kitfs.kit.origin import file_pieces
 from kitfs.kit.workspace import Workspace
-from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest, blob_digests
+from kitfs.oci.chunk_tables import blob_digests
+from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Report, Sent, Total
+from kitfs.ops.transfer.tables import push_table_list, push_tables
 from kitfs.parallel import each
 from kitfs.store.store import Store
 
@@ -72,8 +74,12 @@ def push_to(
             report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
         neighbours = _neighbours(destination, store, set(files))
         upload_all(manifest.blobs, files, store, target, neighbours, concurrency, report)
-    put_manifest(target, destination, manifest.media_type or IMAGE_MANIFEST, data)
+    has_tables = push_tables(manifest, store, target)
+    kit = Descriptor(manifest.media_type or IMAGE_MANIFEST, digest, len(data))
+    put_manifest(target, destination, kit.media_type, data)
     report(Sent("manifest", digest, len(data), "uploaded"))
+    if has_tables:
+        push_table_list(target, kit, manifest, hints=store.catalog, report=report)
     return digest
 
 

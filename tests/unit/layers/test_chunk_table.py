@@ -78,7 +78,7 @@ def test_a_hostile_head_is_refused(noise: bytes, at: int, overwrite: bytes) -> N
     except LayerError:
         return
     assert head.length == len(changed)
-    assert all(section.offset >= head.end for section in head.sections.values())
+    assert all(section.offset >= head.length for section in head.sections.values())
 
 
 def test_a_section_that_is_too_large_is_refused() -> None:

@@ -238,7 +238,7 @@ def test_the_cache_is_measured_and_cleared(place: Place) -> None:
 def test_the_store_is_read_back(place: Place) -> None:
     """Changed blobs are listed, and fetched again from the registry of a kit that needs them."""
     whole = kitfs.cache.verify(**place.options)
-    assert (whole.blobs, whole.changed) == (4, ())
+    assert (whole.blobs, whole.changed) == (6, ())
     layer = kitfs.inspect(place.reference, **place.options).manifest["layers"][0]["digest"]
     rot(place.options["cache_dir"], layer)
     seen: list[Event] = []

@@ -1,0 +1,44 @@
+"""Push the chunk tables of a kit (``oci.chunk_tables``). The module has no threads and no state."""
+
+from __future__ import annotations
+
+from kitfs.content import Destination, Hints
+from kitfs.errors import RegistryError
+from kitfs.kit.origin import file_pieces
+from kitfs.oci.chunk_tables import EMPTY, EMPTY_CONFIG, referrer_of, tables_of
+from kitfs.oci.manifest import IMAGE_MANIFEST, Descriptor, Manifest
+from kitfs.oci.names import Digest
+from kitfs.ops.events import Report, Warned
+from kitfs.store.store import Store
+
+
+def push_tables(manifest: Manifest, store: Store, target: Destination) -> bool:
+    """Upload the chunk tables of a kit that are in the store. Returns whether the kit has tables and all were sent."""
+    tables = tables_of(manifest.layers)
+    sent = 0
+    for table in tables:
+        file = store.open_sealed(table.digest)
+        if file is None:
+            continue
+        with file:
+            target.upload(table, lambda offset, f=file: file_pieces(f, offset), hints=store.catalog)  # type: ignore[misc]
+        sent += 1
+    return bool(tables) and sent == len(tables)
+
+
+def push_table_list(
+    target: Destination, kit: Descriptor, manifest: Manifest, *, hints: Hints | None, report: Report
+) -> None:
+    """Push the manifest that refers to a kit and lists its chunk tables, if the kit has tables.
+
+    The repository must have the kit and the tables. A warning is reported if the registry refuses the manifest, because
+    the kit can be read nevertheless.
+    """
+    data = referrer_of(kit, manifest)
+    if data is None:
+        return
+    try:
+        target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), hints=hints)
+        target.put_manifest(Digest.of(data), IMAGE_MANIFEST, data)
+    except RegistryError as e:
+        report(Warned(f"the registry may delete the chunk tables of the kit, since it refused the list of them: {e}"))
