@@ -18,7 +18,7 @@ from kitfs.content import Destination
 from kitfs.errors import KitfsError, NotFound, StoreError, UnsupportedLayer
 from kitfs.kit.origin import file_pieces
 from kitfs.kit.workspace import Workspace
-from kitfs.oci.chunk_tables import blob_digests
+from kitfs.oci.chunk_tables import blob_digests, tables_of
 from kitfs.oci.manifest import FILEPATH, IMAGE_MANIFEST, Descriptor, LayerType, Manifest
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Report, Sent, Total
@@ -72,14 +72,16 @@ def push_to(
             files[descriptor.digest] = stack.enter_context(file)
         for descriptor in manifest.blobs:
             report(Total(str(descriptor.digest), descriptor.size, label(descriptor)))
-        neighbours = _neighbours(destination, store, set(files))
+        tables = {table.digest for table in tables_of(manifest.layers)}
+        neighbours = _neighbours(destination, store, set(files) | tables)
         upload_all(manifest.blobs, files, store, target, neighbours, concurrency, report)
-    has_tables = push_tables(manifest, store, target)
+    has_tables = push_tables(manifest, store, target, neighbours)
     kit = Descriptor(manifest.media_type or IMAGE_MANIFEST, digest, len(data))
     put_manifest(target, destination, kit.media_type, data)
     report(Sent("manifest", digest, len(data), "uploaded"))
     if has_tables:
-        push_table_list(target, kit, manifest, hints=store.catalog, report=report)
+        others = next((neighbours[digest] for digest in tables if digest in neighbours), [])
+        push_table_list(target, kit, manifest, mount_from=others, hints=store.catalog, report=report)
     return digest
 
 

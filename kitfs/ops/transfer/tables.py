@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 from kitfs.content import Destination, Hints
 from kitfs.errors import RegistryError
 from kitfs.kit.origin import file_pieces
@@ -12,8 +15,13 @@ from kitfs.ops.events import Report, Warned
 from kitfs.store.store import Store
 
 
-def push_tables(manifest: Manifest, store: Store, target: Destination) -> bool:
-    """Upload the chunk tables of a kit that are in the store. Returns whether the kit has tables and all were sent."""
+def push_tables(
+    manifest: Manifest, store: Store, target: Destination, neighbours: Mapping[Digest, Sequence[str]]
+) -> bool:
+    """Upload the chunk tables of a kit that are in the store. Returns whether the kit has tables and all were sent.
+
+    ``neighbours``: for a blob, other repositories of the same registry that may have it.
+    """
     tables = tables_of(manifest.layers)
     sent = 0
     for table in tables:
@@ -21,24 +29,31 @@ def push_tables(manifest: Manifest, store: Store, target: Destination) -> bool:
         if file is None:
             continue
         with file:
-            target.upload(table, lambda offset, f=file: file_pieces(f, offset), hints=store.catalog)  # type: ignore[misc]
+            read = partial(file_pieces, file)
+            target.upload(table, read, mount_from=neighbours.get(table.digest, ()), hints=store.catalog)
         sent += 1
     return bool(tables) and sent == len(tables)
 
 
 def push_table_list(
-    target: Destination, kit: Descriptor, manifest: Manifest, *, hints: Hints | None, report: Report
+    target: Destination,
+    kit: Descriptor,
+    manifest: Manifest,
+    *,
+    mount_from: Sequence[str] = (),
+    hints: Hints | None,
+    report: Report,
 ) -> None:
     """Push the manifest that refers to a kit and lists its chunk tables, if the kit has tables.
 
     The repository must have the kit and the tables. A warning is reported if the registry refuses the manifest, because
-    the kit can be read nevertheless.
+    the kit can be read nevertheless. ``mount_from``: repositories of the registry that may have such a manifest.
     """
     data = referrer_of(kit, manifest)
     if data is None:
         return
     try:
-        target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), hints=hints)
+        target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), mount_from=mount_from, hints=hints)
         target.put_manifest(Digest.of(data), IMAGE_MANIFEST, data)
     except RegistryError as e:
         report(Warned(f"the registry may delete the chunk tables of the kit, since it refused the list of them: {e}"))
