@@ -163,7 +163,7 @@ def test_what_the_store_has_is_shown_if_the_registry_refuses(kitfs: Kitfs, tree:
     llama = f"{fake.host}/team/llama:v1"
     pack(kitfs, "llama", llama, "--push", "--provenance=sign", "--signing-key", "trainer.key")
     assert kitfs("pull", llama, "--with-referrers").code == 0
-    fake.require_basic("ann", "secret")
+    fake.require_basic({"ann": "secret"})
     done = kitfs("lineage", llama, "--key", "trainer.pub", "--json")
     assert "may be missing" in done.err
     assert done.json["missing"]
