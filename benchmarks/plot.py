@@ -52,7 +52,10 @@ def machine_line(about: dict[str, Any]) -> str:
 
 
 def _distance(target: dict[str, Any], value: float, limit: float) -> float:
-    """Return a value divided by its limit, or the inverse if ``at_least`` is set. At most 1 means: the limit is met."""
+    """Return a value divided by its limit, or the inverse if ``at_least`` is set.
+
+    The limit is met if the result is <= 1.
+    """
     worse, better = (limit, value) if target["at_least"] else (value, limit)
     return max(worse, 0.01) / max(better, 0.01)
 

@@ -166,7 +166,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "with-referrers",
             boolean,
-            "Take along the signatures and other manifests that refer to the kit.",
+            "Also transfer the signatures and other manifests that refer to the kit.",
             default="false",
             flag=True,
         ),
@@ -199,7 +199,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "read-timeout",
             seconds,
-            "Time without a received byte after which a request fails.",
+            "A request fails if no byte arrives for this time.",
             default="60",
             metavar="SECONDS",
         ),

@@ -76,7 +76,7 @@ def _fault(info: os.stat_result) -> str:
     if info.st_uid != os.geteuid():
         return f"it belongs to another user (uid {info.st_uid})"
     if info.st_mode & OTHERS_WRITE:
-        return f"other users may write it (mode {stat.S_IMODE(info.st_mode):04o}; chmod go-w removes that permission)"
+        return f"other users can write to it (mode {stat.S_IMODE(info.st_mode):04o}; chmod go-w prevents that)"
     return ""
 
 
@@ -179,7 +179,7 @@ def open_file(path: str, flags: int = os.O_RDONLY, *, dir_fd: int | None = None)
             raise Unsafe(f"{name} belongs to another user (uid {info.st_uid})")
         if info.st_mode & OTHERS_WRITE and _open_to_others(path, dir_fd):
             mode = f"{stat.S_IMODE(info.st_mode):04o}"
-            raise Unsafe(f"other users may write {name} (mode {mode}; remove it unless you know its content)")
+            raise Unsafe(f"other users can write to {name} (mode {mode}; remove it if you do not know its content)")
         if stat.S_IMODE(info.st_mode) != 0o600:
             with _unless_read_only():
                 os.fchmod(fd, 0o600)

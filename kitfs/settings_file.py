@@ -25,7 +25,7 @@ def load_mapping(file_path: str, *, optional: bool) -> dict[object, object]:
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:  # ValueError: an escape beyond Unicode
         mark = getattr(e, "problem_mark", None)  # the error itself quotes lines, which may contain a password
         where = "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"
-        raise UsageError(f"{file_path}: the file is not YAML{where}") from None
+        raise UsageError(f"{file_path}: the file is not valid YAML{where}") from None
     if loaded in (None, ""):
         return {}
     if not isinstance(loaded, dict):

@@ -54,7 +54,7 @@ def password(prompt: str, *, again: str = "") -> bytes:
     if given is not None:
         return given
     if not sys.stdin.isatty():
-        raise UsageError("the private key needs a password: set KITFS_KEY_PASSWORD (an empty one counts too)")
+        raise UsageError("the private key needs a password: set KITFS_KEY_PASSWORD (it may be empty)")
     try:
         text = getpass.getpass(prompt)
         if again and getpass.getpass(again) != text:
@@ -81,7 +81,7 @@ def provenance_of(settings: Settings, report: Reporter) -> ProvenanceOptions:
 
     mode, file, target = settings["provenance"], settings["signing-key"], settings["attestation-output"]
     if mode != "sign" and settings.origin("signing-key") == "--signing-key":
-        raise UsageError("--signing-key goes with --provenance=sign")
+        raise UsageError("--signing-key can be used only with --provenance=sign")
 
     def write(text: str) -> None:
         if target == STDOUT:

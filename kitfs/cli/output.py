@@ -54,7 +54,7 @@ def _writing() -> Iterator[None]:
         yield
     except OSError as e:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that the interpreter's flush at exit does not fail again
-        error = Unwritable(f"stdout cannot be written: {e.strerror}")
+        error = Unwritable(f"cannot write to stdout: {e.strerror}")
         error.exit_code = BROKEN_PIPE if isinstance(e, BrokenPipeError) else 1
         raise error
 

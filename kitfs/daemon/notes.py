@@ -25,7 +25,7 @@ PATIENCE: Final = 1.0  # seconds: a mount that starts spends at most this time o
 def warn(kit: Kit, request: MountRequest, resolver: Resolver, log: logging.Logger) -> None:
     """Warn about filters that select nothing, and about layers that cannot be listed without the registry."""
     if request.only and not kit.layers and kit.kitfile_bytes is None:
-        log.warning("%s: nothing of this kit is selected", " and ".join(request.only))
+        log.warning("%s: nothing in this kit is selected", " and ".join(request.only))
     unlisted = sum(not layer.listed for layer in kit.layers) if resolver.fell_back else 0
     if unlisted:
         log.warning(
@@ -82,7 +82,7 @@ class ClosedNote:
             if count
         ]
         self._log.warning(
-            "the modes in %s close entries to other users: %s (mount with %s to open them)",
+            "because of the modes in %s, other users cannot use %s (to let them, mount with %s)",
             where,
             closed,
             " ".join(options),

@@ -48,7 +48,7 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
 
 def state_text(state: str) -> str:
     """Return the words that follow "the daemon" in a message about a state other than "alive"."""
-    return {"dead": "has died", "detached": "is detached from it"}.get(state, state)
+    return {"dead": "has died", "detached": "is no longer attached to the mount point"}.get(state, state)
 
 
 def _busy(text: str) -> MountError:

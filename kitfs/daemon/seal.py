@@ -222,7 +222,7 @@ class _Source:
         device = self._bodies.number(node.layer.digest)
         found = [Extent(e.file_offset, device, e.blob_offset, e.length) for e in node.member.extents]
         if not self._bodies.holds(node.layer.digest, node.size, found):
-            raise Refusal(Reason.SIZE, f"layer {node.layer.digest} does not have the size of its file {node.path!r}")
+            raise Refusal(Reason.SIZE, f"the file {node.path!r} in layer {node.layer.digest} has the wrong size")
         return found
 
     def _attributes_of(self, node: Node) -> tuple[tuple[bytes, bytes], ...]:
@@ -252,7 +252,7 @@ def compare(root: int, tree: Tree, filesystem: FileSystem) -> None:
         try:
             listed = tree.list(directory)
             if {name for name, _ in listed} != set(os.listdir(fd)):
-                raise Refusal(Reason.DIFFERENT, f"{Reason.DIFFERENT.value}: other names in /{path}")
+                raise Refusal(Reason.DIFFERENT, f"{Reason.DIFFERENT.value}: the names in /{path} differ")
             for name, node in listed:
                 _compare_one(fd, name, node, filesystem)
                 if node.kind == "dir":

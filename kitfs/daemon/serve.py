@@ -31,8 +31,8 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
 
     A sealed mount needs no process, so for a sealed mount the function waits only with ``foreground``. If the same
     request is mounted already, ``ready`` is called for the existing mount, and the function returns. With
-    ``foreground``, the log is also written to stderr, and an existing mount is an error, unless it is sealed and has no
-    process. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
+    ``foreground``, the log is also written to stderr. An existing mount is then an error, except a sealed mount without
+    a process. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)

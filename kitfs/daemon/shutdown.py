@@ -104,7 +104,7 @@ class Shutdown:
             raise self._gone()
 
     def _gone(self) -> MountError:
-        return MountError(f"{self._mountpoint} was unmounted or mounted over before the mount was ready")
+        return MountError(f"{self._mountpoint} was unmounted, or covered by another mount, before the mount was ready")
 
     def _is_there(self) -> bool:
         """Return whether this mount is the topmost mount at its mount point.

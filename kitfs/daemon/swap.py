@@ -101,7 +101,7 @@ class Sealer:
                 return
             try:
                 if self._stopped.is_set():
-                    raise Refusal(Reason.COVERED, "the mount is being ended")
+                    raise Refusal(Reason.COVERED, "the mount is being unmounted")
                 self._seal.check_complete()
                 sealed = self._seal.mount()
                 try:

@@ -50,7 +50,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
         mounting.unmount(mountpoint, lazy=lazy or dead, daemon=None if record is None else record.pid)
         again = mount_at(mountpoint)
         if again is not None and again.number == there.number:
-            raise MountError(f"cannot unmount {mountpoint}: it is still mounted afterwards", errno=errno.EBUSY)
+            raise MountError(f"cannot unmount {mountpoint}: it was still mounted after the attempt", errno=errno.EBUSY)
         if not known:
             return  # the mount belongs to another run-time directory
         # A daemon that was sealing the mount has attached another mount beneath it.

@@ -65,7 +65,7 @@ def runs_of(size: int, extents: Sequence[Extent], *, whole_tail: bool) -> list[R
     at = 0  # bytes
     for extent in extents:
         if extent.file_offset < at or extent.length < 0 or extent.file_offset + extent.length > size:
-            raise ValueError(f"extents overlap, or leave the file: {extent}")
+            raise ValueError(f"extents overlap or extend beyond the file: {extent}")
         at = extent.file_offset + extent.length
         if not extent.length:
             continue

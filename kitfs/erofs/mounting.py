@@ -49,7 +49,7 @@ def check_system() -> None:
     if os.geteuid() != 0:
         raise Refusal(Reason.USER)
     if _kernel() < OLDEST:
-        raise Refusal(Reason.KERNEL, f"the kernel is Linux {os.uname().release}; EROFS reads files since Linux 6.12")
+        raise Refusal(Reason.KERNEL, f"the kernel is Linux {os.uname().release}; EROFS images in files need Linux 6.12")
 
 
 def _kernel() -> tuple[int, ...]:

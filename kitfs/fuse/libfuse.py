@@ -168,7 +168,7 @@ class LibfuseTransport:
             )
         if not os.access(where, os.W_OK):
             raise MountError(
-                f"cannot mount at {where}: this user may not write the directory (use another directory)",
+                f"cannot mount at {where}: this user has no permission to write to it (use another directory)",
                 errno=errno.EACCES,
             )
         self._fuse = _load()

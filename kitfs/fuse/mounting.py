@@ -70,7 +70,7 @@ def device_error(error: OSError) -> MountError:
         return MountError(f"{DEVICE} does not exist: {_NO_DEVICE}", errno=error.errno)
     if error.errno in (errno.EACCES, errno.EPERM):
         hint = f"chmod 666 {DEVICE} as root, or start the container with --device {DEVICE}"
-        return MountError(f"this user may not open {DEVICE}: {hint}", errno=error.errno)
+        return MountError(f"this user has no permission to open {DEVICE}: {hint}", errno=error.errno)
     return MountError(f"cannot open {DEVICE}: {error.strerror}", errno=error.errno or errno.EIO)
 
 

@@ -136,7 +136,7 @@ def string(text: str) -> str:
 def number(value: float) -> str:
     """Write a float64 as encoding/json does: the shortest digits, and an exponent below 1e-6 and from 1e21 on."""
     if not math.isfinite(value):
-        raise ValueError(f"{value} cannot be JSON")
+        raise ValueError(f"JSON cannot represent {value}")
     digits, exponent = shortest(value)
     sign = "-" if math.copysign(1, value) < 0 else ""
     if value == 0:

@@ -66,7 +66,7 @@ class AnyMap(dict[Any, Any]):
 def parse(data: bytes) -> yaml.Node | None:
     """Parse the first document into PyYAML nodes. Return None if there is no document. Raises KitfileError."""
     if len(data) > MAX_BYTES:
-        raise KitfileError(f"the Kitfile is {len(data)} bytes; it may have at most {MAX_BYTES}")
+        raise KitfileError(f"the Kitfile has {len(data)} bytes; the limit is {MAX_BYTES}")
     try:
         loader = Loader(_decoded(data))
         try:

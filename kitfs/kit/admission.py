@@ -54,7 +54,7 @@ class Admission:
                 except SignatureError as e:
                     if not rule.warns:
                         raise
-                    self._log.warning("%s; used nevertheless, since the policy only warns", e)
+                    self._log.warning("%s; it is used nevertheless, because the policy only warns", e)
 
     def _check(self, policy: Policy, rule: Rule, asked: Reference | LayoutReference, digest: Digest) -> None:
         if rule.always_holds:
@@ -64,7 +64,7 @@ class Admission:
             raise SignatureError(f"{refused} {demanded(rule.open)}")
         if isinstance(asked, Reference) and asked.registry == LOCAL:
             raise SignatureError(
-                f"{refused} {demanded(rule.open)}; signatures are at the registry, and this reference names none"
+                f"{refused} {demanded(rule.open)}; signatures are at a registry, and this reference has no registry"
             )
         key = ("verdict", _key(asked, digest, policy, rule))
         found = Found(())
@@ -87,12 +87,12 @@ class Admission:
         verdict = self._hints.get(key)
         verified = verdict.get("seen") if isinstance(verdict, dict) else None
         if not isinstance(verified, int):
-            raise SignatureError(f"{refused} a signature, and none can be fetched: {unreachable}")
+            raise SignatureError(f"{refused} a signature, and no signature can be fetched: {unreachable}")
         age = int(self._clock()) - verified
         if not 0 <= age <= MAX_AGE:
             raise SignatureError(
-                f"{refused} a signature, which was verified {human_age(max(0, age))} ago; that counts for "
-                f"{human_age(MAX_AGE)}, and none can be fetched: {unreachable}"
+                f"{refused} a signature; its last verification, {human_age(max(0, age))} ago, is older than "
+                f"{human_age(MAX_AGE)}, and no signature can be fetched: {unreachable}"
             )
         self._log.warning("%s: its signature was verified %s ago: %s", _shown(asked), human_age(age), unreachable)
 

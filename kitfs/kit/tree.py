@@ -300,7 +300,7 @@ class Tree:
         for skipped in itertools.islice(index.skipped, MAX_NAMED):
             self._log.warning("layer %s: %s", digest[:19], skipped)
         if len(index.skipped) > MAX_NAMED:
-            self._log.warning("layer %s: left out %d more", digest[:19], len(index.skipped) - MAX_NAMED)
+            self._log.warning("layer %s: left out %d more entries", digest[:19], len(index.skipped) - MAX_NAMED)
 
     def _strays(self, wait: bool, since: int, covering: Iterable[int]) -> tuple[Sequence[tuple[int, LayerIndex]], bool]:
         """Return (layers, is_final): the layers that may have a name outside their declared path, except ``covering``.
@@ -358,7 +358,8 @@ def _candidates(directory: str, name: str, indexes: Iterable[tuple[int, LayerInd
 def _hashed(digest: bytes, path: bytes, offset: int) -> int:
     """Return the preferred inode number of a file, which is the same in every mount.
 
-    It is a hash of the digest of the file's layer, of the file's first name in that layer, and of its offset there.
+    It is a hash of three values: the digest of the file's layer, the file's first name in that layer, and its offset
+    there.
     """
     text = b"%b\0%b\0%d" % (digest, path, offset)
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

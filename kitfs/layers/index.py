@@ -127,7 +127,7 @@ class LayerIndex:
             columns = {name: view[sections[name]].cast(code) for name, code in COLUMNS.items()}
             self._names, self._targets, self._lines = (sections[name].start for name in TEXTS)
         except (KeyError, TypeError, struct.error) as e:
-            raise ValueError(f"the index is without a complete section: {e}")
+            raise ValueError(f"a section of the index is missing or incomplete: {e}")
         self._parent: Final = columns["parent"]
         self._flags: Final = columns["flags"]
         self._a: Final = columns["a"]

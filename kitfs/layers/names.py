@@ -62,7 +62,7 @@ _TEXTS: Final = {
     SkipReason.MISSING_TARGET: "a hard link to {detail!r}, which is not a file of this layer",
     SkipReason.BELOW_FILE: "below {detail!r}, which is a file",
     SkipReason.BELOW_SYMLINK: "below {detail!r}, which is a symlink",
-    SkipReason.FILLED_DIRECTORY: "a file where an earlier entry is a directory with something in it",
+    SkipReason.FILLED_DIRECTORY: "a file where an earlier entry is a directory that is not empty",
     SkipReason.REPLACES_ROOT: "a file in place of the root",
     SkipReason.UNNAMED_FILE: (
         "a single file that neither an org.cncf.model.filepath annotation nor the Kitfile gives a name"

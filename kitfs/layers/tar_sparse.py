@@ -126,7 +126,7 @@ def _pairs(text: str) -> Iterator[tuple[int, int]]:
     for offset in numbers:
         length = next(numbers, None)
         if length is None:
-            raise LayerError("a sparse map of the tar has an odd number of numbers")
+            raise LayerError("a sparse map of the tar has an odd count of numbers")
         yield offset, length
 
 

@@ -176,12 +176,12 @@ class Kitfile:
         Raises KitfileError.
         """
         if len(data) > MAX_JSON:
-            raise KitfileError(f"the config is {len(data)} bytes; a Kitfile may have at most {MAX_JSON}")
+            raise KitfileError(f"the config has {len(data)} bytes; the limit is {MAX_JSON}")
         try:
             loaded = gojson.loads(data, floats=True)
             kitfile: Self = schema.from_json(cls, {} if loaded is None else loaded, "Kitfile")
         except ValueError as e:
-            raise KitfileError(f"the config is not that of a kit: {e}")
+            raise KitfileError(f"the config is not the config of a kit: {e}")
         return kitfile
 
     def to_json(self) -> bytes:

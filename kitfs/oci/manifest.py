@@ -336,7 +336,7 @@ class LayerType:
             family, kinds = "modelpack", PACK_KINDS
         else:
             raise UnsupportedLayer(
-                f"layer {descriptor.digest} has media type {_short(text)}, which is not one of ModelKit or ModelPack"
+                f"layer {descriptor.digest} has media type {_short(text)}, which is not a type of ModelKit or ModelPack"
             )
         kind, form, compression = match.groups()
         if kind not in kinds or form not in ("tar", "raw") or compression not in COMPRESSIONS:

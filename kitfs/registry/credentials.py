@@ -69,7 +69,7 @@ class Credentials:
     def of(self, host: str, repository: str = "") -> Credential | None:
         """Return the credential for a registry host ("host[:port]"), or for one of its repositories.
 
-        Raises UsageError for an invalid file or a helper that fails, unless a credential is found elsewhere.
+        Raises UsageError if no credential is found because a file is invalid or a helper fails.
         """
         first_error: UsageError | None = None
         for path in self._files:

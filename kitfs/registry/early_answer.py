@@ -44,9 +44,9 @@ class NoResponse(httpcore.RemoteProtocolError):
 class DuplexStream(httpcore.NetworkStream):
     """A connection whose large writes fail with WriteError when a response arrives.
 
-    ``inner``: the plain or TLS socket. A timeout limits each read and write, unless it is a ``Pace``, which limits the
-    time of a whole head and the speed of a body. ``listens``: False for TLS within TLS, which has no socket of its own.
-    ``plain``: the connection does not use TLS, so a TLS alert on it means that the server expects TLS.
+    ``inner``: the plain or TLS socket. A timeout limits each read and write. A timeout that is a ``Pace`` limits the
+    time of a whole head and the speed of a body instead. ``listens``: False for TLS within TLS, which has no socket of
+    its own. ``plain``: the connection does not use TLS, so a TLS alert on it means that the server expects TLS.
     """
 
     def __init__(

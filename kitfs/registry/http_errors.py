@@ -107,7 +107,7 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
     cause = root_cause(e)
     kind: type[Unavailable] = Unavailable
     if isinstance(e, httpx.ConnectTimeout):
-        text = f"cannot reach {host}: no connection in time"
+        text = f"cannot reach {host}: the connection timed out"
     elif isinstance(e, httpx.TimeoutException):
         kind = Stalled
         verb = "took" if isinstance(e, httpx.WriteTimeout) else "sent"

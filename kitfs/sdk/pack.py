@@ -126,7 +126,7 @@ def _provenance(
         write_file(os.fspath(output or ""), text.encode("utf-8", "surrogateescape"))
 
     if key is not None and mode != "sign":
-        raise UsageError('signing_key goes with provenance="sign"')
+        raise UsageError('signing_key can be used only with provenance="sign"')
     signer = None if key is None else private_key_of(key, password)
     return ProvenanceOptions(mode, signer, None if output is None else write)
 

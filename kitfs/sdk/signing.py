@@ -64,7 +64,7 @@ def sign(
     if signature_format not in ("bundle", "tag"):
         raise UsageError(f"signature_format: {signature_format!r} is neither bundle nor tag")
     if bundle is not None and not oms:
-        raise UsageError("bundle goes with oms")
+        raise UsageError("bundle can be used only with oms=True")
     key = private_key_of(private_key, password)
     target, now = remote_reference(reference, "sign"), datetime.now(UTC)
     if oms:
@@ -112,7 +112,7 @@ def verify(
     if isinstance(source, Reference) and bundle is None:
         source = remote_reference(reference, "verify")
     if (bundle is not None or ignore_paths) and not oms:
-        raise UsageError("bundle and ignore_paths go with oms")
+        raise UsageError("bundle and ignore_paths can be used only with oms=True")
     if (public_key is None) == (certificate_identity is None) or (oms and public_key is None):
         raise UsageError("give public_key, or else certificate_identity and certificate_oidc_issuer")
     if public_key is None:

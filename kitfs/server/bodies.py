@@ -122,7 +122,7 @@ def _check_content_range(request: web.BaseRequest, ingest: Ingest) -> None:
         raise ApiError(
             416,
             "BLOB_UPLOAD_INVALID",
-            f"the upload has {ingest.size} bytes, and Content-Range says {header[:100]}",
+            f"the upload has {ingest.size} bytes, but Content-Range says {header[:100]}",
             headers={"Range": uploaded(ingest.size)},
         )
 

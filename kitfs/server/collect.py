@@ -7,8 +7,8 @@ these manifests refer to. The bytes of a blob are deleted when no repository and
 blob, no reader has it open, and the bytes are older than ``min_age``.
 
 The parts of unfinished uploads are not blobs yet and are never deleted. While an upload to a repository is open, the
-ages of that repository's blobs are measured at the beginning of the upload, so that a push that takes days does not
-lose the blobs that it has sent.
+ages of that repository's blobs are those at the start of the upload. So a push may take days without losing the blobs
+that it has sent.
 
 An age is the time from a file's timestamp until ``now``. Both are from the system's clock. A timestamp in the future is
 treated as ``now``, so nothing is deleted after the clock jumps back. A running server passes in a ``SteadyClock``,

@@ -366,7 +366,7 @@ class Blob(BlobState):
 
     def lost(self, filling: Filling, error: OSError) -> None:
         """Drop bytes that the disk failed to sync; they are fetched again. Implements ``filling.FilledBlob``."""
-        self._home.log.warning("%s is dropped from the store, since its bytes may be lost: %s", self, error.strerror)
+        self._home.log.warning("%s is dropped from the store, because its bytes may be lost: %s", self, error.strerror)
         self._drop(filling)
 
     def room_needed(self) -> None:

@@ -1,8 +1,8 @@
 """Compute the digest of a blob while its bytes arrive, so that the blob is verified soon after its last byte.
 
 The bytes are read back from the blob's file, in order, up to the first gap. So the digest is that of the stored bytes,
-which could differ from the bytes that the network has sent. Reading them costs a copy but no disk access, because they
-were just written and are in the page cache. Threading: the caller must hold a lock.
+which could differ from the received bytes. Reading them costs a copy but no disk access, because they were just written
+and are in the page cache. Threading: the caller must hold a lock.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class ClusterPolicy:
         names = _names(asked)
         found = [one for one in self.policies if any(glob.fullmatch(name) for glob in one.globs for name in names)]
         if not found:
-            return (Rule(f"the absence of a policy for it in {self.path}", ((NO_MATCH,),)),)
+            return (Rule(f"{self.path}, which has no policy for it,", ((NO_MATCH,),)),)
         return tuple(Rule(f"the policy {one.name!r} of {self.path}", (one.authorities,), one.warns) for one in found)
 
 
@@ -71,7 +71,7 @@ def _policy(document: Any, path: str) -> ImagePolicy:
         authorities = tuple(_authority(one, limited, f"{path}: {name}") for one in listed)
         mode = spec.get("mode", "enforce")
     except (KeyError, TypeError, AttributeError):
-        raise UsageError(f"cannot use the policy {path}: it has a {KIND} without its name, or without images")
+        raise UsageError(f"cannot use the policy {path}: it has a {KIND} without a name or without images")
     if mode not in ("enforce", "warn"):
         raise UsageError(f"cannot use the policy {path}: {name}: the mode {mode!r} is neither enforce nor warn")
     return ImagePolicy(name, globs, authorities, mode == "warn")

@@ -60,7 +60,7 @@ def decrypt(pem: bytes, password: bytes, name: str) -> bytes:
     from nacl.exceptions import CryptoError
     from nacl.secret import SecretBox
 
-    damaged = UsageError(f"cannot use the private key {name}: the file is damaged, or is not one that cosign wrote")
+    damaged = UsageError(f"cannot use the private key {name}: the file is damaged, or was not written by cosign")
     found = PEM.search(pem)
     try:
         body = loads(base64.b64decode(b"" if found is None else found[2]))

@@ -174,7 +174,7 @@ def _public(key: Any, name: str) -> PublicKey:
         fits = isinstance(key, ed25519.Ed25519PublicKey)
     if not fits:
         kinds = f"ECDSA (P-256, P-384, P-521), RSA from {SMALLEST_RSA} to {LARGEST_RSA} bits, and Ed25519"
-        raise UsageError(f"cannot use {name}: keys of this kind are not supported; those that are: {kinds}")
+        raise UsageError(f"cannot use {name}: keys of this kind are not supported (supported kinds: {kinds})")
     encoding = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     der: bytes = key.public_bytes(*encoding)
     return PublicKey(key, der)

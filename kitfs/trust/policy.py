@@ -84,7 +84,7 @@ class Requirement:
             names = [key.name for key in self.keys[:MAX_NAMED]]
             named = "" if self.identity is None else f" with the identity {self.identity.kind}"
             return f"a signature by {' or '.join(names)}{named}"
-        return {"accept": "nothing", "reject": "that no kit is used"}.get(self.kind, self.text)
+        return {"accept": "nothing", "reject": "that it is not used"}.get(self.kind, self.text)
 
 
 @dataclass(frozen=True, slots=True)

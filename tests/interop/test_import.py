@@ -306,7 +306,7 @@ def test_a_failure_of_git_is_one_line(box: Host, repository: Path, tmp_path: Pat
         ([str(repository), "--ref", "none"], 3, "git cannot fetch none"),
         ([str(tmp_path / "none")], 3, "git cannot fetch HEAD"),
         (["ext::sh -c true", "--tool", "git"], 3, "transport 'ext' not allowed"),
-        ([str(repository), "--ref", "--upload-pack=x"], 2, "not a repository or reference of git"),
+        ([str(repository), "--ref", "--upload-pack=x"], 2, "not a git repository or reference"),
     ):
         done = box.kitfs("import", *args, "-t", "here/net:v1", check=False)
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr

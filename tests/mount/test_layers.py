@@ -415,7 +415,7 @@ def test_filters_that_select_nothing_get_a_warning(host: Host) -> None:
     If a filter selects something, no warning is printed.
     """
     kit = build([part("model", "w", b"w", format="raw")])
-    assert "datasets: nothing of this kit is selected" in mounted(host, kit, "--only", "datasets").warnings
+    assert "datasets: nothing in this kit is selected" in mounted(host, kit, "--only", "datasets").warnings
     host.kitfs("umount", "--all")
     assert mounted(host, kit, "--only", "kitfile").warnings == ""
     host.kitfs("umount", "--all")

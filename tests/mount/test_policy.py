@@ -100,4 +100,4 @@ def test_another_policy_finds_no_verdict(host: Host, fake: FakeRegistry, signed:
     rule = {"type": "sigstoreSigned", "keyPath": str(PUB), "signedIdentity": {"type": "matchRepository"}}
     policy.write_text(json.dumps({"default": [rule]}))
     fake.stop()
-    assert "none can be fetched" in refused(host, "mount", signed, host.mnt / "a", "--policy", policy)
+    assert "no signature can be fetched" in refused(host, "mount", signed, host.mnt / "a", "--policy", policy)

@@ -49,14 +49,14 @@ def test_a_full_stdout_is_reported_in_one_line(host: Host, ref: str) -> None:
     """
     for verb in (("ls", "-R", ref), ("cat", ref, "m/w.bin"), ("mount", ref, host.mnt / "a"), ("mounts",)):
         done = shell(host, '"$@" > /dev/full', *verb)
-        assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
+        assert (done.returncode, done.stderr) == (1, "kitfs: cannot write to stdout: No space left on device\n")
     assert len(host.mounts()) == 1
 
 
 @pytest.mark.parametrize("told", [("--version",), ("--help",), ("ls", "-h"), ("cache", "-h")])
 def test_help_on_a_full_stdout_is_reported_in_one_line(host: Host, told: tuple[str, ...]) -> None:
     done = shell(host, '"$@" > /dev/full', *told)
-    assert (done.returncode, done.stderr) == (1, "kitfs: stdout cannot be written: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "kitfs: cannot write to stdout: No space left on device\n")
 
 
 def test_a_kitfile_of_a_closed_stdin_is_empty(host: Host) -> None:
@@ -96,7 +96,7 @@ def test_a_mount_in_the_foreground_outlives_its_stdout(host: Host, ref: str, kin
     with process:
         assert process.stderr is not None
         told = next((line for line in process.stderr if "stdout" in line), "")
-        assert "WARNING stdout cannot be written: " in told
+        assert "WARNING cannot write to stdout: " in told
         assert (host.mnt / "a/m/w.bin").read_bytes() == bytes(4 << 20)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0

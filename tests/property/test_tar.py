@@ -87,7 +87,7 @@ def consistent(index: LayerIndex, reader: Bytes) -> None:
 
 
 def merged(entries: list[Entry]) -> dict[str, Any]:
-    """Return the tree that follows from entries by the README's rules, computed without code of kitfs.
+    """Return the tree that the rules of the manual make of entries, computed without code of kitfs.
 
     The result consists of nested dictionaries, in which a file is [content] and a symlink is its target.
     """

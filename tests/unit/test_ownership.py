@@ -186,7 +186,7 @@ def test_a_directory_with_content_that_others_may_write_is_refused(tmp_path: Pat
     """The error names the cause and the command that removes the write permission of other users."""
     (tmp_path / "VERSION").write_text("1\n")
     tmp_path.chmod(mode)
-    with pytest.raises(Unsafe, match=r"not empty, and other users may write it.*chmod go-w"):
+    with pytest.raises(Unsafe, match=r"not empty, and other users can write to it.*chmod go-w"):
         own_directory(str(tmp_path))
 
 
@@ -220,5 +220,5 @@ def test_a_directory_that_others_could_read_is_closed_to_them(tmp_path: Path) ->
     check_directory(str(tmp_path / "part"))
     assert mode_of(tmp_path / "part") == 0o700
     (tmp_path / "part").chmod(0o777)
-    with pytest.raises(Unsafe, match="other users may write"):
+    with pytest.raises(Unsafe, match="other users can write"):
         check_directory(str(tmp_path / "part"))

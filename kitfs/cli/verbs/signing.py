@@ -42,11 +42,9 @@ SIGN: Final = options_of(
 )
 VERIFY: Final = options_of(
     "verify",
-    Option("key", path, "Public key that must have signed.", metavar="FILE", is_file=True, setting="verify-key"),
-    Option(
-        "certificate-identity", word, "E-mail address or URI that must have signed, instead of a key.", metavar="ID"
-    ),
-    Option("certificate-oidc-issuer", word, "The issuer of that identity.", metavar="URL"),
+    Option("key", path, "Public key that signed the kit.", metavar="FILE", is_file=True, setting="verify-key"),
+    Option("certificate-identity", word, "E-mail address or URI of the signer, instead of a key.", metavar="ID"),
+    Option("certificate-oidc-issuer", word, "OIDC issuer of the signer's identity.", metavar="URL"),
     Option("trusted-root", path, "Trusted certificates and logs, instead of Sigstore's.", metavar="FILE", is_file=True),
     Option("oms", boolean, "Verify the kit's files, as OpenSSF Model Signing does.", default="false", flag=True),
     Option("bundle", path, "With --oms: read the signature from this file.", metavar="FILE", is_file=True),
@@ -78,7 +76,7 @@ def sign(settings: Settings, reference: str) -> None:
         raise UsageError("only one tag can be signed at a time; signing it signs every tag of the same kit")
     labels = selector(settings["label"])
     if settings["bundle"] is not None and not settings["oms"]:
-        raise UsageError("--bundle goes with --oms")
+        raise UsageError("--bundle can be used only with --oms")
     key = private_key_of(settings["key"])
     if settings["oms"]:
         _sign_files(settings, target, labels, key)
@@ -120,7 +118,7 @@ def verify(settings: Settings, reference: str) -> None:
     if isinstance(source, Reference) and source.registry == LOCAL and settings["bundle"] is None:
         raise UsageError("registry is required when verifying (write registry/repository:tag)")
     if not settings["oms"] and (settings["bundle"] is not None or settings["ignore-path"]):
-        raise UsageError("--bundle and --ignore-path go with --oms")
+        raise UsageError("--bundle and --ignore-path can be used only with --oms")
     labels = selector(settings["label"])
     signer = _signer(settings)
     if settings["oms"]:

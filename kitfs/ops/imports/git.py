@@ -57,7 +57,7 @@ def checkout(
     if shutil.which("git") is None:
         raise UsageError("git is not installed (install git to import git repositories; git-lfs is optional)")
     if ref.startswith("-") or url.startswith("-"):
-        raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is not a repository or reference of git")
+        raise UsageError(f"{(ref if ref.startswith('-') else url)[:200]!r} is not a git repository or reference")
     with store.ingests.scratch() as directory:
         url, login = split_login(url, token)
         git = _Git(directory, url, login, client.options.proxy)
@@ -88,9 +88,7 @@ def checkout(
             left = _pointers(directory)
             if left:
                 name = os.path.relpath(left[0].path, directory)
-                raise ContextError(
-                    f"{git.shown}: {name} is an LFS object that could not be fetched, one of {len(left)}"
-                )
+                raise ContextError(f"{git.shown}: {len(left)} LFS objects could not be fetched, such as {name}")
         _without_gits_own(directory)
         yield Checkout(directory, sha, max(0, int(committed)))
 

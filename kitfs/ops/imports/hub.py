@@ -240,7 +240,7 @@ class Hub:
         while at is not None:
             if str(at) in asked or len(asked) == MAX_PAGES:
                 raise RegistryError(
-                    f"{what}: endless file listing of {self.host} (more than {MAX_PAGES} pages or a repeated page)",
+                    f"{what}: the listing of {self.host} does not end (more than {MAX_PAGES} pages or a repeated page)",
                     status=200,
                 )
             asked.add(str(at))

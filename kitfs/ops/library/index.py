@@ -244,7 +244,7 @@ def push(
         if data is None or not _whole(store, data):
             where = f"{destination.name} does not contain every ModelKit the index references"
             raise NotFound(
-                f"{where}: {variant.name(source) or variant.digest} is neither there nor, whole, in the store; "
+                f"{where}: {variant.name(source) or variant.digest} is not there, and not complete in the store; "
                 "push or pull it first"
             )
     for variant in missing:

@@ -127,7 +127,7 @@ def free(store: Store, blobs: set[str]) -> None:
 def remove_remote(repository: Repository, reference: Reference, *, force: bool = False) -> Removed:
     """Remove a tag from its registry. With ``force`` or a digest, remove the kit itself with all its tags.
 
-    If the registry cannot delete tags, the kit is deleted, unless it has other tags. Raises NotFound, and RegistryError
+    If the registry cannot delete tags, a kit without other tags is deleted instead. Raises NotFound, and RegistryError
     if the registry cannot delete manifests, or if it cannot delete tags and the kit has other tags.
     """
     tag = reference.identifier

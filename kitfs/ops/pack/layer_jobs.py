@@ -101,8 +101,8 @@ def _private_warning(entries: Sequence[ScannedFile]) -> str:
     """
     first = f"{entries[0].path} (mode {entries[0].mode:04o})"
     files = f"{first}," if len(entries) == 1 else f"{len(entries)} files, such as {first},"
-    remedy = "run chmod a+r on them before packing, or mount the kit with --file-mode 644"
-    return f"only the owner may read {files} also in a mount of the kit; to let other users read the kit, {remedy}"
+    remedy = "run chmod a+r before packing, or mount the kit with --file-mode 644"
+    return f"only the owner may read {files} and a mount of the kit keeps this mode; to let other users read, {remedy}"
 
 
 def _job(

@@ -42,9 +42,8 @@ Platform = tuple[str, str, str]  # os, architecture, variant ("": none)
 class Converted(NamedTuple):
     """The image that was made.
 
-    ``digest``: the digest of its manifest, or of its index if it has several platforms. The other fields are numbers of
-    bytes: of layers that were sent, of layers that were mounted from another repository, and of layers that the
-    repository already had.
+    ``digest``: the digest of its manifest, or of its index if it has several platforms. The other fields are the bytes
+    of the layers that were sent, that were mounted from another repository, and that the repository already had.
     """
 
     digest: Digest
@@ -145,7 +144,7 @@ def _check_names(layers: Sequence[Layer]) -> None:
             if any(name.startswith(WHITEOUT) for name in path.split("/")):
                 raise UnsupportedLayer(
                     f"layer {layer.digest} holds {path!r}: in an OCI image, a name that begins with {WHITEOUT} removes "
-                    "a file; rename it, or leave the layer out with --only"
+                    "a file (rename the file, or omit the layer with --only)"
                 )
         for skipped in index.skipped:
             path = clean(skipped.name)[0]

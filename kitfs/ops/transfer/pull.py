@@ -107,8 +107,7 @@ def _pull(
         raise ManifestError(f"reference {reference.display} does not refer to a model: {e}")
     if manifest.config.size > MAX_CONFIG:
         raise ManifestError(
-            f"{reference.display}: the config is {manifest.config.size} bytes; "
-            f"a kit's config may have at most {MAX_CONFIG}"
+            f"{reference.display}: the config is {manifest.config.size} bytes; the limit for a config is {MAX_CONFIG}"
         )
     everything = [found.digest, *(blob.digest for blob in manifest.blobs)]
     with store.pin([*everything, *(table.digest for table in tables_of(manifest.layers))]):

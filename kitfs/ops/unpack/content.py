@@ -232,7 +232,7 @@ class LayerContent:
         if self._verified is None:
             self._verified = self._verify(count, stop, SIZE_MAX)
             if self._verified is not None and self._index is not None and self.layer.proven_index() != self._index:
-                raise IntegrityError(f"layer {self.digest}: its index was made from other bytes (try again)")
+                raise IntegrityError(f"layer {self.digest}: its index was made from different bytes (try again)")
         if self._verified is None:
             raw = self.layer.compressed and self.layer.type.format == "raw"
             return Streamed(self.layer, self._index if raw else None, count, stop)

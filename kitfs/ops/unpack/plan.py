@@ -145,4 +145,4 @@ def _left_out(name: str, skipped: Collection[Skipped]) -> Iterator[str]:
     for entry in itertools.islice(skipped, MAX_NAMED):
         yield f"{name}: {entry}"
     if len(skipped) > MAX_NAMED:
-        yield f"{name}: left out {len(skipped) - MAX_NAMED} more"
+        yield f"{name}: left out {len(skipped) - MAX_NAMED} more entries"

@@ -79,7 +79,7 @@ def steps_of(kit: Kit, directory: str, filters: Sequence[Filter], context: StepC
     steps += [_step(layer, context) for layer in kit.layers[inherited:]]
     steps += _remote(kit, filters, context, (str(kit.reference),), "")
     if filters and not steps:
-        context.report(Warned(f"{' and '.join(map(str, filters))}: nothing of this kit is selected"))
+        context.report(Warned(f"{' and '.join(map(str, filters))}: nothing in this kit is selected"))
     return steps
 
 

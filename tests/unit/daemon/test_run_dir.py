@@ -43,7 +43,7 @@ def test_directory_is_private(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/x.lock").write_text("")
     (tmp_path / "full").chmod(0o777)
-    with pytest.raises(MountError, match=r"other users may write it.*--run-dir"):
+    with pytest.raises(MountError, match=r"other users can write to it.*--run-dir"):
         RunDir(str(tmp_path / "full"))
 
 

@@ -100,5 +100,5 @@ def test_a_partial_last_block_is_copied_with_little_around_it() -> None:
 )
 def test_extents_that_overlap_or_leave_the_file_are_refused(extents: list[Extent]) -> None:
     """The error is a ValueError."""
-    with pytest.raises(ValueError, match="extents overlap, or leave the file"):
+    with pytest.raises(ValueError, match="extents overlap or extend beyond the file"):
         runs_of(1000, extents, whole_tail=False)

@@ -149,7 +149,7 @@ def test_a_verdict_counts_while_the_registry_cannot_be_reached(
 def test_without_a_verdict_an_unreachable_registry_is_a_refusal(signer: PrivateKey) -> None:
     world = World([Place(signer)])
     world.places[0].error = unreachable()
-    with pytest.raises(SignatureError, match=r"none can be fetched: registry\.example\.com cannot be reached"):
+    with pytest.raises(SignatureError, match=r"no signature can be fetched: registry\.example\.com cannot be reached"):
         world.check()
 
 
@@ -230,7 +230,7 @@ def test_a_policy_that_rejects_asks_nobody(tmp_path: Path) -> None:
     path = tmp_path / "policy.json"
     path.write_text('{"default": [{"type": "reject"}]}')
     world = World([Place()], policy=path)
-    with pytest.raises(SignatureError, match=r"the rule default of .*policy\.json demands that no kit is used"):
+    with pytest.raises(SignatureError, match=r"the rule default of .*policy\.json demands that it is not used"):
         world.check()
     path.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     World(world.places, policy=path).check()
@@ -244,9 +244,9 @@ def test_a_policy_that_only_warns_accepts(tmp_path: Path, caplog: pytest.LogCapt
         "spec: {mode: warn, images: [{glob: '**'}], authorities: [{static: {action: fail}}]}\n"
     )
     World([Place()], policy=path).check()
-    assert "since the policy only warns" in caplog.text
+    assert "because the policy only warns" in caplog.text
 
 
 def test_a_kit_without_a_registry_has_no_signatures() -> None:
-    with pytest.raises(SignatureError, match="this reference names none"):
+    with pytest.raises(SignatureError, match="this reference has no registry"):
         World([Place()]).check(parse_any("kit:v1"))

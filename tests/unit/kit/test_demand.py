@@ -1,4 +1,4 @@
-"""The parts of layers that open files and reads need are fetched first."""
+"""A Demand counts how many bytes programs read of each layer, and reports whether a read waits for bytes."""
 
 from __future__ import annotations
 

@@ -454,7 +454,7 @@ def test_a_config_that_is_too_long_is_not_fetched(fake: FakeRegistry, store: Sto
     manifest["config"]["size"] = (8 << 20) + 1
     ref = fake.put_kit("team/long", kits.Kit(kits.compact(manifest), kit.config, kit.blobs, kit.layers), "v1")
     with pytest.raises(
-        ManifestError, match=r"/team/long:v1: the config is 8388609 bytes; a kit's config may have at most 8388608$"
+        ManifestError, match=r"/team/long:v1: the config is 8388609 bytes; the limit for a config is 8388608$"
     ):
         bring(ref)
     assert fake.served("/blobs/") == []

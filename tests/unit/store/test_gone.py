@@ -26,9 +26,9 @@ def test_a_store_that_is_deleted_is_read_through(open_store: Callable[..., Store
 
 
 def test_a_tag_that_is_damaged_fails_no_read(open_store: Callable[..., Store]) -> None:
-    """A damaged tag does not say which blobs are pinned.
+    """If a tag is damaged, the store cannot know which blobs are pinned.
 
-    The store then evicts nothing, and reads continue without storing bytes.
+    It then evicts nothing, and reads continue without storing bytes.
     """
     store = open_store(recheck=-1.0)
     blob = store.blob(Digest.of(DATA), size=len(DATA), source=BytesSource(DATA))

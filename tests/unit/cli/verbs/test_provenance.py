@@ -138,7 +138,7 @@ def test_signed_provenance_is_signed_by_the_key(kitfs: Kitfs, tree: Path) -> Non
     ("options", "message"),
     [
         (["--provenance=sign"], "--signing-key"),
-        (["--provenance", "--signing-key", "one.key"], "goes with --provenance=sign"),
+        (["--provenance", "--signing-key", "one.key"], "only with --provenance=sign"),
         (["--provenance=all"], "none, unsigned, sign"),
     ],
 )

@@ -153,5 +153,5 @@ def test_what_cannot_be_signed_is_a_usage_error(kitfs: Kitfs, fake: FakeRegistry
     kit = fake.put_kit("team/kit", KIT, "v1")
     edwards = write_pair(tmp_path / "ed.key", ed25519.Ed25519PrivateKey.generate())
     assert "needs an ECDSA key" in kitfs("sign", kit, "--oms", "--key", edwards).err
-    assert "--bundle goes with --oms" in kitfs("sign", kit, "--key", key, "--bundle", "x").err
-    assert "go with --oms" in kitfs("verify", kit, "--key", key.with_suffix(".pub"), "--ignore-path", "x").err
+    assert "--bundle can be used only with --oms" in kitfs("sign", kit, "--key", key, "--bundle", "x").err
+    assert "can be used only with" in kitfs("verify", kit, "--key", key.with_suffix(".pub"), "--ignore-path", "x").err

@@ -284,7 +284,7 @@ def test_push_without_a_kit(fake: FakeRegistry, workspace: Workspace, store: Sto
     index.add(workspace, named, Reference.parse(f"{name}:q4"))
     remove_kit(store, Reference.parse(f"{name}:q4"))
     with pytest.raises(
-        NotFound, match=rf"{name} does not contain every ModelKit the index references: {name}:q4 is neither there nor"
+        NotFound, match=rf"{name} does not contain every ModelKit the index references: {name}:q4 is not there, and not"
     ):
         pushed(workspace, f"{name}:all")
     with pytest.raises(NotFound):

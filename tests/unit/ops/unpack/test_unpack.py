@@ -284,7 +284,7 @@ def test_each_byte_is_counted_once(world: World, compression: Any) -> None:
 def test_a_filter_that_selects_nothing_is_told(world: World) -> None:
     """Unlike kit, an unpack prints a warning if a filter selects nothing."""
     world.unpack(world.put([model()]), "docs")
-    assert world.warnings == ["docs: nothing of this kit is selected"]
+    assert world.warnings == ["docs: nothing in this kit is selected"]
 
 
 def test_modes_are_the_layers_whatever_the_umask(world: World) -> None:
