@@ -146,7 +146,7 @@ def test_repeatable_options_are_lists_in_the_file(name: str, tmp_path: Path) -> 
     [
         ("colour: red\n", "the option 'colour' does not exist"),
         ("- a\n", "must map option names to values"),
-        ("a: [\n", "not YAML"),
+        ("a: [\n", "not valid YAML"),
         ("transport: [kernel, libfuse]\n", "transport must be one value"),
         ("cache-size: {a: b}\n", "cache-size must be one value"),
     ],
@@ -189,7 +189,7 @@ def test_a_pipe_without_a_writer_is_empty(tmp_path: Path) -> None:
 
 def test_a_settings_file_with_an_escape_beyond_unicode(tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text('cache-dir: "\\UFFFFFFFF"')
-    with pytest.raises(UsageError, match="not YAML"):
+    with pytest.raises(UsageError, match="not valid YAML"):
         load({"settings": str(tmp_path / "s.yaml"), "cache-dir": None})
 
 
