@@ -1,8 +1,10 @@
 """Decide whether the store accepts more bytes. The store has a size limit, and a share of the disk must stay free.
 
-The limits are checked after every ``CHECK_EVERY`` stored bytes, and blobs are evicted if a limit is exceeded. If no
-blob can be evicted, the store is full: bytes that are read are not stored (read-through), and the limits are checked
-again every ``recheck`` seconds. Threading: any thread may call every method.
+The limits are checked in the background after every ``CHECK_EVERY`` stored bytes, or after a sixteenth of the free room
+if that is less: other processes use the same room, and each of them sees what the others have stored at its next check.
+When a process has used the room that it knew of, it checks the limits before it stores more. So the limits are exceeded
+by at most one write per stream. If no blob can be evicted, the store is full: bytes that are read are not stored
+(read-through), and the limits are checked again every ``recheck`` seconds. Threading: any thread may call every method.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from kitfs.store.evict import Entry
 from kitfs.store.pins import Pins
 
 CHECK_EVERY: Final = 64 << 20  # bytes stored between two checks of the limits
+CHECK_OFTEN: Final = 128 << 10  # bytes stored between two checks if there is little room
+SHARE: Final = 16  # a process stores this share of the free room before it looks what other processes have stored
+EXTRA: Final = 4 << 20  # bytes of room that are made when a limit is reached; at most 1/16 of the size limit
 AT_LEAST: Final = 64 << 20  # bytes freed at a time when the disk is full
 RECHECK: Final = 5.0  # seconds
 
@@ -68,7 +73,10 @@ class Room:
         self._entries = entries
         self._disk_usage = disk_usage
         self._lock = threading.Lock()
-        self._since_check = 0
+        self._checking = threading.Lock()
+        self._written = 0  # bytes that this process has stored
+        self._measured = 0  # the part of ``_written`` that the last check has seen
+        self._free: int | None = None  # the room at the last check in bytes; None before the first check
         self._full = False
         self._said_full = False
         self._checked = 0.0
@@ -84,22 +92,31 @@ class Room:
         return self._size_limit
 
     def available(self) -> bool:
-        """Return whether the store accepts more bytes. A full store is checked again every ``recheck`` seconds."""
+        """Return whether the store accepts more bytes. A full store is checked again every ``recheck`` seconds.
+
+        If the room that was free at the last check is used up, the limits are checked first.
+        """
         if self._full and time.monotonic() - self._checked > self._recheck:
-            try:
-                self.evict()
-            except (OSError, StoreError):
-                self._checked = (
-                    time.monotonic()
-                )  # the store is missing or damaged, but reads must not fail because of it
+            self._check()
+        elif self._is_used_up():
+            with self._checking:  # only one thread checks
+                if self._is_used_up():
+                    self._check(room=EXTRA if self._size_limit is None else min(EXTRA, self._size_limit // 16))
         return not self._full
+
+    def _is_used_up(self) -> bool:
+        return not self._full and self._free is not None and self._written - self._measured >= self._free
+
+    def _check(self, *, room: int = 0) -> None:
+        try:
+            self.evict(room=room)
+        except (OSError, StoreError):  # the store is missing or damaged, but reads must not fail because of it
+            with self._lock:
+                self._checked, self._free = time.monotonic(), None
 
     def headroom(self) -> int:
         """Return how many bytes can be stored before blobs must be evicted. Raises OSError and StoreError."""
-        pinned = self._pins.digests()
-        used = (
-            0 if self._size_limit is None else sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
-        )
+        used = 0 if self._size_limit is None else self._used()
         disk = self._disk_usage(self._root)
         free = disk.free - int(disk.total * self._free_share)
         return max(0, free if self._size_limit is None else min(free, self._size_limit - used))
@@ -112,15 +129,23 @@ class Room:
             return False
 
     def wrote(self, size: int) -> None:
-        """Count stored bytes. After every ``CHECK_EVERY`` bytes, the housekeeping thread checks the limits."""
+        """Count stored bytes. From time to time, the housekeeping thread checks the limits."""
         with self._lock:
-            self._since_check += size
-            step = CHECK_EVERY if self._size_limit is None else min(CHECK_EVERY, max(1 << 20, self._size_limit // 16))
-            due = self._since_check >= step
-            if due:
-                self._since_check = 0
+            before, self._written = self._written, self._written + size
+            step = max(CHECK_OFTEN, min(CHECK_EVERY, (self._free or 0) // SHARE))
+            due = before // step != self._written // step
         if due:
             self._later(self.evict)
+
+    def settle(self) -> None:
+        """Evict blobs at the end if the size limit is exceeded, because this process uses no blob any more."""
+        if self._size_limit is None or not (self._written or self._full):
+            return
+        try:
+            if self._used() > self._size_limit:
+                self.evict()
+        except (OSError, StoreError):
+            pass  # the store is missing or damaged
 
     def read_through(self, size: int) -> None:
         """Count bytes that were served without being stored; log a warning the first time."""
@@ -133,23 +158,28 @@ class Room:
                 "the cache in %s is full and nothing can be evicted: reads are served without caching them", self._root
             )
 
-    def evict(self, *, at_least: int = 0) -> int:
-        """Evict blobs until the store is below its limits and ``at_least`` bytes are freed, and return the freed bytes.
+    def evict(self, *, at_least: int = 0, room: int = 0) -> int:
+        """Evict blobs until the store is ``room`` bytes below its limits and ``at_least`` bytes are freed.
 
-        Less is freed if too many blobs are leased or pinned. Raises OSError and StoreError.
+        Returns the freed bytes. Less is freed if too many blobs are leased or pinned. Raises OSError and StoreError.
         """
+        stored = self._written
         entries = list(self._entries(self._root))
         pinned = (
             self._pins.digests()
         )  # the pins are read after the walk: a blob that is pinned later is also leased later, which ``remove`` sees
         found = [e for e in entries if e.digest not in pinned]
-        surplus = max(self._surplus(sum(e.size for e in found)), at_least)
+        over = self._over(sum(e.size for e in found))
+        surplus = max(over + room, at_least, 0)
         layers, small = evict.victims(found, pinned)
         freed = self._remove(layers, surplus)
         if surplus - freed <= sum(e.size for e in small):
             freed += self._remove(small, surplus - freed)
         with self._lock:
-            self._full, self._checked = surplus > freed, time.monotonic()
+            self._free = max(0, freed - over)
+            self._full = max(over, at_least) > freed or (room > 0 and self._free < min(room, CHECK_OFTEN))
+            self._checked = time.monotonic()
+            self._measured = max(self._measured, stored)
         return freed
 
     def _remove(self, entries: Sequence[Entry], surplus: int) -> int:
@@ -170,17 +200,19 @@ class Room:
 
         The result is negative if the store exceeds its limits. Raises OSError and StoreError.
         """
-        pinned = self._pins.digests()
         disk = self._disk_usage(self._root)
         free = disk.free - int(disk.total * self._free_share)
-        if self._size_limit is None or digest in pinned:
+        if self._size_limit is None or digest in self._pins.digests():
             return free
-        used = sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
-        return min(free, self._size_limit - used)
+        return min(free, self._size_limit - self._used())
 
-    def _surplus(self, used: int) -> int:
-        """Return by how many bytes the limits are exceeded."""
+    def _used(self) -> int:
+        """Return how many bytes on disk are taken by the blobs that are not pinned."""
+        pinned = self._pins.digests()
+        return sum(e.size for e in self._entries(self._root) if e.digest not in pinned)
+
+    def _over(self, used: int) -> int:
+        """Return by how many bytes the limits are exceeded. If there is room, the number is negative."""
         disk = self._disk_usage(self._root)
         over_share = int(disk.total * self._free_share) - disk.free
-        over_limit = 0 if self._size_limit is None else used - self._size_limit
-        return max(over_share, over_limit, 0)
+        return over_share if self._size_limit is None else max(over_share, used - self._size_limit)

@@ -172,6 +172,7 @@ class Store:
             blob.close(max(0.0, deadline - time.monotonic()))
         self._digests.close()
         self._house.close()
+        self.room.settle()
         self.catalog.close()
 
     def stop(self) -> None:

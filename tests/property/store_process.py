@@ -19,6 +19,7 @@ import threading
 import zlib
 from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
@@ -257,6 +258,29 @@ def lost_pages(journal: str) -> dict[int, set[int]]:
             lost.setdefault(inode, set()).update(pages)
             pages.clear()
     return {inode: pages | lost.get(inode, set()) for inode, pages in dirty.items()}
+
+
+def lose_power(store: Path, journal: str, *, metadata: bool) -> None:
+    """Simulate a power failure and a reboot, after all processes have ended.
+
+    Pages that no sync has covered become zeros. With ``metadata``, files that the store never syncs become zeros too.
+    """
+    if not os.path.exists(journal):
+        return
+    lost = lost_pages(journal)
+    for path in store.rglob("*"):
+        if path.name == "rest":
+            with path.open("r+b") as f:
+                size = path.stat().st_size
+                for page in lost.get(path.stat().st_ino, ()):
+                    f.seek(page * PAGE)
+                    f.write(bytes(min(PAGE, max(0, size - page * PAGE))))
+        elif path.name == "present":
+            raw = path.read_bytes()
+            path.write_bytes(raw[:12] + bytes(16) + raw[28:])  # the id of another boot
+        elif path.name == "meta.json" and metadata:
+            path.write_bytes(bytes(path.stat().st_size))
+    os.unlink(journal)
 
 
 class Process:

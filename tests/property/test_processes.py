@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.property.store_process import CONTENTS, PAGE, Content, Origin, Process, inflate, lost_pages, origins
+from tests.property.store_process import CONTENTS, Content, Origin, Process, inflate, lose_power, origins
 
 pytestmark = pytest.mark.slow
 EXAMPLES = int(os.environ.get("KITFS_EXAMPLES", "30"))
@@ -197,21 +197,7 @@ class Processes(RuleBasedStateMachine):
         """
         for user in list(self.processes):
             self.done(user, None)
-        if not os.path.exists(self.journal):
-            return
-        lost = lost_pages(self.journal)
-        for path in Path(self.root, "store").rglob("*"):
-            if path.name == "rest":
-                with path.open("r+b") as f:
-                    for page in lost.get(path.stat().st_ino, ()):
-                        f.seek(page * PAGE)
-                        f.write(bytes(min(PAGE, max(0, path.stat().st_size - page * PAGE))))
-            elif path.name == "present":
-                raw = path.read_bytes()
-                path.write_bytes(raw[:12] + bytes(16) + raw[28:])  # the id of another boot
-            elif path.name == "meta.json" and metadata:
-                path.write_bytes(bytes(path.stat().st_size))
-        os.unlink(self.journal)
+        lose_power(Path(self.root, "store"), self.journal, metadata=metadata)
         self.start()
 
     def teardown(self) -> None:

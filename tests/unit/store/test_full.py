@@ -158,3 +158,32 @@ def test_an_entry_for_which_there_is_no_room_is_read_through(store: Store, monke
     store.evict()  # finds that there is room again
     assert blob.pread(MiB, 4096) == DATA[MiB : MiB + 4096]
     assert blob.state == "partial"
+
+
+def test_the_size_limit_is_held(open_store: Callable[..., Store]) -> None:
+    """Two stores on one directory, with two streams each, exceed the limit by at most one write per stream.
+
+    Blobs that are read now are not evicted, and the limit holds when the stores are closed.
+    """
+    limit, size, write = 8 * MiB, 5 * MiB, MiB
+    blobs = [random.Random(n).randbytes(size) for n in range(8)]
+    stores = [open_store(size_limit=limit, recheck=0.0) for _ in range(2)]
+    most = 0
+
+    def read(number: int) -> bool:
+        nonlocal most
+        store = stores[number % 2]
+        blob = store.blob(Digest.of(blobs[number]), size=size, source=BytesSource(blobs[number]))
+        found = bytearray()
+        while piece := blob.pread(len(found), write // 4):
+            found += piece
+            most = max(most, store.usage())
+        blob.close()
+        return bytes(found) == blobs[number]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(read, range(8)))
+    assert most <= limit + 4 * write
+    for store in stores:
+        store.close()
+    assert open_store().usage() <= limit
