@@ -204,24 +204,19 @@ class Connection:
                 self._reply(fd, request.unique, reply)
 
     def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
-        """Let a running fetch answer a request when the request's bytes arrive.
-
-        If that is not possible, let the blocking pool answer the request.
-        """
+        """Let the blocking pool answer a request when a running fetch has brought its bytes, or else at once."""
         if block.when_ready is None or not block.when_ready(partial(self._ready, request, waiting)):
             self._blocking.resume(waiting)
 
     def _ready(self, request: Request, waiting: Waiting, error: KitfsError | None) -> None:
-        """Answer a request whose bytes have arrived. The thread that fetched the bytes calls this, to save time."""
-        try:
-            if error is not None:
-                reply: Reply = self._failures.errno_of(request.operation, error), b""
-            else:
-                reply = self._answer(request, False)
-        except WouldBlock as e:
-            self._park(request, waiting, e)
+        """Let the blocking pool answer a request whose bytes have arrived, or answer it at once with an error.
+
+        The thread that has fetched the bytes calls this, and receives the next bytes while the pool writes the reply.
+        """
+        if error is None:
+            self._blocking.resume(waiting)
         else:
-            self._blocking.finish(waiting, reply)
+            self._blocking.finish(waiting, (self._failures.errno_of(request.operation, error), b""))
 
     def _answer(self, request: Request, wait: bool) -> Reply:
         """Run the operation of a request, and turn an error into an errno. Raises WouldBlock if ``wait`` is False."""
