@@ -93,13 +93,15 @@ class NetworkFault:
     """A fault. ``begin`` starts it, and ``Net.heal`` ends it.
 
     ``cause`` is a part of the error that the mount reports. ``ends``: "data" if no read may fail, "error" if no read of
-    bytes that are not cached can succeed, and "either" otherwise.
+    bytes that are not cached can succeed, and "either" otherwise. ``follows``: the mount has followed the redirect of
+    the blob before the fault begins, and so asks the content server directly.
     """
 
     name: str
     begin: Callable[[Net], None]
     cause: str = ""
     ends: Literal["data", "error", "either"] = "error"
+    follows: bool = False
 
 
 def _of_content(fault: Fault) -> Callable[[Net], None]:
@@ -160,10 +162,10 @@ PLAN: Final = (
     NetworkFault("503 without Retry-After", _of_registry(Status(503, {}, "UNAVAILABLE", "too busy")), "503"),
     NetworkFault("503 for a moment", _of_registry(Status(503, {"Retry-After": "0"}, "UNAVAILABLE", "busy")), "503"),
     NetworkFault("500 of the content server", _of_content(Status(500, body=b"oops")), "500"),
-    NetworkFault("an expired redirect", lambda net: net.content.expire_locations(), ends="data"),
-    NetworkFault("403 of the content server", _of_content(Status(403, body=b"expired")), "403"),
+    NetworkFault("an expired redirect", lambda net: net.content.expire_locations(), ends="data", follows=True),
+    NetworkFault("403 of the content server", _of_content(Status(403, body=b"expired")), "403", follows=True),
     NetworkFault("a redirect loop", lambda net: net.redirect("?again"), "redirects more than"),
-    NetworkFault("a redirect to an unknown name", lambda net: net.redirect(NAMELESS), "content.invalid"),
+    NetworkFault("a redirect to an unknown name", lambda net: net.redirect(NAMELESS), "content.invalid: "),
     NetworkFault("a redirect to a closed port", lambda net: net.redirect("http://127.0.0.1:1/"), "connection refused"),
     NetworkFault(
         "an untrusted certificate", lambda net: net.redirect(f"{net.untrusted.url}/x"), "certificate is not trusted"
@@ -171,7 +173,7 @@ PLAN: Final = (
     NetworkFault("TLS that is plain HTTP", lambda net: net.redirect(f"https://{net.content.host}/x"), "speak TLS"),
     NetworkFault("an expired token", _expired_token(lambda _: None), ends="data"),
     NetworkFault(
-        "a token server that stalls", _expired_token(lambda net: net.stall(net.tokens, TOKEN, None)), "sent nothing for"
+        "a token server that stalls", _expired_token(lambda net: net.stall(net.tokens, TOKEN, None)), "token server"
     ),
     NetworkFault("a token server that fails", _expired_token(lambda net: net.tokens.fail(TOKEN, Status(503))), "503"),
     NetworkFault(
@@ -183,7 +185,10 @@ PLAN: Final = (
     NetworkFault("connections that are closed", lambda net: net.behave(closing), "broke the connection"),
     NetworkFault("garbage", lambda net: net.behave(sending(GARBAGE, b"\0\xff", 0.1)), "broke the connection"),
     NetworkFault("a slow head", _to_broken(sending(HEAD, b"X", 0.1)), "did not complete the head"),
-    NetworkFault("endless headers", _to_broken(sending(HEAD, b"X-More: more\r\n", 0.001)), "broke the connection"),
+    NetworkFault("endless headers", _to_broken(sending(HEAD, b"X-More: more\r\n", 0.01)), "did not complete the head"),
+    NetworkFault(
+        "a head without end", _to_broken(sending(HEAD, b"X-More: more\r\n" * 4096, 0)), "broke the connection"
+    ),
     NetworkFault("endless interim responses", _to_broken(sending(b"", INTERIM, 0.01)), "did not complete the head"),
-    NetworkFault("a registry that comes back with all signatures expired", _gone, "connection refused"),
+    NetworkFault("a registry that comes back with all signatures expired", _gone, "connection refused", follows=True),
 )

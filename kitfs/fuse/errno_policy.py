@@ -1,5 +1,6 @@
 """Turn the exceptions of a file system into errnos, log lines and counts, for both transports.
 
+    ClosedHandleError  EBADF, which is neither counted nor logged
     OSError            its own errno
     KitfsError         its ``errno``, but EIO for every failed read
     anything else      EIO; the exception is a bug, which is logged with its traceback and counted in ``bugs``
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +24,17 @@ from kitfs.metrics import Counters
 
 QUIET: Final = 10.0  # seconds
 _CAUSES: Final = 1000  # remembered causes; when there are more, all are forgotten
+
+
+class ClosedHandleError(OSError):
+    """A request uses a file handle that was released.
+
+    The kernel releases a handle after the last request for it. But if a task is killed, its requests are answered at
+    once, and a thread may still be working on them when the handle is released. Nobody gets the thread's reply.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADF, os.strerror(errno.EBADF))
 
 
 class ErrnoPolicy:
@@ -38,6 +51,8 @@ class ErrnoPolicy:
 
     def errno_of(self, operation: str, error: Exception) -> int:
         """Return the positive errno of a failed ``operation`` (the name of an opcode in lower case)."""
+        if isinstance(error, ClosedHandleError):
+            return errno.EBADF
         if isinstance(error, KitfsError | OSError) and error.errno:
             number = error.errno
         else:

@@ -18,6 +18,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final, Literal
 
+from kitfs.fuse.errno_policy import ClosedHandleError
 from kitfs.fuse.mapped import MappedLayers, Span
 from kitfs.fuse.replies import Attr, Backing, DirEntry, Handle, Lookup, Opened, StatFS
 from kitfs.kit.inode import Inode
@@ -169,14 +170,14 @@ class FileSystem:
     def read(self, handle: Handle, offset: int, size: int, *, wait: bool = True) -> bytes | memoryview:
         """Return bytes of an open file, fewer at its end. A memoryview is valid until the thread reads again.
 
-        Raises OSError (EBADF), WouldBlock and KitfsError.
+        Raises ClosedHandleError, WouldBlock and KitfsError.
         """
         span = self._spans.get(handle)
         if span is not None and (data := span.read(offset, size)) is not None:
             return data
         node = self._files.get(handle)
         if node is None:
-            raise _error(errno.EBADF)
+            raise ClosedHandleError
         if span is None and (span := self._span(handle, node)) is not None:
             data = span.read(offset, size)
             if data is not None:
@@ -212,10 +213,10 @@ class FileSystem:
         return handle
 
     def readdir(self, handle: Handle, offset: int) -> Iterator[DirEntry]:
-        """Yield the entries from ``offset`` on. Raises OSError (EBADF)."""
+        """Yield the entries from ``offset`` on. Raises ClosedHandleError."""
         found = self._listings.get(handle)
         if found is None:
-            raise _error(errno.EBADF)
+            raise ClosedHandleError
         return self._entries(*found, offset)
 
     def _entries(self, directory: Node, above: Node, listing: Listing, offset: int) -> Iterator[DirEntry]:

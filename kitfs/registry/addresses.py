@@ -60,6 +60,10 @@ class Forbidden(Exception):  # noqa: N818 - httpcore and httpx pass it on unchan
         self.host = host
 
 
+class UnresolvedError(httpcore.ConnectTimeout):
+    """The DNS servers have not answered in time."""
+
+
 def scope_of(address: str) -> AddressScope:
     """Return the scope of an address, which is written as the system writes it.
 
@@ -157,15 +161,15 @@ class GuardedBackend(httpcore.NetworkBackend):
         allowed = [a for a in addresses if permitted(scope_of(a), self._led_from)]
         if not allowed:
             raise Forbidden(addresses[0], scope_of(addresses[0]))
-        failed: Exception = httpcore.ConnectTimeout("timed out")
         for tried, address in enumerate(allowed):
             left = None if until is None else (until - time.monotonic()) / (len(allowed) - tried)
             if left is not None and left <= 0:
                 break
             try:
                 stream = self._inner.connect_tcp(address, port, left, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as e:
-                failed = e
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if tried + 1 == len(allowed):
+                    raise  # outside of this block, the exception would lose its context, which has the cause
                 continue
             try:
                 peer = str(stream.get_extra_info("server_addr")[0])
@@ -175,7 +179,7 @@ class GuardedBackend(httpcore.NetworkBackend):
                 return stream
             stream.close()
             raise Forbidden(peer, scope_of(peer))
-        raise failed
+        raise httpcore.ConnectTimeout("timed out")
 
     def sleep(self, seconds: float) -> None:
         """Call ``sleep`` of the inner backend."""
@@ -187,8 +191,16 @@ def _looked_up(host: str, port: int, timeout: float | None) -> list[str]:
 
     Raises ConnectError, and ConnectTimeout if the resolver does not answer in time.
     """
-    if scope_of_name(host) is not None and not host.rstrip(".")[-1:].isalpha():
-        return _addresses(host, port)  # the host is an address, so no resolver is asked
+    try:
+        if scope_of_name(host) is not None and not host.rstrip(".")[-1:].isalpha():
+            return _addresses(host, port)  # the host is an address, so no resolver is asked
+        return _addresses_in_time(host, port, timeout)
+    except OSError as e:
+        # httpcore removes the cause of its exceptions. This one keeps its context, because it is raised here.
+        raise httpcore.ConnectError(e) from e
+
+
+def _addresses_in_time(host: str, port: int, timeout: float | None) -> list[str]:
     answer: list[list[str] | Exception] = []
 
     def ask() -> None:
@@ -201,19 +213,16 @@ def _looked_up(host: str, port: int, timeout: float | None) -> list[str]:
     asking.start()
     asking.join(timeout)
     if not answer:
-        raise httpcore.ConnectTimeout("the name was not resolved in time")
+        raise UnresolvedError("the name was not resolved in time")
     if isinstance(answer[0], Exception):
         raise answer[0]
     return answer[0]
 
 
 def _addresses(host: str, port: int) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as e:
-        raise httpcore.ConnectError(e) from e
+    """Return the addresses of a host. Raises OSError, and ConnectError if there are none."""
     addresses: dict[str, None] = {}
-    for family, _, _, _, where in found:
+    for family, _, _, _, where in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         zone = where[3] if family == socket.AF_INET6 and len(where) > 3 else 0
         text = str(where[0])
         addresses[f"{text}%{zone}" if zone and "%" not in text else text] = None

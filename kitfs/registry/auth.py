@@ -272,9 +272,8 @@ class RegistryAuth(httpx.Auth):
             if flight.error is not None:
                 raise copy.copy(flight.error)
             if not flight.header:
-                raise Unavailable(
-                    f"{self._host}: cannot get a token: its token server does not respond", url=shown(request.url)
-                )
+                realm = shown(challenge.parameters.get("realm", ""))
+                raise Unavailable(f"{self._host}: its token server {realm} does not respond", url=shown(request.url))
             return flight.header
         try:
             flight.header = yield from self._bearer(challenge, self._credential(), request)

@@ -22,6 +22,7 @@ from kitfs.metrics import Counters
 from kitfs.redaction import public
 from kitfs.registry.addresses import AddressScope, answered_from, scope_of_name
 from kitfs.registry.auth import RegistryAuth, TokenAuth
+from kitfs.registry.breaker import Breakers
 from kitfs.registry.early_answer import DuplexTransport, NoResponse, TlsAlert
 from kitfs.registry.http_errors import (
     Broken,
@@ -134,8 +135,11 @@ class HttpClient:
         timeout = httpx.Timeout(
             options.read_timeout, connect=min(options.connect_timeout, options.read_timeout), pool=None
         )
+        self.breakers: Final = Breakers(
+            None if transport is not None else options.connecting, policy=retries.circuit
+        )  # a transport that was handed in may connect in another way than those of other clients
         self._http = httpx.Client(
-            transport=RetryTransport(transport or DuplexTransport(options), counters, retries),
+            transport=RetryTransport(transport or DuplexTransport(options), counters, retries, breakers=self.breakers),
             timeout=timeout,
             headers={"User-Agent": options.user_agent, "Accept-Encoding": "identity"},
             cookies=_NoCookies(),

@@ -19,13 +19,16 @@ import httpx
 
 from kitfs.errors import NotFound, RateLimited, RegistryError, Unauthorized, Unavailable
 from kitfs.redaction import public, redacted, without
-from kitfs.registry.addresses import Forbidden
+from kitfs.registry.addresses import Forbidden, UnresolvedError
+from kitfs.registry.breaker import CircuitOpen
 from kitfs.registry.early_answer import TlsAlert
 from kitfs.registry.pace import TooSlow
 
 MAX_ERROR_BODY: Final = 8 << 10  # bytes of an error body that are read
 MAX_CAUSE: Final = 200  # characters of a cause whose text comes from a server or a library
 TLS_ADVICE: Final = "speaks TLS, not plain HTTP (omit --plain-http, or write https://)"
+UNRESOLVED: Final = "the DNS servers of this machine do not answer a query for its name"
+NO_SUCH_NAME: Final = (socket.EAI_NONAME, socket.EAI_NODATA)
 UNKNOWN: Final = {
     "NAME_UNKNOWN": "the repository does not exist",
     "MANIFEST_UNKNOWN": "the tag or digest does not exist",
@@ -104,31 +107,37 @@ def unavailable(e: httpx.HTTPError, url: httpx.URL | str, what: str) -> Unavaila
     except RuntimeError:
         pass  # the exception does not belong to a request
     host = host_of(url)
-    cause = root_cause(e)
-    kind: type[Unavailable] = Unavailable
-    if isinstance(e, httpx.ConnectTimeout):
-        text = f"cannot reach {host}: the connection timed out"
-    elif isinstance(e, httpx.TimeoutException):
-        kind = Stalled
-        verb = "took" if isinstance(e, httpx.WriteTimeout) else "sent"
-        did = f"{verb} nothing for {f'{timeout:g} s' if isinstance(timeout, (int, float)) else 'too long'}"
-        if isinstance(e.__cause__, TooSlow):
-            did = str(e.__cause__)
-        text = f"{host} {did} (--read-timeout)"
-    elif isinstance(cause, ssl.SSLError):
-        text = f"{host}: {_tls_text(cause)}"
-    elif isinstance(e, httpx.ConnectError):
-        text = f"cannot reach {host}: {_cause_text(cause)}"
-    elif isinstance(e.__cause__, TlsAlert):
-        kind = SpeaksTls
-        text = f"{host} {TLS_ADVICE}"
-    else:
-        kind = Broken
-        text = f"{host} broke the connection: {_cause_text(cause)}"
+    kind, text = explained(e, host, timeout)
     notes = "".join(f" ({note})" for note in getattr(e, "__notes__", ()))
     if asked != host:
         notes += f", which {asked} names as its token server"
     return kind(f"{what}: {text}{notes}", url=shown(url))
+
+
+def explained(e: httpx.HTTPError, host: str, timeout: object) -> tuple[type[Unavailable], str]:
+    """Return the class of kitfs's error for an exception of httpx, and a text that says what happened at ``host``.
+
+    ``timeout``: the read timeout of the request in seconds, if it is known.
+    """
+    cause = root_cause(e)
+    if isinstance(e, CircuitOpen):
+        return Unavailable, str(e)
+    if isinstance(e, httpx.ConnectTimeout):
+        unresolved = isinstance(e.__cause__, UnresolvedError)
+        return Unavailable, f"cannot reach {host}: {UNRESOLVED if unresolved else 'the connection timed out'}"
+    if isinstance(e, httpx.TimeoutException):
+        verb = "took" if isinstance(e, httpx.WriteTimeout) else "sent"
+        did = f"{verb} nothing for {f'{timeout:g} s' if isinstance(timeout, (int, float)) else 'too long'}"
+        if isinstance(e.__cause__, TooSlow):
+            did = str(e.__cause__)
+        return Stalled, f"{host} {did} (--read-timeout)"
+    if isinstance(cause, ssl.SSLError):
+        return Unavailable, f"{host}: {_tls_text(cause)}"
+    if isinstance(e, httpx.ConnectError):
+        return Unavailable, f"cannot reach {host}: {_cause_text(cause)}"
+    if isinstance(e.__cause__, TlsAlert):
+        return SpeaksTls, f"{host} {TLS_ADVICE}"
+    return Broken, f"{host} broke the connection: {_cause_text(cause)}"
 
 
 def root_cause(e: BaseException) -> BaseException:
@@ -155,7 +164,7 @@ def is_permanent(e: httpx.TransportError) -> bool:
         return True
     if isinstance(cause, ssl.SSLError):
         return "CERTIFICATE" in (cause.reason or "") or speaks_no_tls(cause)
-    return isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
+    return isinstance(cause, socket.gaierror) and cause.errno in NO_SUCH_NAME
 
 
 def speaks_no_tls(e: ssl.SSLError) -> bool:
@@ -168,6 +177,10 @@ def _cause_text(cause: BaseException) -> str:
     kind = type(cause).__name__
     if kind == "LocalProtocolError":
         return "a header of the request contains characters that are not allowed"
+    if isinstance(cause, socket.gaierror):
+        if cause.errno in NO_SUCH_NAME:
+            return "its name has no address (check the name, and the DNS settings of this machine)"
+        return f"{UNRESOLVED} ({redacted(str(cause.strerror).lower())[:MAX_CAUSE]})"
     if isinstance(cause, OSError) and cause.strerror and cause.errno is not None:
         return redacted(cause.strerror.lower())[:MAX_CAUSE]
     text = str(cause)

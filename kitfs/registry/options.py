@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,11 @@ class ClientOptions:
     connect_timeout: float = 5.0
     memory_budget: int = DEFAULT_BUDGET
     user_agent: str = f"kitfs/{__version__}"
+
+    @property
+    def connecting(self) -> tuple[Hashable, ...]:
+        """The options that decide whether a host can be reached."""
+        return self.tls_verify, self.tls_certs, self.cert, self.key, self.proxy, self.read_timeout, self.connect_timeout
 
     @classmethod
     def of(cls, settings: Settings) -> ClientOptions:

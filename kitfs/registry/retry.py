@@ -1,18 +1,16 @@
 """Retry transient failures with jittered exponential backoff. Permanent failures are raised at once.
 
 ``RetryTransport`` wraps another transport. The statuses 408, 429 and 5xx are retried, and so are connections that break
-before a response. ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host, a circuit breaker
-sends no requests to the host for a while. Without the breaker, each of a thousand readers would wait for the whole
-budget. A streamed body is sent only once, because only the caller can find out whether the server has kept a part of
-the body. Threading: any thread may send requests. Each host has one breaker behind a lock, and a pause blocks only the
-calling thread.
+before a response. ``Retry-After`` is honoured up to ``MAX_PAUSE``. After repeated failures of a host, its circuit
+breaker (see ``breaker``) lets requests fail at once for a while. A streamed body is sent only once, because only the
+caller can find out whether the server has kept a part of the body. Threading: any thread may send requests, and a pause
+blocks only the calling thread.
 """
 
 from __future__ import annotations
 
 import email.utils
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC
@@ -21,7 +19,8 @@ from typing import Final, NamedTuple
 import httpx
 
 from kitfs.metrics import Counters
-from kitfs.registry.http_errors import is_permanent
+from kitfs.registry.breaker import CIRCUIT, Breaker, Breakers, BreakPolicy
+from kitfs.registry.http_errors import explained, host_of, is_permanent
 
 ATTEMPTS: Final = 5
 MAX_BACKOFF: Final = 3.0  # seconds of one pause, unless a Retry-After asks for more
@@ -37,14 +36,12 @@ RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 class RetryPolicy(NamedTuple):
     """The parameters for retrying failed requests.
 
-    ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``break_after``: the number of
-    failures in a row after which a host gets only one request per ``break_for`` seconds. A failure is a refused
-    connection, or a request whose retries have used up the budget.
+    ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``circuit``: when a host is not
+    asked for a while. A failure of a host is a request whose retries have failed too.
     """
 
     backoff: float = 0.25
-    break_after: int = 8
-    break_for: float = 2.0
+    circuit: BreakPolicy = CIRCUIT
 
     def pause_after(self, failures: int) -> float:
         """Return the seconds to pause after ``failures`` failed attempts in a row, capped and with jitter."""
@@ -53,55 +50,6 @@ class RetryPolicy(NamedTuple):
 
 
 RETRIES: Final = RetryPolicy()
-
-
-class Breaker:
-    """The circuit breaker of one host, which counts the failures of its requests.
-
-    The breaker also records since when the host refuses connections, if the host has responded before.
-    """
-
-    def __init__(self, clock: Callable[[], float], policy: RetryPolicy = RETRIES) -> None:
-        self._clock = clock
-        self._policy = policy
-        self._lock = threading.Lock()
-        self._failures = 0
-        self._until = 0.0
-        self._answered = False
-        self._refused_since: float | None = None
-
-    def answered(self) -> None:
-        """Record a response, whatever its status is."""
-        with self._lock:
-            self._answered, self._refused_since = True, None
-
-    def refused(self) -> float | None:
-        """Record a refused connection. Return the time of the first refusal since the last response, or None.
-
-        None means that the host has never responded. All requests of an outage share this time, so only the first of
-        many readers waits for a restart.
-        """
-        with self._lock:
-            if self._answered and self._refused_since is None:
-                self._refused_since = self._clock()
-            return self._refused_since
-
-    def allows(self) -> bool:
-        """Return whether a request may be sent now."""
-        with self._lock:
-            if self._failures < self._policy.break_after:
-                return True
-            if self._clock() < self._until:
-                return False
-            self._until = self._clock() + self._policy.break_for  # this request is the probe
-            return True
-
-    def record(self, *, ok: bool) -> None:
-        """Record whether a request succeeded."""
-        with self._lock:
-            self._failures = 0 if ok else self._failures + 1
-            if self._failures >= self._policy.break_after:
-                self._until = self._clock() + self._policy.break_for
 
 
 class RetryTransport(httpx.BaseTransport):
@@ -119,22 +67,22 @@ class RetryTransport(httpx.BaseTransport):
         counters: Counters,
         policy: RetryPolicy = RETRIES,
         *,
+        breakers: Breakers | None = None,
         sleep: Callable[[float], object] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._inner = inner
         self._counters = counters
         self._policy = policy
+        self._breakers = Breakers(policy=policy.circuit, clock=clock) if breakers is None else breakers
         self._sleep = sleep
         self._clock = clock
-        self._lock = threading.Lock()
-        self._breakers: dict[str, Breaker] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, retry it, and return the final response. Raises the error of the last attempt."""
-        breaker = self._breaker(request.url)
-        if not breaker.allows():
-            raise httpx.ConnectError("repeated failures; not retrying for a few seconds", request=request)
+        breaker = self._breakers.of(request.url)
+        path = request.url.path
+        breaker.check(path)
         began = self._clock()
         once = not request.extensions.get("repeat", isinstance(request.stream, httpx.ByteStream))
         patience = min(MAX_WAIT, request.extensions.get("timeout", {}).get("read") or MAX_WAIT)
@@ -147,7 +95,7 @@ class RetryTransport(httpx.BaseTransport):
                 refusals += 1
                 pause = min(REFUSED_PAUSE, self._policy.pause_after(refusals))
                 if is_permanent(e) or self._clock() + pause > self._connect_deadline(request, breaker, began):
-                    breaker.record(ok=False)
+                    breaker.failed(path, _cause_of(e, request), connected=False)
                     raise
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError) as e:
                 attempt += 1
@@ -155,10 +103,10 @@ class RetryTransport(httpx.BaseTransport):
                     raise
                 pause = self._policy.pause_after(attempt)
                 if attempt == ATTEMPTS or self._clock() - began + pause > patience:
-                    breaker.record(ok=False)
+                    breaker.failed(path, _cause_of(e, request), connected=False)
                     raise
-            except httpx.TimeoutException:
-                breaker.record(ok=False)
+            except httpx.TimeoutException as e:
+                breaker.failed(path, _cause_of(e, request), connected=True)
                 raise
             else:
                 attempt += 1
@@ -174,7 +122,11 @@ class RetryTransport(httpx.BaseTransport):
                     or attempt == ATTEMPTS
                     or self._clock() - began + pause > patience
                 ):
-                    breaker.record(ok=response.status_code not in RETRYABLE or response.status_code == 429)
+                    if response.status_code == 429 or response.status_code not in RETRYABLE:
+                        breaker.succeeded(path)
+                    else:
+                        cause = f"{host_of(request.url)} returned {response.status_code}"
+                        breaker.failed(path, cause, connected=True)
                     return response
                 response.close()
             self._counters.add("retries")
@@ -188,13 +140,14 @@ class RetryTransport(httpx.BaseTransport):
             return deadline
         return max(deadline, since + float(request.extensions.get("restart_budget", RESTART_BUDGET)))
 
-    def _breaker(self, url: httpx.URL) -> Breaker:
-        with self._lock:
-            return self._breakers.setdefault(url.netloc.decode("ascii", "replace"), Breaker(self._clock, self._policy))
-
     def close(self) -> None:
         """Close the inner transport."""
         self._inner.close()
+
+
+def _cause_of(e: httpx.HTTPError, request: httpx.Request) -> str:
+    """Return a text that says how a request failed."""
+    return explained(e, host_of(request.url), request.extensions.get("timeout", {}).get("read"))[1]
 
 
 class CountedBody(httpx.SyncByteStream):

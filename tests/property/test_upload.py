@@ -16,6 +16,7 @@ from kitfs.errors import KitfsError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, Reference
+from kitfs.registry.breaker import BreakPolicy
 from kitfs.registry.client import RegistryClient
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.options import ClientOptions
@@ -74,7 +75,9 @@ def test_uploads_end_well(
                 yield data[at : at + 10 * KiB]
 
         options = ClientOptions(read_timeout=10.0)
-        retries = RetryPolicy(backoff=0.0, break_after=1 << 30)  # without pauses, and without a circuit breaker
+        retries = RetryPolicy(
+            backoff=0.0, circuit=BreakPolicy(break_after=1 << 30)
+        )  # without pauses, and without a circuit breaker
         log = logging.getLogger("kitfs.test")
         client = RegistryClient(options, Credentials(()), counters=Counters(), log=log, retries=retries)
         team = client.repository(Reference.parse(f"{fake.host}/team/kit"))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -34,7 +35,7 @@ TIMEOUT: Final = 1.0  # seconds of --read-timeout
 DEADLINE: Final = 15.0  # seconds in which every operation ends: refused connections are retried for 10 s
 GRACE: Final = 30.0  # seconds after the deadline after which a process is called stuck
 RECOVERY: Final = 60.0  # seconds in which the mount must have recovered
-SIZE: Final = 1 << 20  # bytes of a file
+SIZE: Final = 2 << 20  # bytes of a file
 CACHED: Final = "cached.bin"
 CALM: Final = NetworkFault("no fault", lambda _: None, ends="data")
 
@@ -64,6 +65,15 @@ class Mounted:
             return False
         return found.hexdigest() == hashlib.sha256((self.files / name).read_bytes()).hexdigest()
 
+    def begin_reading(self, name: str) -> None:
+        """Read a page of a file, so that the mount knows the target of the redirect of its blob."""
+        fd = os.open(self.mount / name, os.O_RDONLY)
+        try:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            os.pread(fd, 4096, 4096)
+        finally:
+            os.close(fd)
+
     def start_reader(self, name: str, seed: str) -> subprocess.Popen[str]:
         """Start a process that reads a file."""
         words = [str(self.mount / name), str(self.files / name), seed, str(SECONDS)]
@@ -80,6 +90,8 @@ class Round:
     def run(self) -> Round:
         """Begin the fault, watch the readers, end the fault, and wait for the recovery."""
         mounted, net = self._mounted, self._mounted.net
+        if self._fault.follows:
+            mounted.begin_reading(self._name)
         errors = mounted.host.status(mounted.mount)["errors"]
         self._fault.begin(net)
         cold = [mounted.start_reader(self._name, f"{self._seed}.{number}") for number in range(READERS)]

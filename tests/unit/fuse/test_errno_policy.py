@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from kitfs.errors import IntegrityError, NotFound, Unauthorized, WouldBlock
-from kitfs.fuse.errno_policy import QUIET, ErrnoPolicy
+from kitfs.fuse.errno_policy import QUIET, ClosedHandleError, ErrnoPolicy
 from kitfs.metrics import Counters
 
 
@@ -51,6 +51,12 @@ def policy(counters: Counters, clock: Clock) -> ErrnoPolicy:
 def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error: Exception, number: int) -> None:
     """Failed reads return EIO. Other operations return the errno of the error, or EIO for an unexpected exception."""
     assert policy.errno_of(operation, error) == number
+
+
+def test_a_read_of_a_released_file_is_not_an_error(policy: ErrnoPolicy, counters: Counters) -> None:
+    """A read that a killed task left behind finds its file closed. Nobody gets its EBADF, and it is not counted."""
+    assert policy.errno_of("read", ClosedHandleError()) == errno.EBADF
+    assert counters.get("errors") == 0
 
 
 def test_every_eio_is_counted_and_repeats_are_logged_once(

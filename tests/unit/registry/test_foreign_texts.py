@@ -185,6 +185,38 @@ def test_a_refused_connection_is_not_permanent() -> None:
     assert not is_permanent(error)
 
 
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (socket.EAI_NONAME, "its name has no address (check the name, and the DNS settings of this machine)"),
+        (socket.EAI_AGAIN, "the DNS servers of this machine do not answer a query for its name (try again)"),
+    ],
+)
+def test_a_failure_of_the_dns_is_told_from_an_unknown_name(number: int, text: str) -> None:
+    """The error says whether the name does not exist or the DNS does not answer. Only the latter is retried."""
+    error = httpx.ConnectError("lookup failed")
+    error.__cause__ = socket.gaierror(number, "Try again")
+    assert str(unavailable(error, "https://r.test/v2/", "a/b")) == f"a/b: cannot reach r.test: {text}"
+    assert is_permanent(error) == (number == socket.EAI_NONAME)
+
+
+@pytest.mark.parametrize(
+    ("host", "cause"),
+    [("127.0.0.1:1", ConnectionRefusedError), ("localhost:1", ConnectionRefusedError), ("nobody.invalid", OSError)],
+)
+def test_a_request_within_the_handling_of_another_error_keeps_its_cause(host: str, cause: type[OSError]) -> None:
+    """The cause of a failed connection is found even if another exception is being handled meanwhile.
+
+    Python then replaces the context of an exception that is raised again, and httpcore removes its cause.
+    """
+    try:
+        raise BlockingIOError
+    except BlockingIOError:
+        error = error_of(f"http://{host}/")
+    assert isinstance(root_cause(error), cause)
+    assert "Errno" not in str(unavailable(error, f"http://{host}/", "a/b"))
+
+
 def test_messages_do_not_repeat_what_h11_quotes(serve: Servers) -> None:
     """The error for an invalid response names the fault, but does not contain the bytes that h11 quotes."""
     host = serve(b"not-http secret\r\n\r\n")

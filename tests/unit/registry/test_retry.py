@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from kitfs.metrics import Counters
-from kitfs.registry.retry import RETRIES, Breaker, RetryTransport
+from kitfs.registry.breaker import CIRCUIT, CircuitOpen
+from kitfs.registry.retry import RetryTransport
 
 Step = int | Exception | tuple[int, str]
 
@@ -109,7 +110,7 @@ def test_a_streamed_body_goes_out_once(step: Step) -> None:
 
     script = Script([step])
     transport = RetryTransport(script, Counters(), sleep=script.sleep, clock=lambda: script.now)
-    for asked in range(1, 2 * RETRIES.break_after):
+    for asked in range(1, 2 * CIRCUIT.break_after):
         request = httpx.Request("PATCH", "http://r.test/v2/x", content=Stream())
         if isinstance(step, Exception):
             with pytest.raises(type(step)):
@@ -243,9 +244,13 @@ def test_a_mirror_is_not_waited_for() -> None:
     assert script.now - 1000 <= 0.4
 
 
-@pytest.mark.parametrize(
-    "cause", [ssl.SSLCertVerificationError(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")]
-)
+def untrusted() -> ssl.SSLCertVerificationError:
+    error = ssl.SSLCertVerificationError()
+    error.verify_message = "self-signed certificate"
+    return error
+
+
+@pytest.mark.parametrize("cause", [untrusted(), socket.gaierror(socket.EAI_NONAME, "Name or service not known")])
 def test_a_permanent_failure_is_not_retried(cause: OSError) -> None:
     """An untrusted certificate and an unknown host name are permanent failures."""
     error = httpx.ConnectError(str(cause))
@@ -256,27 +261,31 @@ def test_a_permanent_failure_is_not_retried(cause: OSError) -> None:
     assert script.asked == 1
 
 
-def broken(script: Script) -> Callable[..., int]:
+def broken(script: Script, url: str = "http://r.test/v2/") -> Callable[..., int]:
+    """Let requests fail until the circuit is open."""
     ask = script.run()
-    for _ in range(RETRIES.break_after):
-        with pytest.raises(httpx.ReadTimeout):
-            ask()
+    for _ in range(CIRCUIT.break_after):
+        with pytest.raises(httpx.HTTPError):
+            ask(url)
     return ask
 
 
+REFUSED = httpx.ConnectError("[Errno 111] Connection refused")
+
+
 def test_the_circuit_breaks_after_failures_in_a_row() -> None:
-    """After several consecutive failures, requests to the host fail without being sent.
+    """After several consecutive failures, requests to the host fail without being sent, and name the last cause.
 
     Other hosts are not affected.
     """
-    script = Script([httpx.ReadTimeout("slow")])
+    script = Script([REFUSED])
     ask = broken(script)
     asked = script.asked
-    for _ in range(1000):
-        with pytest.raises(httpx.ConnectError, match="repeated failures; not retrying"):
-            ask()
+    for path in ("v2/", "v2/a/blobs/x") * 500:
+        with pytest.raises(CircuitOpen, match=r"cannot reach r.test: .*refused.* 8 failures in a row.* within 2 s"):
+            ask(f"http://r.test/{path}")
     assert script.asked == asked
-    with pytest.raises(httpx.ReadTimeout):
+    with pytest.raises(httpx.ConnectError, match=r"refused$"):
         ask("http://other.test/")
 
 
@@ -284,11 +293,11 @@ def test_one_probe_goes_out_when_the_circuit_is_half_open() -> None:
     """After a pause, one request is sent as a probe. If the probe fails, another pause begins."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
-    script.now += RETRIES.break_for
+    script.now += CIRCUIT.break_for
     asked = script.asked
     with pytest.raises(httpx.ReadTimeout):
         ask()
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(CircuitOpen):
         ask()
     assert script.asked == asked + 1
 
@@ -297,23 +306,31 @@ def test_a_probe_that_succeeds_closes_the_circuit() -> None:
     """After a successful probe, all requests are sent again."""
     script = Script([httpx.ReadTimeout("slow")])
     ask = broken(script)
-    script.now += RETRIES.break_for
+    script.now += CIRCUIT.break_for
     script.steps = [200]
     assert [ask() for _ in range(10)] == [200] * 10
 
 
-def test_only_one_of_many_readers_is_the_probe() -> None:
-    """While the probe is being sent, other requests still fail at once."""
-    now = [0.0]
-    breaker = Breaker(lambda: now[0])
-    for _ in range(RETRIES.break_after):
-        breaker.record(ok=False)
-    now[0] = RETRIES.break_for
-    assert [breaker.allows() for _ in range(5)] == [True, False, False, False, False]
-
-
-def test_a_404_says_that_the_host_is_well() -> None:
-    """For the circuit breaker, every 4xx status counts as success, including 429."""
-    script = Script([404, (429, "1")])
+@pytest.mark.parametrize("step", [500, httpx.ReadTimeout("slow")])
+def test_one_bad_blob_does_not_break_its_registry(step: Step) -> None:
+    """If requests for one path fail although the host accepts connections, only requests for this path are stopped."""
+    script = Script([step])
     ask = script.run()
-    assert {ask() for _ in range(50)} == {404, 429}
+    for _ in range(CIRCUIT.break_after):
+        try:
+            assert ask("http://r.test/v2/a/blobs/bad") == step
+        except httpx.ReadTimeout:
+            pass
+    with pytest.raises(CircuitOpen):
+        ask("http://r.test/v2/a/blobs/bad")
+    script.steps = [200]
+    assert ask("http://r.test/v2/a/blobs/good") == 200
+    with pytest.raises(CircuitOpen):
+        ask("http://r.test/v2/a/blobs/bad")
+
+
+@pytest.mark.parametrize("status", [404, 429, 401])
+def test_a_refusal_says_that_the_host_is_well(status: int) -> None:
+    """For the circuit breaker, every 4xx status except 408 counts as success, including 429."""
+    ask = Script([status]).run()
+    assert {ask() for _ in range(2 * CIRCUIT.break_after)} == {status}
