@@ -7,11 +7,11 @@
 
 Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``, ``status``,
 ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``,
-``info``, ``inspect``, ``diff``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``, ``lineage``,
-``approve``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of ``kitfs index`` and
-``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keyword arguments
-(``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, and the events of
-``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
+``info``, ``inspect``, ``diff``, ``history``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``,
+``lineage``, ``approve``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of ``kitfs
+index`` and ``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keyword
+arguments (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, and the
+events of ``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
 
 Threading: any thread may call the functions, and many threads may share a Kit. A file object of a kit, or a Mount, may
 be used by only one thread at a time.
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from kitfs.sdk import index as index
     from kitfs.sdk.diff import KitDifference as KitDifference
     from kitfs.sdk.diff import diff as diff
+    from kitfs.sdk.history import KitVersion as KitVersion
+    from kitfs.sdk.history import history as history
     from kitfs.sdk.kit import FileInfo as FileInfo
     from kitfs.sdk.kit import Kit as Kit
     from kitfs.sdk.kit import LayerInfo as LayerInfo
@@ -102,6 +104,7 @@ MODULES = {  # public name → its module and its name there; a value without a 
     name: f"kitfs.sdk.{module}:{name}"
     for module, names in {
         "diff": ("KitDifference", "diff"),
+        "history": ("KitVersion", "history"),
         "kit": ("FileInfo", "Kit", "LayerInfo", "open"),
         "library": ("Inspection", "KitSummary", "RemovedKit", "info", "inspect", "remove", "tag"),
         "lineage": ("KitFact", "KitLineage", "approve", "lineage"),
@@ -140,13 +143,13 @@ MODULES = {  # public name → its module and its name there; a value without a 
 
 __all__ = [
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
-    "KitDifference", "KitFact", "KitLineage", "KitSignature", "KitSummary", "Kitfile", "KitfsError", "LayerInfo",
-    "Mount", "MountOptions", "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry", "RemovedKit",
-    "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions", "__version__", "approve",
-    "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "generate_key_pair", "import_kit",
-    "index", "info", "init", "inspect", "kitfile", "lineage", "list", "login", "logout", "logs", "mount", "mounts",
-    "open", "pack", "pull", "push", "remove", "resolve", "seal", "serve", "sign", "status", "tag", "unmount", "unpack",
-    "verify", "warm",
+    "KitDifference", "KitFact", "KitLineage", "KitSignature", "KitSummary", "KitVersion", "Kitfile", "KitfsError",
+    "LayerInfo", "Mount", "MountOptions", "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry",
+    "RemovedKit", "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions",
+    "__version__", "approve", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
+    "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list",
+    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "seal", "serve",
+    "sign", "status", "tag", "unmount", "unpack", "verify", "warm",
 ]  # fmt: skip
 
 

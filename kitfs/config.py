@@ -260,6 +260,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "convert",
         "sign",
         "lineage",
+        "history",
         "approve",
         "verify",
         "generate-key-pair",

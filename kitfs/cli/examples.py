@@ -15,7 +15,7 @@ TASKS: Final = (  # in the order of --help: the most frequent tasks come first
     ),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
     ("Trust kits", ("sign", "verify", "lineage", "approve", "generate-key-pair")),
-    ("Look after kits", ("list", "info", "inspect", "diff", "tag", "remove", "index", "cache")),
+    ("Look after kits", ("list", "info", "inspect", "diff", "history", "tag", "remove", "index", "cache")),
     ("Registries", ("login", "logout", "serve")),
     ("Learn", ("demo", "help", "completion", "version")),
 )
@@ -80,6 +80,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         f"kitfs verify {KIT} --key cosign.pub --json",
         f"kitfs verify {KIT} --key cosign.pub --oms",
     ),
+    "history": ("kitfs history ghcr.io/team/llama", "kitfs history ghcr.io/team/llama --last 2 --json"),
     "lineage": (
         f"kitfs lineage {KIT}",
         f"kitfs lineage {KIT} --key trainer.pub --key reviewer.pub",

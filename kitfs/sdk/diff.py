@@ -141,8 +141,8 @@ def diff(
         tuple(map(_layer, layers.shared)),
         tuple(map(_layer, layers.first)),
         tuple(map(_layer, layers.second)),
-        None if found.files is None else _files(found.files),
-        None if found.tensors is None else _tensors(found.tensors),
+        None if found.files is None else file_difference(found.files),
+        None if found.tensors is None else tensor_difference(found.tensors),
     )
 
 
@@ -159,7 +159,9 @@ def _layer(layer: Descriptor) -> ComparedLayer:
     return ComparedLayer(kind, path, str(layer.digest), layer.size)
 
 
-def _files(changes: FileChanges) -> FileDifference:
+def file_difference(changes: FileChanges) -> FileDifference:
+    """Return the differences between files in the types of the SDK."""
+
     def changed(path: str, what: tuple[str, ...], before: ComparedFile, after: ComparedFile) -> ChangedFile:
         return ChangedFile(path, what, before.size, after.size)
 
@@ -171,7 +173,8 @@ def _files(changes: FileChanges) -> FileDifference:
     )
 
 
-def _tensors(changes: TensorChanges) -> TensorDifference:
+def tensor_difference(changes: TensorChanges) -> TensorDifference:
+    """Return the differences between tensors in the types of the SDK."""
     return TensorDifference(
         tuple(map(_tensor, changes.added)),
         tuple(map(_tensor, changes.removed)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -121,10 +122,21 @@ def _put_files(files: FileChanges) -> None:
     counts = f"{len(files.added)} added, {len(files.removed)} removed, {len(files.changed)} changed"
     put(f"Files: {counts}" + (f", {len(files.maybe)} may have changed" if files.maybe else ""))
     put(RULE)
+    for line in file_lines(files):
+        put(line)
+    for change in files.maybe:
+        put(f"? {shown(change.path)} ({human_size(change.after.size)}, in another layer; --content compares the bytes)")
+    if not any(files):
+        put("<none>")
+    put("")
+
+
+def file_lines(files: FileChanges) -> Iterator[str]:
+    """Yield a line for each file that was added, removed or changed."""
     for path, file in files.added:
-        put(f"+ {shown(path)} ({human_size(file.size)})")
+        yield f"+ {shown(path)} ({human_size(file.size)})"
     for path, file in files.removed:
-        put(f"- {shown(path)} ({human_size(file.size)})")
+        yield f"- {shown(path)} ({human_size(file.size)})"
     for change in files.changed:
         before, after = change.before, change.after
         words = {
@@ -135,29 +147,14 @@ def _put_files(files: FileChanges) -> None:
             "content": "different bytes",
             "maybe": "its bytes were not compared",
         }
-        put(f"~ {shown(change.path)} ({'; '.join(words[word] for word in change.what)})")
-    for change in files.maybe:
-        put(f"? {shown(change.path)} ({human_size(change.after.size)}, in another layer; --content compares the bytes)")
-    if not any(files):
-        put("<none>")
-    put("")
+        yield f"~ {shown(change.path)} ({'; '.join(words[word] for word in change.what)})"
 
 
 def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
     put(f"Tensors: {len(tensors.added)} added, {len(tensors.removed)} removed, {len(tensors.changed)} changed")
     put(RULE)
-    for added in tensors.added:
-        put(f"+ {_tensor(added)} in {shown(added.path)}")
-    for removed in tensors.removed:
-        put(f"- {_tensor(removed)} in {shown(removed.path)}")
-    for change in tensors.changed:
-        where = (
-            f"{shown(change.before.path)} -> {shown(change.after.path)}"
-            if "moved" in change.what
-            else shown(change.after.path)
-        )
-        after = "" if change.what == ("moved",) else f" -> {_type(change.after)}"
-        put(f"~ {_tensor(change.before)}{after} in {where} ({', '.join(change.what)})")
+    for line in tensor_lines(tensors):
+        put(line)
     for file in tensors.unreadable:
         put(f"! ModelKit{file.kit} {shown(file.path)}: {shown(file.reason)}")
     if tensors.same:
@@ -171,6 +168,22 @@ def _put_tensors(tensors: TensorChanges, *, content: bool) -> None:
     if not any(tensors):
         put("<none>: the layers that differ contain no safetensors or GGUF files")
     put("")
+
+
+def tensor_lines(tensors: TensorChanges) -> Iterator[str]:
+    """Yield a line for each tensor that was added, removed or changed."""
+    for added in tensors.added:
+        yield f"+ {_tensor(added)} in {shown(added.path)}"
+    for removed in tensors.removed:
+        yield f"- {_tensor(removed)} in {shown(removed.path)}"
+    for change in tensors.changed:
+        where = (
+            f"{shown(change.before.path)} -> {shown(change.after.path)}"
+            if "moved" in change.what
+            else shown(change.after.path)
+        )
+        after = "" if change.what == ("moved",) else f" -> {_type(change.after)}"
+        yield f"~ {_tensor(change.before)}{after} in {where} ({', '.join(change.what)})"
 
 
 def _tensor(found: KitTensor) -> str:
@@ -194,26 +207,36 @@ def _json(found: Difference) -> dict[str, Any]:
         "layers": {name: [_layer_json(d) for d in getattr(changes, name)] for name in ("shared", "first", "second")},
     }
     if files is not None:
-        fields["files"] = {
-            "added": [{"path": _text(path), "size": file.size} for path, file in files.added],
-            "removed": [{"path": _text(path), "size": file.size} for path, file in files.removed],
-            "changed": [_change_json(c) for c in files.changed],
-            "maybe": [_change_json(c) for c in files.maybe],
-        }
+        fields["files"] = files_json(files)
     if tensors is not None:
-        fields["tensors"] = {
-            "added": [_tensor_json(p) for p in tensors.added],
-            "removed": [_tensor_json(p) for p in tensors.removed],
-            "changed": [
-                {"what": list(c.what), "before": _tensor_json(c.before), "after": _tensor_json(c.after)}
-                for c in tensors.changed
-            ],
-            "same": tensors.same,
-            "unreadable": [
-                {"kit": file.kit, "path": _text(file.path), "reason": file.reason} for file in tensors.unreadable
-            ],
-        }
+        fields["tensors"] = tensors_json(tensors)
     return fields
+
+
+def files_json(files: FileChanges) -> dict[str, Any]:
+    """Return the differences between files as diff --json prints them."""
+    return {
+        "added": [{"path": _text(path), "size": file.size} for path, file in files.added],
+        "removed": [{"path": _text(path), "size": file.size} for path, file in files.removed],
+        "changed": [_change_json(c) for c in files.changed],
+        "maybe": [_change_json(c) for c in files.maybe],
+    }
+
+
+def tensors_json(tensors: TensorChanges) -> dict[str, Any]:
+    """Return the differences between tensors as diff --json prints them."""
+    return {
+        "added": [_tensor_json(p) for p in tensors.added],
+        "removed": [_tensor_json(p) for p in tensors.removed],
+        "changed": [
+            {"what": list(c.what), "before": _tensor_json(c.before), "after": _tensor_json(c.after)}
+            for c in tensors.changed
+        ],
+        "same": tensors.same,
+        "unreadable": [
+            {"kit": file.kit, "path": _text(file.path), "reason": file.reason} for file in tensors.unreadable
+        ],
+    }
 
 
 def _layer_json(layer: Descriptor) -> dict[str, Any]:

@@ -52,6 +52,25 @@ def test_pack_records_the_provenance_of_a_kit(place: Place, tmp_path: Path) -> N
         kitfs.pack(place.tree, "made:v2", **recorded, **place.fresh)
 
 
+def test_lineage_and_history_read_what_pack_and_approve_have_stored(place: Place, second: str, tmp_path: Path) -> None:
+    """lineage labels facts by the trusted keys, and history compares the two kits of the store."""
+    key, public, *_ = kitfs.generate_key_pair(tmp_path / "k", password="")
+    local = {**place.fresh, "cache_dir": tmp_path / "local"}
+    for tag, content in (("v1", "a"), ("v2", "bb")):
+        (place.tree / "data" / "train.csv").write_text(content)
+        kitfs.pack(place.tree, f"team/llama:{tag}", created=len(content), **local)
+    kitfs.approve("team/llama:v2", private_key=key, password="", note="good", **local)
+    found = kitfs.lineage("team/llama:v2", public_keys=public, **local)
+    assert [(fact.label, fact.note) for fact in found.facts if fact.kind == "approval"] == [("signed", "good")]
+    assert {fact.label for fact in found.facts if fact.question == "data"} == {"stated"}
+    first, last = kitfs.history("team/llama", **local)
+    assert (first.tags, first.change, last.digest) == (("v1",), None, found.digest)
+    assert last.change is not None
+    assert [file.path for file in last.change.files.changed] == ["data/train.csv"]
+    with pytest.raises(errors.UsageError, match="without a tag"):
+        kitfs.history("team/llama:v1", **local)
+
+
 def test_init_returns_the_kitfile_that_it_writes(place: Place) -> None:
     (place.tree / "Kitfile").unlink()
     kitfile = kitfs.init(place.tree, name="made", author="Ada", write=False)
