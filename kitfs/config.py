@@ -59,7 +59,7 @@ class Option(NamedTuple):
     default: str | None = None
     metavar: str = ""
     flag: bool = False  # the option has no value on the command line
-    bare: str = ""  # the value of the flag without "="; an option with it accepts a value only after "="
+    bare: str = ""  # the value if the flag has no "="; such an option accepts another value only after "="
     negatable: bool = False  # the flags are --name and --no-name
     many: bool = False  # the option may be repeated, and its value is a tuple
     short: str = ""

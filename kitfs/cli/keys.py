@@ -38,7 +38,7 @@ PROVENANCE: Final = (
 
 
 def private_key_of(file: str) -> PrivateKey:
-    """Read a private key. A terminal is asked for the password if no variable contains it. Raises UsageError."""
+    """Read a private key. Its password is read from a variable, or else from the terminal. Raises UsageError."""
     from kitfs.ops.signing.files import read_private_key
 
     return read_private_key(file, lambda: password("Enter password for private key: "))

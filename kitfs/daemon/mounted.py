@@ -14,7 +14,7 @@ from kitfs.ops.library.cache import MountedKit
 def mounted_kits(run_dir: str, store: str) -> list[MountedKit]:
     """Return the kits of the mounts that have a record in a run-time directory and use a store.
 
-    ``store`` is the path of the store's directory. A run-time directory that cannot be used has no mounts.
+    ``store`` is the path of the store's directory. If the run-time directory cannot be used, the result is empty.
     """
     if not os.path.isdir(run_dir):
         return []

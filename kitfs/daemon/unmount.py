@@ -44,7 +44,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
     while ours and there is not None:
         dead = record is not None and is_lazy_at(record, there) and not run.alive(record)
         if not lazy and record is not None and is_sealed_at(record, there) and (pids := users_of_detached(record)):
-            # Programs that had files open before the mount was sealed use it as much as those that came later.
+            # Programs that opened files before the mount was sealed count as its users, too.
             used = mounting.users_text(pids)
             raise MountError(f"cannot unmount {mountpoint}: it is {used}", errno=errno.EBUSY)
         mounting.unmount(mountpoint, lazy=lazy or dead, daemon=None if record is None else record.pid)

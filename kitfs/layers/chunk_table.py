@@ -57,7 +57,7 @@ class Section(NamedTuple):
     sha256: bytes
 
     def check(self, data: bytes) -> bytes:
-        """Return ``data``, the bytes of the section. Raises IntegrityError if they are not the section."""
+        """Return ``data``, the bytes of the section. Raises IntegrityError if their digest is wrong."""
         if len(data) != self.length or hashlib.sha256(data).digest() != self.sha256:
             raise IntegrityError("a section of the chunk table does not match its digest")
         return data
@@ -67,13 +67,12 @@ class TableHead:
     """The head of a chunk table, for a layer of ``size`` bytes whose sha256 is ``layer`` (in hexadecimal).
 
     ``chunks`` is the number of chunks, and ``length`` the number of bytes of the head. ``sections`` maps the name of a
-    section to its place. Raises LayerError for bytes that are not the head of a table, or are the head of a table of
-    another version.
+    section to its place. Raises LayerError if the bytes are not the head of a table of this version.
     """
 
     def __init__(self, data: bytes) -> None:
         if len(data) < HEADER.size or data[: len(MAGIC)] != MAGIC:
-            raise LayerError("a chunk table begins with other bytes than those of a table")
+            raise LayerError("the bytes are not a chunk table")
         _, version, chunk, size, layer, digests, count, _ = HEADER.unpack_from(data)
         if version != VERSION or chunk != CHUNK:
             raise LayerError(f"a chunk table has version {version} and chunks of {chunk} bytes, which is not supported")

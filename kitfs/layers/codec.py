@@ -33,10 +33,10 @@ def decode(
 ) -> Iterator[bytes]:
     """Decode a stream that arrives in pieces of any size. ``compression`` is "gzip" or "zstd".
 
-    ``recorder`` collects the restart points of the stream. With ``start``, the stream begins at that point; if the
-    point has bits, it begins with the byte before the point. ``system`` selects the system's zlib instead of the
-    ``zlib`` module, which cannot start at a point that has a window. Raises LayerError for a stream that is damaged or
-    cut off, and UnsupportedLayer for another ``compression``.
+    ``recorder`` collects the restart points of the stream. With ``start``, the stream begins at that point, or with the
+    byte before the point if the point has bits. ``system`` selects the system's zlib instead of the ``zlib`` module,
+    which cannot start at a point that has a window. Raises LayerError for a stream that is damaged or cut off, and
+    UnsupportedLayer for another ``compression``.
     """
     if compression == "gzip":
         return gunzip(stream, recorder, start) if system else _gzip(stream, recorder)
@@ -269,7 +269,7 @@ class DecodedSource:
         self._compression = compression
         self._allow = allow
         self._size: int | None = None
-        self._recorder: Recorder | None = None  # of a read that has reached the end
+        self._recorder: Recorder | None = None  # the recorder of a read that has reached the end
 
     @property
     def size(self) -> int | None:

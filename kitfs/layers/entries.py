@@ -9,7 +9,7 @@ The section "entries" of a chunk table is a zlib stream of JSON lists, one a lin
     ["h", path, first name]                     another name of an earlier file or symbolic link
     ["s", name, reason, detail, link]           an entry that is not in the tree; ``names.Skipped`` explains the fields
 
-The section "files" has the sha256 of each file without another name before it, 32 bytes each, in the same order.
+The section "files" has the sha256 of the file of each "f" line, 32 bytes each, in the same order.
 
 The section is not an index file, because an index file has the byte order of its host and the version of the rules that
 decide which entries are in the tree. An ``IndexBuilder`` applies these rules to every entry, so that a malicious table
@@ -102,7 +102,7 @@ def decode(data: bytes, *, size: int = SIZE_MAX, max_entries: int) -> LayerIndex
                 case ["s", str(name), str(reason), str(detail), str(link)]:
                     builder.skip(name, SkipReason(reason), detail, link=link)
                 case _:
-                    raise LayerError("the entries of a chunk table have a line of another form")
+                    raise LayerError("the entries of a chunk table have an invalid line")
     except (ValueError, TypeError, RecursionError, zlib.error) as e:
         raise LayerError(f"the entries of a chunk table are damaged: {type(e).__name__}")
     return builder.finish()

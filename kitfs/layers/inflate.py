@@ -22,9 +22,9 @@ Bytes = bytes | bytearray | memoryview
 def gunzip(stream: Iterable[Bytes], recorder: Recorder | None = None, start: Point | None = None) -> Iterator[bytes]:
     """Decode gzip members that arrive in pieces of any size, and yield pieces of at most ``PIECE`` bytes.
 
-    With ``start``, the stream begins at that point; if the point has bits, it begins with the byte before the point.
-    The CRC-32 of a member that is decoded from its middle is not checked. Raises LayerError for a stream that is
-    damaged or cut off.
+    With ``start``, the stream begins at that point, or with the byte before the point if the point has bits. The CRC-32
+    of a member that is decoded from its middle is not checked. Raises LayerError for a stream that is damaged or cut
+    off.
     """
     pieces = (bytes(piece) for piece in stream if len(piece))
     members = _Members(recorder)

@@ -1,4 +1,4 @@
-"""Call the system's zlib through ctypes, because the ``zlib`` module cannot stop at the blocks of a deflate stream.
+"""Call the system's zlib through ctypes: the ``zlib`` module cannot stop between the blocks of a deflate stream.
 
 ``INFLATE`` is False where zlib cannot be loaded or is too old; callers then use the ``zlib`` module, which cannot
 restart a stream. The calls release the interpreter lock. Source: zlib.h, the manual of zlib 1.2.11. Threading: an
@@ -138,7 +138,10 @@ class Inflate:
         return buffer.raw[: length.value]
 
     def restore(self, window: bytes, bits: int, value: int) -> None:
-        """Continue a deflate stream between two blocks: ``window`` precedes, and ``bits`` bits ``value`` come first."""
+        """Continue a deflate stream between two blocks.
+
+        ``window`` precedes them; the first ``bits`` bits are ``value``.
+        """
         if bits:
             self._check(_LIBRARY.inflatePrime(self._pointer, bits, value))
         if window:

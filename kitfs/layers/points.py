@@ -3,8 +3,8 @@
 A first pass over the layer makes them (``Recorder``). After that, any span of the decoded bytes can be decoded alone.
 The layer is divided into *spans* of 4 MiB of decoded bytes, and there is a digest for every span. For every span, there
 is a *point* as close as possible before it, where a decoder can start. A point of zstd is the beginning of a frame. A
-point of gzip is the beginning of a member, or lies between two blocks of deflate; then it has a *window*, the up to
-32 KiB of decoded bytes before it that later blocks refer to.
+point of gzip is the beginning of a member, or lies between two blocks of deflate. A point between two blocks has a
+*window*: the decoded bytes before it, up to 32 KiB, to which later blocks refer.
 
 The byte form, in which all numbers are little-endian:
 
@@ -46,7 +46,7 @@ SPAN: Final = 4 << 20  # decoded bytes that one digest covers, and the distance 
 MIN_SPAN: Final = 32 << 10  # a span consists of whole chunks of the store
 MAX_SPAN: Final = 64 << 20  # a decoder keeps a span in memory until its digest is checked
 NEAR: Final = 16  # every block in the last sixteenth before a span is considered as its point
-STOPS: Final = 4096  # blocks in a span after which no further point is looked for: blocks can be empty
+STOPS: Final = 4096  # after so many blocks in a span, no further point is looked for: blocks can be empty
 MAX_WINDOWS: Final = 2048  # points with a window; if there are more, every second is dropped (64 MiB at most)
 MAX_POINTS: Final = 1 << 18
 MAX_GAP: Final = 256 << 20  # decoded bytes between two points: decoding them takes half a second
@@ -135,7 +135,7 @@ class RestartPoints:
             raise ValueError("the restart points are not in order")
         for bits, (_, length) in zip(self._bits, self._windows, strict=True):
             if bits > 7 or (length is None and bits) or (length is not None and self.compression != "gzip"):
-                raise ValueError("a restart point has bits or a window that it cannot have")
+                raise ValueError("a restart point has invalid bits or an invalid window")
         if self._windows[0][1] is not None or self._bits[0]:
             raise ValueError("the first restart point is not the beginning of the blob")
         if max((b - a for a, b in itertools.pairwise((*out, self.size))), default=0) > MAX_GAP:
@@ -262,9 +262,9 @@ class Recorder:
         self._size = 0
 
     def quiet(self, out: int) -> int:
-        """Return how many bytes after ``out`` no point is needed; 0 if the decoder should stop at each block.
+        """Return for how many bytes after ``out`` no point is needed; 0 if the decoder should stop at each block.
 
-        The points that are considered halve the distance to the span, in case the last block before it is long.
+        Each considered point halves the distance to the span, because the last block before the span may be long.
         """
         if out > self._next:
             self._keep(out)
@@ -286,7 +286,7 @@ class Recorder:
         self._latest = Point(out, at, bits, None if window is None else window())
 
     def _keep(self, out: int) -> None:
-        """Keep the latest point, because the decoder has passed the offset for which it was looked for."""
+        """Keep the latest point. The decoder has passed the offset for which a point was looked for."""
         latest, self._latest = self._latest, None
         while self._next < out:
             self._next += self._spacing

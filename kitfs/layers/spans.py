@@ -76,14 +76,15 @@ class SpanSource:
         return ""
 
     def distrust(self) -> bool:
-        """Return True a few times: the spans were right when they were decoded, so that the disk has changed them."""
+        """Return True a few times. The spans were right when they were decoded, so the disk has changed them."""
         self._repairs -= 1
         return self._repairs >= 0
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) for the range, a span at a time.
 
-        Raises WrongPointsError if a verified blob has other spans, LayerError, and errors of the blob.
+        Raises LayerError, the errors of the blob, and WrongPointsError if the points do not belong to the verified
+        blob.
         """
         stop = self.points.size if stop is None else min(stop, self.points.size)
         while start < stop:

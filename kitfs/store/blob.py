@@ -103,7 +103,7 @@ class Blob(BlobState):
             return self._filling or self._open()
 
     def _replace(self, old: Filling, *, save: bool = False, detached: bool = False) -> None:
-        """Close the filling ``old``, unless another thread has done so. With ``detached``, go on without the disk."""
+        """Close the filling ``old``, unless another thread has done so. ``detached``: continue without the disk."""
         with self._switching:
             if self._filling is not old or self._stopped:
                 return
@@ -135,7 +135,7 @@ class Blob(BlobState):
                 self._detach(filling, e)
 
     def _go_on(self, filling: Filling, error: Closed | WrongPointsError) -> None:
-        """Raise ``error``, unless the read of ``filling`` that it ended should be repeated with another filling."""
+        """Raise ``error``, which ended a read of ``filling``, or return if the read should be repeated."""
         if isinstance(error, WrongPointsError) and self._form is not None and self._form.forget():
             self._home.log.warning("%s is decoded from its beginning: %s", self, error)
             self._replace(filling)
@@ -143,7 +143,7 @@ class Blob(BlobState):
             raise error
 
     def _detach(self, filling: Filling, error: OSError | StoreError) -> None:
-        """Continue without the disk after it has failed. Raises ``error`` if it has another cause."""
+        """Continue without the disk after it has failed. Raises ``error`` if the disk is not its cause."""
         cause = fault_of(error)
         if cause is None or filling.entry.detached or filling.source is None:
             raise error

@@ -1,4 +1,4 @@
-"""Tell what an open blob knows about its bytes, which its current filling knows. ``blob.Blob`` is the blob itself."""
+"""Report the state of the bytes of an open blob, as its current filling knows it. ``blob.Blob`` is the blob itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Decide how the decoded form of a blob is decoded, and keep the restart points of the blob (``layers.points``).
 
-The first time, a blob is decoded from its beginning. That makes the restart points:
+The first time, a blob is decoded from its beginning. This pass makes the restart points:
 
     <entry>/points                        the points of a blob that was decoded, but whose bytes are not verified yet
     <root>/points/<algorithm>/ab/<hex>    the points of a verified blob. They stay when the blob or its decoded form is
@@ -43,7 +43,7 @@ class Compressed(CompressedBlob, Protocol):
 
 
 class Choice(NamedTuple):
-    """How the entry of a decoded form is opened: the key of its origin, its size and digest if known, its source."""
+    """How to open the entry of a decoded form: its origin's key, its size and digest if they are known, its source."""
 
     origin: str
     size: int | None
@@ -79,7 +79,7 @@ class Decoded:
 
     @property
     def failure(self) -> IntegrityError | None:
-        """Return the error of the compressed blob, unless the decoded bytes are valid without it."""
+        """Return the error of the compressed blob; None if the decoded bytes are valid without that blob."""
         return None if self.is_checked else self._of.failure
 
     def choose(self) -> Choice:

@@ -31,8 +31,8 @@ def open_entry(
 ) -> OpenEntry:
     """Open or make the entry of a blob (``OpenEntry``). If the disk fails, return a DetachedEntry.
 
-    Raises StoreError or StoreFull after other failures, and if there is no ``source`` from which a blob without the
-    disk could be read. Raises IntegrityError if a verified blob of this digest has another size.
+    Raises StoreError or StoreFull after other failures, and if there is no ``source`` from which the blob could be read
+    without the disk. Raises IntegrityError if a verified blob of this digest has another size.
     """
     try:
         return OpenEntry(home.root, digest, form=form, origin=origin, size=size, name=name)
@@ -101,7 +101,7 @@ class NoChunks(ChunkMap):
 
 
 class NoLease(Lease):
-    """A lease on nothing."""
+    """A lease that locks nothing."""
 
     def __init__(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Remember whether the disk of a store works, so that reads go on without a disk that fails.
+"""Remember whether the disk of a store works, so that reads continue without a disk that fails.
 
 Threading: any thread may call every method.
 """
@@ -40,8 +40,8 @@ class Disk:
             self._failed = time.monotonic()
         if first:
             self._log.warning(
-                "the disk of the cache %s fails (%s): reads go on without the cache, and the disk is tried again every "
-                "%.0f s",
+                "the disk of the cache %s fails (%s): reads continue without the cache, and the disk is tried again "
+                "every %.0f s",
                 self._root,
                 self.failure,
                 self._retry,
@@ -58,6 +58,6 @@ class Disk:
 
 
 def fault_of(error: BaseException) -> OSError | None:
-    """Return the failure of the disk that an error is, or that has caused it. None if there is no such failure."""
+    """Return the failure of the disk: the error itself or its cause. Return None if the disk has not failed."""
     cause = error if isinstance(error, OSError) else error.__cause__
     return cause if isinstance(cause, OSError) and cause.errno in FAULTS else None

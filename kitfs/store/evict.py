@@ -21,7 +21,7 @@ from kitfs.store.mounted import is_mounted
 from kitfs.store.paths import SMALL_FILES, TRASH, entry_bases, ingest_path, names_in, trash_path
 
 SMALL: Final = 256 << 10  # bytes on disk
-LEFT: Final = 86_400.0  # seconds after which a temporary file was left behind by a crash
+LEFT: Final = 86_400.0  # seconds: an older temporary file was left behind by a crash
 
 
 class Entry(NamedTuple):

@@ -70,10 +70,10 @@ class Fetcher:
     ) -> dict[int, bytes]:
         """Wait until the chunks ``first`` to ``last`` are fetched. Return the chunks that could not be stored.
 
-        If ``around`` is given, these chunks around them are fetched too, since the source makes them anyway.
-        With ``alone``, the call is not treated as part of a sequential read, so nothing else is fetched. If ``last`` is
-        beyond the end of a blob of unknown size, the call waits until the end is known. Raises the KitfsError of the
-        source if the chunks cannot be fetched.
+        ``around`` has chunks around them that are fetched too, because the source produces them anyway. With ``alone``,
+        the call is not treated as part of a sequential read, so nothing else is fetched. If ``last`` is beyond the end
+        of a blob of unknown size, the call waits until the end is known. Raises the KitfsError of the source if the
+        chunks cannot be fetched.
         """
         want = Want(*(around or (first, last)))
         chunk = self._sink.chunk

@@ -28,7 +28,7 @@ from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two durable copies of the marks
 PROVE_EVERY: Final = 8 << 20  # bytes stored between two tasks that hash them
-LAG: Final = 0.7  # seconds that hashing the bytes may take that are stored but not hashed while a program reads
+LAG: Final = 0.7  # while a program reads, as many bytes may wait for their hash as take this many seconds
 QUIET: Final = 0.1  # seconds without a read after which all stored bytes are hashed
 
 
@@ -239,7 +239,7 @@ class Filling:
         with self._hashing:
             found = self._proof.hexdigest()
             if self._decoded and self.entry.meta.get("sha256") is None and self._proof.at == self.size:
-                self.entry.save_size(self.size, found)  # the decoder has checked the frames, and not the whole
+                self.entry.save_size(self.size, found)  # the decoder has checked each frame, but not the digest
             self.proven = self._proof.at == self.size and found == self._expected
         return None if self.proven else found
 

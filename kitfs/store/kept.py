@@ -26,7 +26,10 @@ MAPPED: Final = 256 << 10  # bytes: larger files are mapped, which takes a descr
 
 
 class Kept:
-    """The files with a name. If those of verified bytes exceed ``limit`` bytes, the least recently used are removed."""
+    """The files named ``name``, one per blob.
+
+    If the files of verified bytes exceed ``limit`` bytes, the least recently used of them are removed.
+    """
 
     def __init__(self, name: str, *, limit: int) -> None:
         self._name = name

@@ -15,7 +15,7 @@ from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.data_file import DataFile
 
 BUFFER: Final = 512 << 10  # bytes read at a time
-SPEED: Final = 400 << 20  # bytes hashed per second, as long as the speed was not measured
+SPEED: Final = 400 << 20  # bytes hashed per second, until the speed is measured
 MEASURED: Final = 16 << 20  # bytes that must be hashed before the speed counts as measured
 
 

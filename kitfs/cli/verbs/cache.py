@@ -108,8 +108,8 @@ def cache_verify(settings: Settings) -> None:
 def cache_pin(settings: Settings, reference: str) -> None:
     """Keep the blobs that were or will be fetched for the kit REF and its parents. They are not evicted or cleared.
 
-    Pinned blobs do not count toward --cache-size. Nothing is fetched but the manifest: kitfs warm REF fetches the
-    layers. The pin stays until kitfs cache unpin REF, even if a tag moves to another kit.
+    Pinned blobs do not count toward --cache-size. Only manifests and configs are fetched now; kitfs warm REF fetches
+    the layers. The pin stays until kitfs cache unpin REF, even if a tag moves to another kit.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.library.cache import pin

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 LINEAGE: Final = options_of(
     "lineage",
-    Option("key", path, "Public key that is trusted. Repeatable.", metavar="FILE", is_file=True, many=True),
+    Option("key", path, "Trusted public key. Repeatable.", metavar="FILE", is_file=True, many=True),
     Option("policy", path, "Trust the keys that this policy demands for the kit.", metavar="FILE", is_file=True),
-    Option("certificate-identity", word, "E-mail address or URI that is trusted.", metavar="ID"),
+    Option("certificate-identity", word, "Trusted e-mail address or URI.", metavar="ID"),
     Option("certificate-oidc-issuer", word, "The issuer of that identity.", metavar="URL"),
     Option("trusted-root", path, "Trusted certificates and logs, instead of Sigstore's.", metavar="FILE", is_file=True),
 )
@@ -43,8 +43,8 @@ def lineage(settings: Settings, reference: str) -> None:
     """Show what data trained the kit REF, who packed, signed and approved it, what it is based on, and which other kits
     of the store share its data.
 
-    Each line is signed (by a key or an identity that an option names), stated (by the Kitfile, or by a statement that
-    no such key has signed), or derived (from digests). No layer is read.
+    Each line has a label: signed (by a key or an identity that an option names), stated (by the Kitfile, or by a
+    statement that no such key has signed), or derived (from digests). No layer is read.
     """
     from kitfs.modelkit.index import selector
     from kitfs.ops.provenance.facts import QUESTIONS
@@ -125,7 +125,7 @@ def approve(settings: Settings, reference: str) -> None:
     """Sign a statement that the kit REF is approved, and attach it to the kit at its registry.
 
     A kit whose name has no registry is approved in the store. kitfs lineage shows the approval. The password of an
-    encrypted key is as for kitfs sign. If REF is an index, --label chooses one of its kits.
+    encrypted key is read as by kitfs sign. If REF is an index, --label chooses one of its kits.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import Reference

@@ -44,9 +44,9 @@ BY_SIGNAL: Final = 128
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes(*RESOLVE, *MOUNT_OPTIONS, "json")
 def resolve(settings: Settings, reference: str) -> None:
-    """Mount the kit REF below the run-time directory unless it is mounted there, and print the path of the mount.
+    """Mount the kit REF below the run-time directory, if it is not mounted there yet, and print the path of the mount.
 
-    The same kit with the same options has the same path. When the tag of REF has moved, the path is another one. With
+    The same kit with the same options has the same path. If the tag of REF has moved, another path is printed. With
     --json, the format of the model, its directory and its main file are printed too. The main file is the GGUF file,
     the index of the safetensors files, or the only or largest file of the model.
     """
@@ -87,7 +87,7 @@ def run(settings: Settings, reference: str, command: Sequence[str]) -> None:
             finally:
                 _unmount(request.run_dir, directory)
         finally:
-            with suppress(OSError):  # a detached mount leaves an empty directory, a failed one may leave the mount
+            with suppress(OSError):  # a detached mount leaves an empty directory; a failed unmount may leave the mount
                 os.rmdir(directory)
     raise click.exceptions.Exit(code)
 

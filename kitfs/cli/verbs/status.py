@@ -176,7 +176,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
     limit = record.terms.get("cache-size", "")
     lines["cache"] = _cache(settings, record.store, int(limit) if limit.isdecimal() else settings["cache-size"])
     if one.get("cache_failure"):
-        lines["cache"] += f"; its disk fails ({one['cache_failure']}), and reads go on without it"
+        lines["cache"] += f"; its disk fails ({one['cache_failure']}), and reads continue without it"
     lines["log"] = shown(one["log"])
     if "check" in one:
         lines["tag"] = _moved(one).strip()

@@ -63,9 +63,9 @@ def pack(settings: Settings, directory: str) -> None:
     """Pack the directory DIR into a kit in the store, as its Kitfile describes.
 
     Layers and config are the same bytes as kit writes. Files that .kitignore matches are left out. SOURCE_DATE_EPOCH
-    sets the time of creation. Each layer gets a chunk table, by which a mount verifies every byte before it is read.
-    With --push, the kit is written to the registry of its tag, and not to the store. --provenance attaches a statement
-    of the git commit, the parent kit and the data from which the kit was made.
+    sets the time of creation. Each layer gets a chunk table, with which a mount verifies every byte before a program
+    reads it. With --push, the kit is written to the registry of its tag, and not to the store. --provenance attaches a
+    statement of the git commit, the parent kit and the data from which the kit was made.
     """
     from kitfs.ops.pack.pack import references_of
     from kitfs.ops.provenance.pack import pack_recorded

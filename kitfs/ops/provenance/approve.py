@@ -42,7 +42,9 @@ def approve(
     labels: Mapping[str, str],
     now: datetime,
 ) -> Approved:
-    """Sign an approval of a kit, and attach it to the kit at its registry. Without a registry, it is kept in the store.
+    """Sign an approval of a kit, and attach it to the kit at its registry.
+
+    Without a registry, the approval is kept in the store.
 
     If the reference names an index, ``labels`` select the kit. Raises NotFound, RegistryError or ManifestError, and
     UsageError for a note that is too long.

@@ -1,4 +1,4 @@
-"""Facts about the origin of a kit, and how equal facts from several sources are merged.
+"""Define the facts about the origin of a kit, and merge equal facts from several sources.
 
 Every fact has a label. *signed*: a trusted key or identity has signed a statement of the fact. *stated*: the fact is in
 the Kitfile, the manifest, or a statement that no trusted key has signed. *derived*: kitfs has compared digests. This

@@ -1,8 +1,8 @@
 """Answer where a kit comes from: its data, the people behind it, its base, and the other kits that share its data.
 
 The documents of the kit are read from the store, or else from its registry or layout. Signatures and statements are
-read from the store and from the registry, since an approval may be newer than the copy in the store. No layer is read.
-Threading: each call uses one thread.
+read from the store and from the registry, because an approval may be newer than the copy in the store. No layer is
+read. Threading: each call uses one thread.
 """
 
 from __future__ import annotations

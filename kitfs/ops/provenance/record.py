@@ -127,7 +127,7 @@ class Recorder:
 def document_about(
     subject: Descriptor, predicate_type: str, predicate: Any, key: PrivateKey | None, now: datetime
 ) -> Document:
-    """Return the referrer of a kit with a statement. ``key`` signs the statement, or None leaves it unsigned."""
+    """Return the referrer of a kit with a statement. ``key`` signs the statement, unless it is None."""
     statement = statement_about(subject.digest, predicate_type, predicate)
     if key is None:
         return stated_document(subject, statement, predicate_type, now)

@@ -22,7 +22,7 @@ class BuildSource:
     """The repository from which a kit was packed or imported.
 
     ``uri``: its URL without user and password, or "" if it has no remote. ``commit``: the hash of the commit.
-    ``clean``: whether the working tree was the commit, or None if the repository was fetched at the commit.
+    ``clean``: whether the working tree had no changes, or None if the repository was fetched at the commit.
     """
 
     uri: str

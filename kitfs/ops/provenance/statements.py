@@ -17,7 +17,7 @@ from kitfs.trust.keyless import Keyless
 from kitfs.trust.keys import PublicKey
 from kitfs.trust.signatures import Signature
 
-MAX_DEPENDENCIES: Final = 1000  # of one statement
+MAX_DEPENDENCIES: Final = 1000  # dependencies of one statement that are read
 DATA_ROLES: Final = ("dataset", "dvc-data", "dvc-input")
 BASE_ROLES: Final = ("parent", "mlflow-run")
 
@@ -104,7 +104,7 @@ def _dependency(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]:
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """Return the first digest of a resource descriptor as ``algorithm:value``, with SHA-256 before any other."""
+    """Return a digest of a resource descriptor as ``algorithm:value``: the SHA-256, or else the first digest."""
     digests = {text(name): text(value) for name, value in list(_mapping(fields.get("digest")).items())[:10]}
     name = "sha256" if "sha256" in digests else next(iter(digests), "")
     return f"{name}:{digests[name]}" if name else ""

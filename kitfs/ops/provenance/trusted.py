@@ -22,7 +22,7 @@ def trusted_of(
     issuer: str | None = None,
     root: str | None = None,
 ) -> list[Trusted]:
-    """Return the trusted signers of a kit. A key has the name of its file, besides its fingerprint.
+    """Return the trusted signers of a kit. The name of a key is its fingerprint with the name of its file.
 
     ``keys``: files of public keys. ``policy``: a file; the keys that its rules demand for the kit are trusted.
     ``identity`` and ``issuer``: an identity with certificates of Sigstore, which are checked with the file ``root``.

@@ -107,7 +107,7 @@ def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: i
 
 
 def attach(store: Store, name: str, subject: Digest, document: Document) -> None:
-    """Add a referrer to those of a kit of the repository ``name`` in the store. Raises StoreError.
+    """Add a referrer to a kit of the repository ``name`` in the store. Raises StoreError.
 
     If two processes add a referrer to the same kit at the same time, one of the two may be lost.
     """
@@ -181,7 +181,7 @@ def push_kit(
 def push_alone(
     workspace: Workspace, source: Reference, destination: Reference, *, concurrency: int = CONCURRENCY, report: Report
 ) -> Digest:
-    """Push a kit of the store as ``push.push`` does. If the store has statements about it, say that they stay there."""
+    """Push a kit of the store as ``push.push`` does. Report whether statements about the kit stay in the store."""
     digest = pushing.push(workspace, source, destination, concurrency=concurrency, report=report)
     if any(map(_states, kept(workspace.store, source.name, digest))):
         report(Noted(f"Statements about {source.display} stay in the store; --with-referrers pushes them, too"))

@@ -56,4 +56,4 @@ def push_table_list(
         target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), mount_from=mount_from, hints=hints)
         target.put_manifest(Digest.of(data), IMAGE_MANIFEST, data)
     except RegistryError as e:
-        report(Warned(f"the registry may delete the chunk tables of the kit, since it refused the list of them: {e}"))
+        report(Warned(f"the registry may delete the chunk tables of the kit, because it refused the list of them: {e}"))

@@ -1,4 +1,4 @@
-"""If the disk of the store fails, reads go on without the store, and the disk is tried again later.
+"""If the disk of the store fails, reads continue without the store, and the disk is tried again later.
 
 A real disk cannot be made to fail here, so the tests hand in calls of the operating system that fail.
 """
