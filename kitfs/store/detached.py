@@ -99,6 +99,9 @@ class NoChunks(ChunkMap):
     def try_lock(self, first: int, count: int) -> bool:
         return True
 
+    def unlock(self, first: int, count: int) -> None:
+        pass
+
 
 class NoLease(Lease):
     """A lease that locks nothing."""
