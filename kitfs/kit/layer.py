@@ -12,8 +12,9 @@ from typing import Final
 from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, StoreFull, WouldBlock
 from kitfs.kit import head
+from kitfs.kit.frames import FrameFinder
+from kitfs.kit.raw import raw_layer_index
 from kitfs.layers.access import Closed, closed_to_others
-from kitfs.layers.builder import raw_index, unnamed_index
 from kitfs.layers.codec import DecodedSource
 from kitfs.layers.growth import DEFAULT_EXPANSION, Expansion, Growth
 from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
@@ -56,6 +57,7 @@ class Layer:
         self._store = store
         self._max_entries = max_entries
         self._expansion = expansion
+        self._frames: Final = FrameFinder(entry.type.compression, expansion)
         self._lock = threading.Lock()  # guards the fields below; a read whose index and blobs are open does not take it
         self._wire: Blob | None = None
         self._decoded: Blob | None = None
@@ -114,15 +116,15 @@ class Layer:
             self._decoded = self._store.blob(self.digest, size=None, source=self._decoder(wire), of=wire)
         return self._decoded
 
-    def _decoder(self, wire: Blob, spare: Callable[[], int] | None = None) -> DecodedSource:
+    def _decoder(self, wire: Blob, spare: Callable[[], int] | None = None, *, record: bool = True) -> DecodedSource:
         declared = self._metadata.size if self._metadata is not None and self.type.format == "raw" else None
         spare = spare or partial(self._store.room.spare, self.digest)
         growth = Growth(self.size, expansion=self._expansion, declared=declared, spare=spare)
-        return DecodedSource(wire.stream, self.type.compression, growth.allow)
+        return DecodedSource(wire.stream, self.type.compression, growth.allow, record=record)
 
     def decoded_once(self) -> Iterator[memoryview]:
         """Decode a compressed layer, and yield its content from the beginning. Nothing is stored. Raises LayerError."""
-        for _, piece in self._decoder(self.wire(), spare=lambda: SIZE_MAX).read_range(0, None):
+        for _, piece in self._decoder(self.wire(), spare=lambda: SIZE_MAX, record=False).read_range(0, None):
             yield piece
 
     def _open_wire(self) -> Blob:
@@ -143,7 +145,7 @@ class Layer:
         if self.type.format == "raw" and (
             not self.compressed or (self._metadata is not None and self._metadata.size is not None)
         ):
-            self._index = self._raw_index(None)
+            self._index = raw_layer_index(self.path, self.descriptor.size, self._metadata, self.compressed, None)
             return self._index
         self.check(wait=wait)
         if not self._lock.acquire(blocking=wait):
@@ -174,11 +176,12 @@ class Layer:
         if not wait and not proven:  # the index of verified content is read from the disk at once
             raise WouldBlock
         try:
+            self._frames.find(self._open_wire(), content, wait=wait)
             if self.type.format == "raw":
                 content.fill()
-                return self._raw_index(content.size)
+                return raw_layer_index(self.path, self.descriptor.size, self._metadata, True, content.size)
             index = self._index_of(content, self._max_entries)
-            if self.compressed:
+            if self.compressed and not content.ranged:
                 content.pread(index.counts.end, TAIL)  # read past the last entry, so that the decoder reaches its end
         except (LayerLimit, StoreFull) as e:
             if isinstance(e, LayerLimit):
@@ -264,15 +267,6 @@ class Layer:
         self._store.log.error("%s", self._misfit)
         self._store.failed(self.digest)
 
-    def _raw_index(self, decoded_size: int | None) -> LayerIndex:
-        if self.path is None:
-            return unnamed_index()
-        known = self._metadata
-        size: int | None = self.descriptor.size
-        if self.compressed:
-            size = decoded_size if decoded_size is not None or known is None else known.size
-        return raw_index(self.path, size or 0, 0o644 if known is None or known.mode is None else known.mode)
-
     def closed(self, *, at_most: int = 20_000) -> Closed | None:
         """Return how many files and directories other users cannot open, with an example of each; None if not known.
 
@@ -329,14 +323,17 @@ class Layer:
         self._prove_soon()
         if not wait and self._decoded is None and self._wire is None:
             raise WouldBlock
-        data = read_member(self.content(), member, offset, size, wait=wait)
+        content = self.content()
+        if not self._frames.done:
+            self._frames.find(self.wire(), content, wait=wait)
+        data = read_member(content, member, offset, size, wait=wait)
         if len(data) < min(size, max(0, member.size - offset)):
             raise IntegrityError(f"layer {self.digest} ends before its file {member.path!r} does")
         if (
             self.compressed
             and self.type.format == "raw"
             and offset + len(data) == member.size
-            and self.content().pread(member.size, 1, wait=wait)
+            and content.pread(member.size, 1, wait=wait)
         ):
             raise IntegrityError(
                 f"layer {self.digest} is longer than the {member.size} bytes that its metadata annotation declares"

@@ -256,7 +256,7 @@ class DecodedSource:
 
     ``open_stream`` returns the compressed bytes from offset 0; it is called for every ``read_range``. Before each piece
     is yielded, ``allow`` is called with the number of decoded bytes up to the end of that piece. ``allow`` raises an
-    error if the number is too large (``growth.Growth``).
+    error if the number is too large (``growth.Growth``). Without ``record``, no restart points are made.
     """
 
     def __init__(
@@ -264,10 +264,13 @@ class DecodedSource:
         open_stream: Callable[[], Iterable[Bytes]],
         compression: str,
         allow: Callable[[int], None] = lambda total: None,
+        *,
+        record: bool = True,
     ) -> None:
         self._open = open_stream
         self._compression = compression
         self._allow = allow
+        self._record = record
         self._size: int | None = None
         self._recorder: Recorder | None = None  # the recorder of a read that has reached the end
 
@@ -296,7 +299,7 @@ class DecodedSource:
         Raises LayerError, and the errors of ``allow`` and of the compressed blob.
         """
         at = 0
-        recorder = Recorder(self._compression)
+        recorder = Recorder(self._compression) if self._record else None
         for piece in decode(self._open(), self._compression, recorder=recorder):
             self._allow(at + len(piece))
             yield at, memoryview(piece)

@@ -19,6 +19,7 @@ from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import Closed, IntegrityError, ManifestError, StoreError, WouldBlock
+from kitfs.layers.points import RestartPoints
 from kitfs.layers.spans import WrongPointsError
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
@@ -180,6 +181,12 @@ class Blob(BlobState):
             self._fail(filling, IntegrityError(f"{self}: the store's file is shorter than its chunk map says"))
             raise self.failure or StoreError("closed")
         return data
+
+    def use(self, frames: RestartPoints) -> None:
+        """Decode this decoded form by its own index of frames from now on, unless there are verified points."""
+        if self._form is not None and (filling := self._current()).source is not None:
+            self._form.frames = frames
+            self._replace(filling)
 
     def stream(self, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes from ``start`` to the end, in pieces.

@@ -91,7 +91,7 @@ class Decoded:
             return Choice(origin_key(self._instance, None), None, "", self._source)
         source = SpanSource(self.points, self._of)
         if not self.points.sha256:
-            return Choice(origin_key(self._instance, None), self.points.size, "", source)
+            return Choice(origin_key(f"frames {self._instance}", self.points.size), self.points.size, "", source)
         key = origin_key(f"points {self.points.sha256}", self.points.size)
         return Choice(key, self.points.size, self.points.sha256, source)
 

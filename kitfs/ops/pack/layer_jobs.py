@@ -198,7 +198,7 @@ def write_layer(
     with _table_maker(job, kit_format) as maker:
         pieces = _with_progress(job.stream.pieces(), job, report, stop)
         pieces = pieces if maker is None else maker.plain(pieces)
-        packed = pieces if method == "none" else compressed(_hashed(pieces, plain), method)
+        packed = pieces if method == "none" else compressed(_hashed(pieces, plain), method, job.stream.cuts())
         for piece in packed if maker is None else maker.packed(packed):
             ingest.write(piece)
         size = ingest.size
@@ -242,7 +242,7 @@ def upload_layer(
         if method == "none":
             yield from _with_progress(job.stream.pieces(offset), job, quiet, stop)
             return
-        for piece in compressed(_with_progress(job.stream.pieces(), job, quiet, stop), method):
+        for piece in compressed(_with_progress(job.stream.pieces(), job, quiet, stop), method, job.stream.cuts()):
             if len(piece) > offset:
                 yield piece[offset:]
             offset = max(0, offset - len(piece))
@@ -266,7 +266,7 @@ def _measured(job: LayerJob, kit_format: KitFormat, stop: threading.Event) -> tu
     with _table_maker(job, kit_format) as maker:
         pieces = _hashed(_with_progress(job.stream.pieces(), job, quiet, stop), plain)
         pieces = pieces if maker is None else maker.plain(pieces)
-        packed = pieces if method == "none" else compressed(pieces, method)
+        packed = pieces if method == "none" else compressed(pieces, method, job.stream.cuts())
         for piece in packed if maker is None else maker.packed(packed):
             whole.update(piece)
             size += len(piece)

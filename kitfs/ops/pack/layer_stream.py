@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from kitfs.errors import ContextError, LayerError
+from kitfs.layers import seekable
 from kitfs.layers.tar_writer import TRAILER, entry_length, header, padding
 from kitfs.openfile import PIECE
 from kitfs.ops.pack.scan import LayerPlan, ScannedFile, identity
@@ -27,7 +28,8 @@ INVALID_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImpl
 REPLACED: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 GZIP_LEVELS: Final = {"gzip": 6, "gzip-fastest": 1}
 GZIP_WINDOW: Final = 31  # zlib: the largest window, with gzip's header and trailer
-ZSTD_LEVEL: Final = 3
+LARGE: Final = 1 << 20  # bytes of a file whose content is compressed apart from the headers around it
+ROUND: Final = 64 << 10  # bytes: the size of a chunk in the store for a layer of up to 32 GiB
 
 
 class LayerStream:
@@ -44,6 +46,20 @@ class LayerStream:
             self.size: Final = plan.entries[-1].size if raw else sum(map(entry_size, plan.entries)) + len(TRAILER)
         except LayerError as e:
             raise ContextError(str(e))
+
+    def cuts(self) -> Iterator[int]:
+        """Yield the offsets between the contents of large files and the headers around them.
+
+        If a compressed layer is divided there, its headers can be read without decoding the large files. The offsets
+        are rounded, so that no chunk of the store contains parts of both.
+        """
+        at = 0
+        for entry in [] if self.raw else self.plan.entries:
+            at += entry_size(entry)
+            if not entry.directory and entry.size >= LARGE:
+                stop = at - len(padding(entry.size))
+                yield -(-(stop - entry.size) // ROUND) * ROUND
+                yield stop // ROUND * ROUND
 
     def pieces(self, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes from ``start`` on, in pieces of about 1 MiB.
@@ -104,15 +120,13 @@ def entry_size(entry: ScannedFile) -> int:
     return entry_length(os.fsencode(entry.path), directory=entry.directory, size=entry.size)
 
 
-def compressed(pieces: Iterable[bytes], method: str) -> Iterator[bytes]:
-    """Compress pieces into one stream. ``method``: "gzip", "gzip-fastest" or "zstd". The result is reproducible."""
-    if method == "zstd":
-        import zstandard
+def compressed(pieces: Iterable[bytes], method: str, cuts: Iterable[int]) -> Iterator[bytes]:
+    """Compress pieces into one stream. ``method``: "gzip", "gzip-fastest" or "zstd". The result is reproducible.
 
-        encoder = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
-        for piece in pieces:
-            yield encoder.compress(piece)
-        yield encoder.flush()
+    zstd consists of frames, which also end at ``cuts`` (``LayerStream.cuts``), and can be read in any order.
+    """
+    if method == "zstd":
+        yield from seekable.compress(pieces, cuts)
         return
     deflate = zlib.compressobj(GZIP_LEVELS[method], zlib.DEFLATED, GZIP_WINDOW)
     for piece in pieces:
