@@ -132,7 +132,7 @@ class Connection:
                 self._reply(fd, request.unique, (errno.EPROTO, b""))
                 needed = f"{abi.MAJOR}.{abi.OLDEST_MINOR}"
                 raise MountError(
-                    f"this kernel has FUSE {init.major}.{init.minor}, and kitfs needs {needed} (Linux 3.15)",
+                    f"this kernel has FUSE {init.major}.{init.minor}, but kitfs needs {needed} (Linux 3.15)",
                     errno=errno.EPROTO,
                 )
             agreed = abi.negotiate(init, passthrough=self._wants_passthrough)
@@ -204,7 +204,7 @@ class Connection:
                 self._reply(fd, request.unique, reply)
 
     def _park(self, request: Request, waiting: Waiting, block: WouldBlock) -> None:
-        """Let the blocking pool answer a request when a running fetch has brought its bytes, or else at once."""
+        """Let the blocking pool answer a request: when a fetch has brought its bytes, or now if no fetch will."""
         if block.when_ready is None or not block.when_ready(partial(self._ready, request, waiting)):
             self._blocking.resume(waiting)
 

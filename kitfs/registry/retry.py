@@ -36,8 +36,8 @@ RETRYABLE: Final = frozenset({408, 429, 500, 502, 503, 504})
 class RetryPolicy(NamedTuple):
     """The parameters for retrying failed requests.
 
-    ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``circuit``: when a host is not
-    asked for a while. A failure of a host is a request whose retries have failed too.
+    ``backoff``: seconds of the first pause, which doubles after every failed attempt. ``circuit``: after how many
+    failures the host is not asked, and for how long. A failure of a host is a request whose retries have failed too.
     """
 
     backoff: float = 0.25

@@ -49,9 +49,9 @@ class KitVersion:
 def history(repository: str, *, last: int | None = None, **options: Unpack[TransferOptions]) -> list[KitVersion]:
     """Return the kits of a repository, the oldest first, with what changed from each kit to the next.
 
-    A ``repository`` without a registry means the kits of the store. ``last``: return only the newest versions. Layers
-    are compared by their digests, their indexes and the headers of tensors, so kilobytes are fetched for each version.
-    Raises NotFound, RegistryError, StoreError, and UsageError for a name with a tag or digest.
+    If ``repository`` has no registry, the kits of the store are returned. ``last``: return only the newest versions.
+    Layers are compared by their digests, their indexes and the headers of tensors, so kilobytes are fetched for each
+    version. Raises NotFound, RegistryError, StoreError, and UsageError for a name with a tag or digest.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.diff.history import history as run

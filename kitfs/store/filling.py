@@ -28,7 +28,7 @@ from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two durable copies of the marks
 PROVE_EVERY: Final = 8 << 20  # bytes stored between two tasks that hash them
-LAG: Final = 0.7  # while a program reads, as many bytes may wait for their hash as take this many seconds
+LAG: Final = 0.7  # seconds of hashing that may be left to do while a program reads
 QUIET: Final = 0.1  # seconds without a read after which all stored bytes are hashed
 
 

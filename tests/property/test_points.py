@@ -24,7 +24,10 @@ bounded = settings(max_examples=60, deadline=None, suppress_health_check=list(He
 
 
 class Part(NamedTuple):
-    """A member or frame: ``size`` bytes, of which every ``repeat`` are equal, written with flushes of some kind."""
+    """A member or frame of ``size`` bytes, which repeat after ``repeat`` bytes.
+
+    ``flush``: how the compressor is flushed.
+    """
 
     seed: int
     size: int

@@ -30,7 +30,7 @@ from tests.host import Host, boxed
 
 COUNT: Final = len(PLAN)
 READERS: Final = 8
-SECONDS: Final = 3.0  # for which a fault lasts
+SECONDS: Final = 3.0  # the duration of a fault
 TIMEOUT: Final = 1.0  # seconds of --read-timeout
 DEADLINE: Final = 15.0  # seconds in which every operation ends: refused connections are retried for 10 s
 GRACE: Final = 30.0  # seconds after the deadline after which a process is called stuck

@@ -1,9 +1,9 @@
 """Simulate power losses of a store that two processes fill, and check that nothing wrong is served and nothing lost.
 
 One repetition is one power loss. Two processes read, fill, verify and release blobs of right and of lying registries.
-At a random moment, in half of the repetitions between two system calls, both processes end. Then all pages of the blobs
-that no fsync has covered become zeros, the store gets the id of another boot, and in half of the repetitions the files
-that the store never syncs become zeros too. Another process opens the store:
+Both processes end at a random moment; in half of the repetitions, it lies between two system calls. Then all pages of
+the blobs that no fsync has covered become zeros, the store gets the id of another boot, and in half of the repetitions
+the files that the store never syncs become zeros too. Another process opens the store:
 
 - no read returns a wrong byte;
 - a blob whose verification had ended is still verified, and nothing of it is fetched again.

@@ -27,7 +27,7 @@ HISTORY: Final = options_of(
     "history",
     Option("last", positive, "Show only the newest N versions.", metavar="N"),
 )
-MAX_LINES: Final = 20  # lines about one kind of change
+MAX_LINES: Final = 20  # at most, about one kind of change
 MAX_VALUE: Final = 60  # characters of a value
 
 
@@ -38,9 +38,9 @@ def history(settings: Settings, repository: str) -> None:
     """Show the kits of REPOSITORY, the oldest first, and what changed from each kit to the next: files, tensors, data
     and parameters.
 
-    A REPOSITORY without a registry means the kits of the store. Layers are compared by their digests, their indexes and
-    the headers of tensors, so kilobytes are fetched for each version. A compressed layer whose index is not known is
-    not read.
+    If REPOSITORY has no registry, the kits of the store are shown. Layers are compared by their digests, their indexes
+    and the headers of tensors, so kilobytes are fetched for each version. A compressed layer whose index is not known
+    is not read.
     """
     from kitfs.oci.names import Reference
     from kitfs.ops.diff.history import history as versions_of

@@ -1,9 +1,9 @@
 """List the versions of a repository, and compare each version with the version before it.
 
 Versions are compared by their manifests, their Kitfiles and the indexes of the layers that differ. Only the headers of
-tensors are read. The index of a layer is used if it is known, or if reading it needs only a few requests: that is so
-for raw layers and for uncompressed tars with few entries. Other layers that differ are listed as unread. So a history
-moves kilobytes for each version. Threading: ``history`` starts threads that fetch several manifests at once, and
+tensors are read. The index of a layer is used if it is known, or if the layer is raw or an uncompressed tar with few
+entries, so that its index needs only a few requests. Other layers that differ are listed as unread. So a history
+fetches kilobytes for each version. Threading: ``history`` starts threads that fetch several manifests at once, and
 returns when they have ended.
 """
 
@@ -49,7 +49,7 @@ class ValueChange(NamedTuple):
 
 
 class DatasetChange(NamedTuple):
-    """A dataset that differs. ``before`` and ``after`` are digests or remote places, or None if it does not exist."""
+    """A dataset that differs. ``before`` and ``after``: its digest or remote place, or None if it is missing."""
 
     name: str
     before: str | None
@@ -59,8 +59,8 @@ class DatasetChange(NamedTuple):
 class VersionChange(NamedTuple):
     """What has changed since the version before.
 
-    ``files`` and ``tensors`` are those in layers that differ and could be compared. ``unread``: the paths of the layers
-    that differ and could not be compared, each with the reason.
+    ``files`` and ``tensors``: the changes in layers that differ and could be compared. ``unread``: the paths of the
+    layers that differ and could not be compared, each with the reason.
     """
 
     layers: LayerChanges
@@ -90,8 +90,8 @@ def history(
     """Return the versions of a repository, the oldest first. Tags of the same kit are one version.
 
     Versions are sorted by the creation time in their manifests, and by tag if the times are equal. A version without a
-    time comes first. A reference without a registry means the kits of the store. ``last``: return only the newest
-    versions. Raises NotFound if the repository does not exist or has no kit, and RegistryError or StoreError.
+    time comes first. If the reference has no registry, the kits of the store are returned. ``last``: return only the
+    newest versions. Raises NotFound if the repository does not exist or has no kit, and RegistryError or StoreError.
     """
     remote = reference.registry != LOCAL
     found = _fetched(workspace, reference, concurrency) if remote else _stored(workspace, reference)
@@ -178,13 +178,13 @@ def _opened(workspace: Workspace, reference: Reference, digest: Digest, *, remot
 
 
 def _differing(kit: Kit, other: Kit) -> list[Layer]:
-    """Return the layers that the other kit does not have at the same path."""
+    """Return the layers of a kit that the other kit does not have at the same path."""
     same = {(layer.digest, layer.path) for layer in other.layers}
     return [layer for layer in kit.layers if (layer.digest, layer.path) not in same]
 
 
 def _files(workspace: Workspace, kit: Kit, layers: Sequence[Layer], unread: Mapping[str, str]) -> KitFiles:
-    """List the files of layers of a kit. A layer is left out if a layer at its path is unread in either version."""
+    """List the files of the ``layers`` of a kit, without layers whose path is ``unread`` in one of the two versions."""
     chosen = tuple(layer for layer in layers if (layer.path or layer.digest) not in unread)
     part = replace(kit, layers=chosen, kitfile_bytes=None)
     return KitFiles(part, tree_of(part, counters=workspace.counters, log=workspace.log))
@@ -218,7 +218,7 @@ def _content(dataset: Dataset) -> str:
 
 
 def _values(kitfile: Kitfile) -> dict[str, Any]:
-    """Return the values of the package and the model of a Kitfile by their paths, without digests and parts."""
+    """Return the values in the package and the model of a Kitfile, keyed by path. Digests and parts are left out."""
     fields = schema.to_json(replace(kitfile, code=(), datasets=(), docs=(), prompts=(), mcp_servers=()))
     model = {
         key: value for key, value in (fields.get("model") or {}).items() if key not in ("parts", "digest", "diffId")

@@ -119,10 +119,10 @@ def test_a_kernel_that_is_too_old_is_refused(fresh: FuseWire, major: int, minor:
     assert fresh.init(major=major, minor=minor).error == errno.EPROTO
     fresh.wait()
     assert isinstance(fresh.failure, MountError)
-    assert str(fresh.failure) == f"this kernel has FUSE {major}.{minor}, and kitfs needs 7.23 (Linux 3.15)"
+    assert str(fresh.failure) == f"this kernel has FUSE {major}.{minor}, but kitfs needs 7.23 (Linux 3.15)"
 
 
-def test_an_unmount_before_init_is_no_error(fresh: FuseWire) -> None:
+def test_an_unmount_before_init_is_not_an_error(fresh: FuseWire) -> None:
     fresh.hang_up()
     assert (fresh.failure, fresh.ready.is_set()) == (None, False)
 

@@ -192,7 +192,7 @@ def test_a_refused_connection_is_not_permanent() -> None:
         (socket.EAI_AGAIN, "the DNS servers of this machine do not answer a query for its name (try again)"),
     ],
 )
-def test_a_failure_of_the_dns_is_told_from_an_unknown_name(number: int, text: str) -> None:
+def test_a_failure_of_the_dns_is_not_an_unknown_name(number: int, text: str) -> None:
     """The error says whether the name does not exist or the DNS does not answer. Only the latter is retried."""
     error = httpx.ConnectError("lookup failed")
     error.__cause__ = socket.gaierror(number, "Try again")

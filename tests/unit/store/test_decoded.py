@@ -168,7 +168,7 @@ def damage_points(store: Store, digest: Digest) -> Path:
 
 
 def test_reads_in_any_order_see_the_content(open_store: Opener) -> None:
-    """Random reads from points, from several threads' positions, return the content."""
+    """Reads of random places and sizes, which are decoded from restart points, return the content."""
     store = open_store()
     first = Opened(store, "gzip")
     first.sealed()

@@ -146,7 +146,7 @@ def test_a_changed_manifest_is_fetched_again_first(kitfs: Kitfs, fetched: str, t
 
 
 def test_a_pinned_kit_is_neither_cleared_nor_collected(kitfs: Kitfs, fetched: str, tmp_path: Path) -> None:
-    """cache pin keeps the fetched blobs of a kit, cache info lists the kit, and cache unpin ends it."""
+    """cache pin keeps the fetched blobs of a kit until cache unpin, and cache info lists the kit."""
     assert kitfs("cache", "pin", fetched).out.startswith(f"pinned {fetched} (sha256:")
     info = kitfs("cache", "info", "--json").json
     assert (info["total"], info["pins"]) == (0, [fetched])

@@ -67,7 +67,7 @@ def test_the_questions_about_a_trained_model_are_answered(kitfs: Kitfs, tree: Pa
     """The kit was trained on the dataset of another kit, packed and signed by one key, and approved by another key.
 
     Everything is read from the registry, by a reader with only the dataset's kit in its store. Facts that no trusted
-    key has signed are only stated, and nothing is signed for a reader who trusts no key.
+    key has signed are only *stated*. Without trusted keys, no fact is *signed*.
     """
     llama = f"{fake.host}/team/llama:v1"
     pack(kitfs, "llama", llama, "--push", "--provenance=sign", "--signing-key", "trainer.key")
@@ -114,7 +114,7 @@ def test_text_has_a_label_on_every_line(kitfs: Kitfs, tree: Path, fake: FakeRegi
 
 
 def test_statements_of_strangers_are_only_stated(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
-    """A forged statement is never signed, whether it has no signature or one of an unknown key.
+    """A forged statement is not labelled *signed*, whether it is unsigned or signed by an unknown key.
 
     A statement about another kit is not shown, and control characters are escaped.
     """

@@ -124,7 +124,7 @@ def test_unsigned_provenance_is_attached_and_exported(kitfs: Kitfs, tree: Path) 
 
 
 def test_signed_provenance_is_signed_by_the_key(kitfs: Kitfs, tree: Path) -> None:
-    """--provenance=sign signs the statement. Another key has not signed it."""
+    """--provenance=sign signs the statement with the signing key, and not with another key."""
     for name in ("one", "two"):
         write_key_pair(Path(name))
     done = kitfs("pack", tree, "-t", "llama:v1", "--provenance=sign", "--signing-key", "one.key")
