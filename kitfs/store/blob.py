@@ -183,7 +183,7 @@ class Blob(BlobState):
         return data
 
     def use(self, frames: RestartPoints) -> None:
-        """Decode this decoded form by its own index of frames from now on, unless there are verified points."""
+        """Use the seek table of a zstd blob to decode it from now on, unless it has verified restart points."""
         if self._form is not None and (filling := self._current()).source is not None:
             self._form.frames = frames
             self._replace(filling)
