@@ -242,6 +242,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
     [
         "mount",
         "umount",
+        "upgrade",
         "resolve",
         "status",
         "logs",
@@ -260,7 +261,6 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "convert",
         "sign",
         "lineage",
-        "sbom",
         "history",
         "approve",
         "verify",

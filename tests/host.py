@@ -207,6 +207,21 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def worker_of(self, mount: Mounted) -> int:
+        """Return the process that serves a mount: the child of its supervisor, or the only process of libfuse."""
+        return next(iter(children(mount.pid)), mount.pid)
+
+    def kill(self, mount: Mounted | int) -> None:
+        """Kill both processes of a mount, so that no process serves it any more. The supervisor is killed first.
+
+        ``mount`` may be the id of the supervisor. Processes that have ended are ignored.
+        """
+        supervisor = mount if isinstance(mount, int) else mount.pid
+        for pid in [supervisor, *children(supervisor)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            self.wait_gone(pid)
+
     def wait_gone(self, pid: int, *, seconds: float = 60) -> None:
         """Wait for the end of a process that is not a child of this process."""
         wait_until(lambda: not alive(pid), f"process {pid} did not end", seconds=seconds)
@@ -247,6 +262,13 @@ def boxed(*, patience: float = 3600) -> Iterator[Host]:
     finally:
         left = made.close()
     assert left == []
+
+
+def children(pid: int) -> list[int]:
+    """Return the child processes of a process with one thread, or an empty list if the process has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 # -- cleaning up

@@ -52,7 +52,7 @@ def sealed(bench: Bench) -> Iterator[Path | Absent]:
 
 def needs_daemon(home: Home, file: Path) -> bool:
     """Stop the daemon for up to two seconds. Return whether a read of an open file waits for the daemon."""
-    daemon = home.status()["pid"]
+    daemon = home.status()["worker_pid"]
     read = threading.Event()
     with file.open("rb", buffering=0) as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

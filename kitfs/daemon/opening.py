@@ -6,7 +6,7 @@ Threading: all functions here run on the main thread, when the mount starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from kitfs.daemon.shutdown import Transport
     from kitfs.daemon.status import LastError
     from kitfs.fuse.filesystem import FileSystem
+    from kitfs.fuse.kernel import Held
     from kitfs.kit.kit import Kit
     from kitfs.kit.layer import Layer
     from kitfs.kit.tree import Tree
     from kitfs.metrics import Counters
+    from kitfs.oci.names import Digest
     from kitfs.store.store import Store
 
 FILES_OF_LAYER: Final = 5  # descriptors of a layer: lease, map, bytes, index; and the bytes again during a seal
@@ -71,7 +73,7 @@ def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
         )
 
 
-def _open_kit(at: Starting) -> tuple[Kit, Store]:
+def _open_kit(at: Starting, pins: Mapping[str, Digest] | None) -> tuple[Kit, Store]:
     """Open the workspace and the kit of the request until the end of the mount, and log the warnings about the kit."""
     from kitfs.daemon import notes
     from kitfs.kit.workspace import Workspace
@@ -82,7 +84,7 @@ def _open_kit(at: Starting) -> tuple[Kit, Store]:
     workspace = at.stack.enter_context(Workspace.open(request.workspace, counters=at.counters, log=at.log))
     filters = [Filter.parse(f) for f in request.only]
     kit = workspace.resolver.open(
-        parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote
+        parse_any(request.reference), filters=filters, labels=request.labels, remote=request.remote, pins=pins
     )
     at.stack.callback(kit.close)
     _check_files(kit.layers, request.mountpoint)
@@ -90,13 +92,19 @@ def _open_kit(at: Starting) -> tuple[Kit, Store]:
     return kit, workspace.store
 
 
-def open_shown(at: Starting, closed: ClosedNote) -> Shown:
-    """Open the kit, and the file system that shows it with the owner and the modes of the request."""
+def open_shown(
+    at: Starting, closed: ClosedNote, *, pins: Mapping[str, Digest] | None = None, generation: int = 0
+) -> Shown:
+    """Open the kit, and the file system that shows it with the owner and the modes of the request.
+
+    ``pins`` are the digests of the kit and its parents, if an earlier worker has resolved them (``Kit.pins``).
+    ``generation`` is the number of earlier workers of the mount.
+    """
     from kitfs.fuse.filesystem import FileSystem
     from kitfs.kit.tree import tree_of
 
     request = at.request
-    kit, store = _open_kit(at)
+    kit, store = _open_kit(at, pins)
     tree = tree_of(kit, counters=at.counters, log=at.log, met=closed.met)
     filesystem = FileSystem(
         tree,
@@ -110,11 +118,13 @@ def open_shown(at: Starting, closed: ClosedNote) -> Shown:
         log=at.log,
         reference=request.reference,
         manifest_digest=kit.digest,
+        generation=generation,
     )
     return Shown(kit, store, tree, filesystem)
 
 
-def open_transport(at: Starting, filesystem: FileSystem) -> Transport:
+def open_transport(at: Starting, filesystem: FileSystem, *, held: Held | None = None) -> Transport:
+    """Return the transport of the request. ``held`` is the connection of an existing mount (kernel transport only)."""
     from kitfs.fuse.mounting import MountOptions
 
     request = at.request
@@ -122,7 +132,7 @@ def open_transport(at: Starting, filesystem: FileSystem) -> Transport:
     if request.transport_name == "kernel":
         from kitfs.fuse.kernel import KernelTransport
 
-        return KernelTransport(filesystem, options, counters=at.counters, log=at.log)
+        return KernelTransport(filesystem, options, counters=at.counters, log=at.log, held=held)
     from kitfs.fuse.libfuse import LibfuseTransport
 
     return LibfuseTransport(filesystem, options, counters=at.counters, log=at.log)

@@ -1,6 +1,7 @@
 """Find out the state of a mount from its record, the mount table, the daemon's lock and the daemon's answer.
 
     alive             the mount is at its mount point, and is sealed or its daemon answers
+    restarting        the worker of the mount has died, and the supervisor has not yet been able to replace it
     does not answer   the mount exists and the daemon's process runs, but the process is stopped or stuck
     detached          the daemon's mount is not at the mount point any more; the daemon serves files that are still open
     dead              the daemon's process has ended without unmounting
@@ -29,6 +30,7 @@ from kitfs.erofs import mounting as erofs
 from kitfs.fuse.mount_table import FSTYPE, MountInfo, mount_at, mounts
 
 ANSWER: Final = 5.0  # seconds to wait for the answer of a daemon
+RESTART: Final = 2.0  # seconds in which a client whose connection a dying worker closed connects again
 CONCURRENCY: Final = 16  # daemons that are asked at the same time
 
 
@@ -123,15 +125,47 @@ def _presence(run: RunDir, record: Record, there: MountInfo | None, timeout: flo
     if not run.alive(record):
         return Presence("dead", {})
     try:
-        status: dict[str, Any] = ask(run.file_of(record, "sock"), timeout=timeout)
+        status = _asked(run, record, timeout)
     except (OSError, ValueError):
         return Presence("does not answer" if is_at(record, there) else "detached", {})
-    return Presence("alive" if is_at(record, there) else "detached", status)
+    if not is_at(record, there):
+        return Presence("detached", status)
+    if "restarting" in status:
+        return Presence("restarting", {"worker_pid": None})
+    return Presence("alive", status)
+
+
+def _asked(run: RunDir, record: Record, timeout: float) -> dict[str, Any]:
+    """Return the answer of a daemon. Raises OSError or ValueError if it does not answer.
+
+    The answer of a supervisor that is replacing its worker has a field ``restarting``, the reason. A worker that dies
+    closes the connections that it has accepted, so this function connects again.
+    """
+    deadline = time.monotonic() + RESTART
+    while True:
+        try:
+            status: dict[str, Any] = ask(run.file_of(record, "sock"), timeout=timeout)
+            return status
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):
+            if time.monotonic() > deadline or not run.alive(record):
+                raise
+            time.sleep(0.05)
+
+
+def leave(run: RunDir, record: Record) -> None:
+    """Remove the record of a daemon that is about to exit, or only its socket if a sealed mount stays."""
+    current = run.record(record.mountpoint)
+    if current is not None and current.nonce == record.nonce and is_sealed_at(current, mount_at(record.mountpoint)):
+        run.close_socket(record)
+    else:
+        run.forget(record)
 
 
 def _sealed_status(record: Record) -> dict[str, Any]:
     now = {"transport": record.transport, "pid": record.pid, "uptime_s": round(time.time() - record.started, 3)}
-    return {**record.seal["status"], **now, "mode": "sealed", "not_sealed": None}
+    return {**record.seal["status"], **now, "worker_pid": None, "mode": "sealed", "not_sealed": None}
 
 
 def presences(run: RunDir, records: Sequence[Record]) -> list[Presence]:

@@ -2,8 +2,8 @@
 
     <run-dir>/<id>.json   the Record of the mount; written by rename when the mount is ready, and removed at its end
               <id>.lock   locked exclusively (flock) by the daemon until it ends, so a free lock means that the daemon
-                          has ended; contains a nonce that the daemon's record repeats, so a record with another nonce
-                          belongs to a dead daemon
+                          (the supervisor and its worker) has ended; contains a nonce that the daemon's record
+                          repeats, so a record with another nonce belongs to a dead daemon
               <id>.log    the daemon's log, rotated at 16 MiB; it stays after the end of the mount
               <id>.sock   a Unix socket that sends the status as a JSON object to every client
               <id>.<nonce>.json, .lock, .sock
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 from kitfs.errors import MountError
 from kitfs.gocompat.json import own_json
@@ -47,7 +47,8 @@ LONGEST_SOCKET: Final = 107  # bytes of sun_path, less its NUL (unix(7))
 class Record:
     """The record that a daemon publishes about its mount.
 
-    Times are in seconds since the epoch. ``store`` is the real path of the cache directory.
+    ``pid`` is the id of the supervisor, which stays the same when the worker is replaced. Times are in seconds since
+    the epoch. ``store`` is the real path of the cache directory.
     """
 
     reference: str
@@ -73,6 +74,13 @@ KINDS: Final[dict[str, Any]] = {  # the types of the fields, which are checked b
     "started": (int, float),
     **dict.fromkeys(("labels", "terms", "seal"), dict),
 }
+
+
+class Lock(NamedTuple):
+    """The lock of a mount: the nonce in its file, and the descriptor that holds the lock."""
+
+    nonce: str
+    fd: int
 
 
 class RunDir:
@@ -194,8 +202,11 @@ class RunDir:
             os.close(fd)
 
     @contextmanager
-    def hold(self, mountpoint: str) -> Iterator[str]:
-        """Hold the lock of a mount for a ``with`` block. Yields a new nonce, or "" if another process has the lock."""
+    def hold(self, mountpoint: str) -> Iterator[Lock | None]:
+        """Hold the lock of a mount for a ``with`` block. Yields None if another process has the lock.
+
+        The lock stays held after the block while a child process has a copy of its descriptor.
+        """
         fd = -1
         try:
             with self._exclusive():
@@ -213,7 +224,7 @@ class RunDir:
                         f"{path} cannot be written: {e.strerror}; choose another directory with --run-dir",
                         errno=e.errno or 5,
                     )
-            yield nonce
+            yield Lock(nonce, fd) if nonce else None
         finally:
             if fd >= 0:
                 os.close(fd)

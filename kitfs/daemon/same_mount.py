@@ -36,7 +36,7 @@ def check(request: MountRequest, record: Record, run: RunDir, *, foreground: boo
         named = f"{request.reference} with these labels" if request.labels else request.reference
         raise _busy(f"{failed}: {record.digest} is already mounted there, but {named} is now {digest}; {first}")
     state = presence(run, record).state
-    if state != "alive":
+    if state not in ("alive", "restarting"):
         daemon = f"the daemon of that mount (process {record.pid})"
         raise _busy(f"{failed}: it is already mounted there, but {daemon} {state_text(state)}; {first}")
     if foreground:

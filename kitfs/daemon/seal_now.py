@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import Any, Final
 
-from kitfs.daemon.life import SEAL
 from kitfs.daemon.presence import is_sealed_at, record_at
 from kitfs.daemon.run_dir import RunDir, ask
+from kitfs.daemon.serving import SEAL
 from kitfs.errors import MountError, NotFound, error_from_json
 from kitfs.fuse.mount_table import mount_at
 from kitfs.kit.options import WorkspaceOptions

@@ -1,8 +1,10 @@
 """Serve a request for a mount: make a new mount, or use the mount that exists already.
 
-A daemon takes the mount's lock first and keeps it until its process ends. So two daemons cannot mount on one directory
-at the same time, and a free lock shows that a daemon is dead. ``life`` runs a new mount. ``start`` calls ``serve`` in a
-forked process, and ``--foreground`` calls it in its own process. Threading: only the main thread may call ``serve``.
+A daemon takes the mount's lock first and keeps it until its processes end. So two daemons cannot mount on one directory
+at the same time, and a free lock shows that a daemon is dead. ``life`` runs a new mount in a worker, and this process
+becomes the worker's ``supervisor``. With the libfuse transport, whose mount cannot outlive its process, this process
+runs the mount itself. ``start`` calls ``serve`` in a forked process, and ``--foreground`` calls it in its own process.
+Threading: only the main thread may call ``serve``, and no other thread may exist.
 """
 
 from __future__ import annotations
@@ -11,39 +13,54 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
-from kitfs.daemon.life import Ready, leave, live
-from kitfs.daemon.presence import is_at, is_sealed_at
 from kitfs.daemon.request import MountRequest, terms_of
-from kitfs.daemon.run_dir import Record, RunDir
-from kitfs.daemon.shutdown import Shutdown
-from kitfs.errors import MountError
+from kitfs.daemon.run_dir import Lock, Record, RunDir
+from kitfs.daemon.supervisor import Supervisor, fork
+from kitfs.errors import MountError, error_from_json
 from kitfs.system import allow_many_files, notify_systemd
+
+if TYPE_CHECKING:
+    from kitfs.daemon.channel import Channel
+    from kitfs.daemon.serving import Handed
 
 START_PATIENCE: Final = 60.0  # seconds to wait for another process that is mounting on the same directory
 
 
-def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> None:
+class Ready(Protocol):
+    """A function that is called when the mount is ready, with the warnings so far.
+
+    ``made`` is False for a mount that existed before.
+    """
+
+    def __call__(self, record: Record, warnings: Sequence[str], /, *, made: bool) -> None: ...
+
+
+def serve(
+    request: MountRequest, ready: Ready, *, foreground: bool = False, in_worker: Callable[[], None] = lambda: None
+) -> None:
     """Mount a kit, call ``ready`` when the mount is ready, and wait until the kit is unmounted.
 
     A sealed mount needs no process, so for a sealed mount the function waits only with ``foreground``. If the same
     request is mounted already, ``ready`` is called for the existing mount, and the function returns. With
     ``foreground``, the log is also written to stderr. An existing mount is then an error, except a sealed mount without
-    a process. Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
+    a process. ``in_worker`` is called in the forked worker, which must close the descriptors of the caller there.
+    Raises KitfsError if mounting fails. Installs handlers for SIGTERM and SIGINT.
     """
     allow_many_files()
     run = RunDir(request.run_dir)
     deadline = time.monotonic() + START_PATIENCE
     while True:
-        with run.hold(request.mountpoint) as nonce:
-            if nonce:
+        with run.hold(request.mountpoint) as lock:
+            if lock is not None:
                 if (record := _sealed_at(run, request.mountpoint)) is None:
-                    live(request, run, ready, nonce, foreground=foreground)
+                    _live(request, run, ready, lock, foreground, in_worker)
                 else:
-                    _use(record, request, run, ready, nonce, foreground=foreground)
+                    _use(record, request, run, ready, lock.nonce, foreground=foreground)
                 return
         if (record := _of_another(run, request.mountpoint)) is not None:
             ready(record, _checked(request, record, run, foreground), made=False)
@@ -56,6 +73,88 @@ def serve(request: MountRequest, ready: Ready, *, foreground: bool = False) -> N
         time.sleep(0.02)
 
 
+def _live(
+    request: MountRequest,
+    run: RunDir,
+    ready: Ready,
+    lock: Lock,
+    foreground: bool,
+    in_worker: Callable[[], None],
+) -> None:
+    """Mount a kit, and wait until this process is not needed any more."""
+    if request.transport_name == "libfuse":
+        from kitfs.daemon.life import live
+
+        def is_ready(record: Record, warnings: Sequence[str], _: Handed | None) -> None:
+            notify_systemd("READY=1")
+            ready(record, warnings, made=True)
+
+        live(request, run, is_ready, lock.nonce, pid=os.getpid(), foreground=foreground, upgrade=None)
+        notify_systemd("STOPPING=1")
+        return
+    pid = os.getpid()
+
+    def work(channel: Channel) -> NoReturn:
+        from kitfs.daemon.worker import work_first
+
+        in_worker()
+        work_first(channel, request, run, lock.nonce, pid=pid, foreground=foreground)
+
+    mount = _Mount(request, run, ready, foreground)
+    supervisor = Supervisor(*fork(work), mount, lock=lock.fd)
+    outcome = supervisor.run()
+    if outcome.error:
+        if supervisor.is_interrupted:
+            raise KeyboardInterrupt
+        if not outcome.error["message"]:
+            log = run.file(request.mountpoint, "log")
+            raise MountError(f"cannot mount at {request.mountpoint}: the daemon died (see its log {log})")
+        raise error_from_json(outcome.error)
+    if foreground and outcome.sealed and (record := _sealed_at(run, request.mountpoint)) is not None:
+        _stay(record, request, run)
+    notify_systemd("STOPPING=1")
+
+
+class _Mount:
+    """The mount of a supervisor (``supervisor.Mount``)."""
+
+    def __init__(self, request: MountRequest, run: RunDir, ready: Ready, foreground: bool) -> None:
+        self._foreground = foreground
+        self._run = run
+        self._ready = ready
+        self._log = run.file(request.mountpoint, "log")
+        self._record: Record | None = None
+
+    def ready(self, message: dict[str, Any]) -> None:
+        self._record = Record(**message["record"])
+        if not self._foreground:
+            with suppress(OSError), open(self._log, "ab") as log:
+                os.dup2(log.fileno(), 2)  # for the messages of a worker that cannot start
+        notify_systemd("READY=1")
+        self._ready(self._record, message["warnings"], made=True)
+
+    def note(self, level: str, text: str) -> None:
+        from kitfs.daemon.logs import add_line
+
+        add_line(self._log, level, text)
+
+    def end(self) -> None:
+        from kitfs.daemon.presence import leave
+        from kitfs.fuse.mount_table import mount_at
+        from kitfs.fuse.mounting import unmount
+
+        record = self._record
+        if record is None:
+            return
+        there = mount_at(record.mountpoint)
+        try:
+            if there is not None and there.number == record.number:
+                unmount(record.mountpoint, lazy=True)
+        except MountError as e:
+            self.note("ERROR", str(e))
+        leave(self._run, record)
+
+
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:
     """Return the record of the daemon that serves a mount point. Return None if no such daemon has a record yet.
 
@@ -63,6 +162,7 @@ def _of_another(run: RunDir, mountpoint: str) -> Record | None:
     run-time directory are renamed, and the result is None. Raises MountError if another mount covers the mount of the
     daemon.
     """
+    from kitfs.daemon.presence import is_at
     from kitfs.fuse.mount_table import mounts
 
     record = run.record(mountpoint)
@@ -99,6 +199,7 @@ def _checked(request: MountRequest, record: Record, run: RunDir, foreground: boo
 
 def _sealed_at(run: RunDir, mountpoint: str) -> Record | None:
     """Return the record of a sealed mount without a process at a mount point, or None if no such mount exists."""
+    from kitfs.daemon.presence import is_sealed_at
     from kitfs.fuse.mount_table import mount_at
 
     record = run.record(mountpoint)
@@ -110,21 +211,30 @@ def _use(record: Record, request: MountRequest, run: RunDir, ready: Ready, nonce
 
     With ``foreground``, this process becomes the process of the mount, and waits until the mount ends.
     """
-    from kitfs.fuse.mount_table import mount_at
-
     warnings = _checked(request, record, run, foreground=False)
     if not foreground:
         ready(record, warnings, made=False)
         return
-    there = mount_at(request.mountpoint)
     record = replace(record, pid=os.getpid(), nonce=nonce, terms=terms_of(request, nonce))
     run.write(record)
-    end = Shutdown(request.mountpoint, logging.getLogger("kitfs"))
-    if there is not None:
-        end.sealed(there)
     notify_systemd("READY=1")
     ready(record, warnings, made=False)
-    end.stay()
-    end.finish()
-    leave(run, record)
+    _stay(record, request, run)
     notify_systemd("STOPPING=1")
+
+
+def _stay(record: Record, request: MountRequest, run: RunDir) -> None:
+    """Wait until a sealed mount has ended or a signal arrives, and unmount it then."""
+    from kitfs.daemon.logs import daemon_log
+    from kitfs.daemon.presence import leave
+    from kitfs.daemon.shutdown import Shutdown
+    from kitfs.daemon.status import LastError
+    from kitfs.fuse.mount_table import mount_at
+
+    with daemon_log(record.log, request.log_level, LastError(), True) as log:
+        end = Shutdown(record.mountpoint, log)
+        if (there := mount_at(record.mountpoint)) is not None:
+            end.sealed(there)
+        end.stay()
+        end.finish()
+    leave(run, record)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from kitfs.errors import MountError
 
 if TYPE_CHECKING:
+    from kitfs.fuse.kernel import Held
     from kitfs.fuse.mount_table import MountInfo
 
 GRACE: Final = 10.0  # seconds: after a signal, a mount that is in use for so long is detached lazily
@@ -34,6 +35,9 @@ class Transport(Protocol):
     def serve(self, ready: Callable[[], None]) -> None: ...
 
     def known_wrong(self, digest: str) -> None: ...
+
+    @property
+    def kept(self) -> Held | None: ...
 
     @property
     def native_files(self) -> int: ...
@@ -63,10 +67,11 @@ class Shutdown:
         self._wake.set()
         os.write(self._signal_in, b"\0")
 
-    def watch(self, transport: Transport) -> MountInfo:
+    def watch(self, transport: Transport, *, there: MountInfo | None = None) -> MountInfo:
         """Run the transport on a thread of its own, and return the mount when it is ready.
 
-        Raises the error of a transport that fails before the mount is ready.
+        ``there`` is the mount if it existed before. It may have been unmounted meanwhile. Raises the error of a
+        transport that fails before the mount is ready.
         """
         from kitfs.fuse.mount_table import FSTYPE, mount_at
 
@@ -87,6 +92,9 @@ class Shutdown:
         answering.wait()
         if self._failure is not None:
             raise self._failure
+        if there is not None:
+            self._mount = there
+            return there
         there = mount_at(self._mountpoint)
         if there is None or there.fstype != FSTYPE or (not self._serving.is_set() and self._signal is None):
             raise self._gone()

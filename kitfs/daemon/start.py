@@ -87,7 +87,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
             def ready(record: Record, warnings: Sequence[str], *, made: bool) -> None:
                 answer({"record": asdict(record), "warnings": list(warnings), "made": made})
 
-            serve(request, ready)
+            serve(request, ready, in_worker=lambda: os.close(pipe))
             status = 0
         except KitfsError as e:
             status = e.exit_code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any, Final
 from kitfs.daemon.run_dir import Record
 from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
+from kitfs.version import __version__
 
 MAX_WARNINGS: Final = 20
 COMMAND_PATIENCE: Final = 0.05  # seconds to wait for a command; a client of an older version sends nothing and waits
@@ -70,6 +72,8 @@ def status_of(
         "memory": memory,
         "mountpoint": record.mountpoint,
         "pid": record.pid,
+        "worker_pid": os.getpid() if mode != "sealed" else None,
+        "version": __version__,
         "uptime_s": round(time.time() - record.started, 3),
         "bytes_fetched": counters.get("bytes_fetched"),
         "requests": counters.get("requests"),
@@ -98,7 +102,8 @@ class StatusSocket:
     """A socket that sends the status as a JSON object to every client that connects.
 
     If a client sends the name of one of ``commands``, the object that the command returns is sent instead. Commands run
-    on threads of their own, so the status never waits for a command.
+    on threads of their own, so the status never waits for a command. If a client sends the name of one of ``passed``,
+    the connection to the client is passed to the function, which must not wait.
     """
 
     def __init__(
@@ -108,10 +113,12 @@ class StatusSocket:
         log: logging.Logger,
         *,
         commands: Mapping[bytes, Callable[[], dict[str, Any]]],
+        passed: Mapping[bytes, Callable[[socket.socket], None]],
     ) -> None:
         self._server = server
         self._status = status
         self._commands = commands
+        self._passed = passed
         self._log = log
         self._thread = threading.Thread(target=self._serve, name="kitfs-status", daemon=True)
         self._thread.start()
@@ -127,6 +134,10 @@ class StatusSocket:
                 command = client.recv(LONGEST_COMMAND)
             except OSError:
                 command = b""
+            if command in self._passed:
+                with client:
+                    self._passed[command](client)
+                continue
             answer = self._commands.get(command, self._status)
             if answer is self._status:
                 self._answer(client, answer)

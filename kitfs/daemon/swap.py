@@ -38,7 +38,7 @@ class Sealer:
     """A sealer replaces a FUSE mount by a sealed mount when the kit is complete.
 
     ``record`` is the record of the mount in ``run``. ``status`` returns the status that is stored in the record.
-    ``refused`` is the reason why the mount was not sealed when it was made.
+    ``refused`` is the reason why the mount is not sealed, or None if it is sealed already.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Sealer:
         end: Shutdown,
         *,
         mode: str,
-        refused: Refusal,
+        refused: Refusal | None,
         status: Callable[[], dict[str, Any]],
         log: logging.Logger,
     ) -> None:
@@ -63,7 +63,7 @@ class Sealer:
         self._log = log
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self.is_sealed = False
+        self.is_sealed = refused is None
 
     @property
     def not_sealed(self) -> str | None:
@@ -72,7 +72,7 @@ class Sealer:
 
     def start(self) -> None:
         """Begin to wait for the kit to be complete, unless the mount must not seal itself."""
-        if self._mode != NEVER and self._refused.reason in PASSING:
+        if self._mode != NEVER and self._refused is not None and self._refused.reason in PASSING:
             threading.Thread(target=self._watch, name="kitfs-seal", daemon=True).start()
 
     def stop(self) -> None:

@@ -47,7 +47,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
             # Programs that opened files before the mount was sealed count as its users, too.
             used = mounting.users_text(pids)
             raise MountError(f"cannot unmount {mountpoint}: it is {used}", errno=errno.EBUSY)
-        mounting.unmount(mountpoint, lazy=lazy or dead, daemon=None if record is None else record.pid)
+        mounting.unmount(mountpoint, lazy=lazy or dead, daemon=_processes_of(record))
         again = mount_at(mountpoint)
         if again is not None and again.number == there.number:
             raise MountError(f"cannot unmount {mountpoint}: it was still mounted after the attempt", errno=errno.EBUSY)
@@ -98,23 +98,34 @@ def users_of_detached(record: Record) -> list[int]:
 
 
 def _continue(run: RunDir, record: Record) -> None:
-    """Continue a daemon that was stopped by a signal.
+    """Continue the supervisor and the worker of a mount if they were stopped by a signal."""
+    for pid in _processes_of(record):
+        with suppress(OSError):
+            _continue_one(run, record, pid)
 
-    A process is continued only if it has the daemon's lock file open, because another process may have got the process
+
+def _processes_of(record: Record | None) -> list[int]:
+    """Return the ids of the supervisor and of the worker of a mount."""
+    if record is None or record.pid is None:
+        return []
+    pids = [record.pid]
+    with suppress(OSError), open(f"/proc/{record.pid}/task/{record.pid}/children", "rb") as f:
+        pids += map(int, f.read().split())
+    return pids
+
+
+def _continue_one(run: RunDir, record: Record, pid: int) -> None:
+    """Continue a process that was stopped. Raises OSError if the process does not exist.
+
+    A process is continued only if it has the mount's lock file open, because another process may have got the process
     id since.
     """
-    if record.pid is None:
-        return
-    try:
-        with open(f"/proc/{record.pid}/stat", "rb") as f:
-            if f.read().rpartition(b")")[2].split()[:1] != [b"T"]:
-                return
-        lock = os.stat(run.file_of(record, "lock"))
-        fds = os.listdir(f"/proc/{record.pid}/fd")
-    except OSError:
-        return
-    for fd in fds:
+    with open(f"/proc/{pid}/stat", "rb") as f:
+        if f.read().rpartition(b")")[2].split()[:1] != [b"T"]:
+            return
+    lock = os.stat(run.file_of(record, "lock"))
+    for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(OSError):
-            if os.path.samestat(lock, os.stat(f"/proc/{record.pid}/fd/{fd}")):
-                os.kill(record.pid, signal.SIGCONT)
+            if os.path.samestat(lock, os.stat(f"/proc/{pid}/fd/{fd}")):
+                os.kill(pid, signal.SIGCONT)
                 return

@@ -25,6 +25,7 @@ OLDEST_MINOR: Final = 23  # the minor version of Linux 3.15, in which init_out g
 CACHE_DIR_MINOR: Final = 28  # the first minor version in which FOPEN_CACHE_DIR has an effect
 ROOT_ID: Final = 1
 INT_REQ_BIT: Final = 1  # the bit of ``unique`` that is set only in the header of an INTERRUPT itself
+RESENT_BIT: Final = 1 << 63  # set in ``unique`` of a request that was sent again after ``resend``
 
 MAX_PAGES: Final = 256  # 1 MiB with pages of 4 KiB; the kernel's own limit, unless its sysctl was raised
 # Background requests (read-ahead) that the kernel sends without waiting for replies. With the default of 12, a dozen
@@ -108,12 +109,16 @@ class InitFlag(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     INIT_EXT = 1 << 30  # 32 more flags follow
     PASSTHROUGH = 1 << 37
+    HAS_RESEND = 1 << 39  # Linux 6.9: the notification ``resend`` exists
+    ALLOW_IDMAP = 1 << 40  # Linux 6.12: the mount may be id-mapped, if it has the option default_permissions
 
 
 WANTED: Final = (
     InitFlag.ASYNC_READ | InitFlag.DO_READDIRPLUS | InitFlag.READDIRPLUS_AUTO
     | InitFlag.PARALLEL_DIROPS | InitFlag.MAX_PAGES | InitFlag.CACHE_SYMLINKS
+    | InitFlag.HAS_RESEND | InitFlag.ALLOW_IDMAP
 )  # fmt: skip
+_UPPER: Final = ~((1 << 32) - 1)  # the flags that need INIT_EXT
 
 
 class OpenFlag(IntFlag):
@@ -247,6 +252,7 @@ _OPEN_OUT: Final = struct.Struct("=QIi")  # fuse_open_out: fh open_flags backing
 _STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")  # fuse_kstatfs
 _INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # fuse_notify_inval_inode_out: ino off len (0: to the end)
 _NOTIFY_INVAL_INODE: Final = 2  # FUSE_NOTIFY_INVAL_INODE in enum fuse_notify_code
+_NOTIFY_RESEND: Final = 7  # FUSE_NOTIFY_RESEND in enum fuse_notify_code
 _GETXATTR_OUT: Final = struct.Struct("=II")  # fuse_getxattr_out
 _DIRENT: Final = struct.Struct("=QQII")  # fuse_dirent before its name: ino off namelen type
 _U32_MAX: Final = (1 << 32) - 1
@@ -269,14 +275,17 @@ class Negotiated(NamedTuple):
     max_readahead: int
 
 
-def negotiate(init: Init, *, passthrough: bool = False) -> Negotiated:
+def negotiate(init: Init, *, passthrough: bool = False, resend: bool = True) -> Negotiated:
     """Choose the version and the flags of a connection, after an INIT of this major version.
 
-    If ``passthrough`` is True, the flag for passthrough may also be chosen.
+    If ``passthrough`` is True, the flag for passthrough may also be chosen. If ``resend`` is False, the connection
+    behaves as if the kernel had no ``resend``.
     """
-    wanted = WANTED
-    if passthrough and init.flags & InitFlag.PASSTHROUGH:
-        wanted |= InitFlag.INIT_EXT | InitFlag.PASSTHROUGH
+    wanted = WANTED if resend else WANTED & ~InitFlag.HAS_RESEND
+    if passthrough:
+        wanted |= InitFlag.PASSTHROUGH
+    if init.flags & wanted & _UPPER:
+        wanted |= InitFlag.INIT_EXT
     return Negotiated(min(init.minor, MINOR), InitFlag(init.flags & wanted), init.max_readahead)
 
 
@@ -308,6 +317,15 @@ def inval_inode(nodeid: int) -> bytes:
     """
     size = OUT_HEADER_SIZE + _INVAL_INODE_OUT.size
     return _OUT_HEADER.pack(size, _NOTIFY_INVAL_INODE, 0) + _INVAL_INODE_OUT.pack(nodeid, 0, 0)
+
+
+def resend() -> bytes:
+    """Return the notification FUSE_NOTIFY_RESEND.
+
+    The kernel then sends all requests again that a process has read from the connection and has not answered. They
+    have ``RESENT_BIT``. The connection must have HAS_RESEND.
+    """
+    return _OUT_HEADER.pack(OUT_HEADER_SIZE, _NOTIFY_RESEND, 0)
 
 
 def _attr(attr: Attr) -> bytes:

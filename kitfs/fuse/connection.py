@@ -1,6 +1,9 @@
 """Serve a file system over a connection of /dev/fuse: read requests, call the file system, and write replies.
 
-``kernel`` makes the mount and the descriptors. Threading: each descriptor has a worker. Descriptors are cloned if
+``kernel`` makes the mount and the descriptors. A connection outlives this process if another process keeps the
+descriptors open: ``Continued`` is what the next process needs to serve the connection. Requests that the earlier
+process has read and not answered are then sent again by the kernel (``abi.resend``), or fail with an error if the
+kernel is too old for that. Threading: each descriptor has a worker. Descriptors are cloned if
 possible, because the workers of one descriptor would wait for the same lock. Workers never block: they call the file
 system with ``wait=False``, and pass a request that would block to the blocking pool. So a getattr or a cached read
 never waits for the network. A reply is written to the descriptor of its request, where the kernel expects it.
@@ -15,11 +18,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kitfs.errors import KitfsError, MountError, WouldBlock
 from kitfs.fuse import abi
-from kitfs.fuse.abi import InitFlag, Op, OpenFlag, Request
+from kitfs.fuse.abi import InitFlag, Negotiated, Op, OpenFlag, Request
 from kitfs.fuse.blocking import BlockingPool, Reply, Waiting, dying
 from kitfs.fuse.errno_policy import ErrnoPolicy
 from kitfs.fuse.invalidation import Invalidation
@@ -40,10 +43,22 @@ _WRITES: Final = frozenset({
 _SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
 
 
+class Continued(NamedTuple):
+    """A connection that an earlier process has served: the result of its INIT.
+
+    If ``refuse`` is True, the requests of the earlier process fail with EIO, because they may have ended it.
+    """
+
+    agreed: Negotiated
+    refuse: bool = False
+
+
 class Connection:
     """A connection to the kernel, from INIT to its end.
 
-    INIT is read from the first descriptor in ``fds``. The caller closes the descriptors.
+    INIT is read from the first descriptor in ``fds``, unless the connection is ``continued``. ``table`` is a descriptor
+    of the connection's backing table (``passthrough``). With ``resend=False``, the connection behaves as with a kernel
+    that cannot send requests again. The caller closes the descriptors.
     """
 
     def __init__(
@@ -53,7 +68,10 @@ class Connection:
         *,
         counters: Counters,
         log: logging.Logger,
+        table: int,
         passthrough: bool = False,
+        resend: bool = True,
+        continued: Continued | None = None,
         is_dying: Callable[[int], bool] = dying,
     ) -> None:
         self._fs = filesystem
@@ -63,8 +81,11 @@ class Connection:
         self._failures = ErrnoPolicy(counters, log)
         self._blocking = BlockingPool(eintr=(errno.EINTR, b""), is_dying=is_dying)
         self._invalidation = Invalidation(self._fds[0], log)
-        self._native = NativeFiles(filesystem, self._fds[0], log)
+        self._native = NativeFiles(filesystem, self._fds[0], log, table=table)
         self._wants_passthrough = passthrough
+        self._wants_resend = resend
+        self._continued = continued
+        self.agreed: Negotiated | None = None if continued is None else continued.agreed
         self._dir_flags = OpenFlag(0)
         self._operations: dict[int, Callable[[Request, bool], bytes | memoryview]] = {
             Op.LOOKUP: self._lookup,
@@ -88,22 +109,59 @@ class Connection:
 
         Raises MountError if the kernel's protocol is too old.
         """
-        if not self._handshake():
+        if self.agreed is None:
+            self.agreed = self._handshake()
+        if self.agreed is None:
             return
+        self._native.enabled = bool(self.agreed.flags & InitFlag.PASSTHROUGH)
+        if self.agreed.minor >= abi.CACHE_DIR_MINOR:
+            self._dir_flags = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
         ready()
+        if self._continued is not None and self.agreed.flags & InitFlag.HAS_RESEND:
+            self._ask_again()
+        served = self._served()
         others = [
             threading.Thread(target=self._work, args=(fd,), name=f"kitfs-fuse-{n}", daemon=True)
-            for n, fd in enumerate(self._fds[1:], 1)
+            for n, fd in enumerate(served[1:], 1)
         ]
         for thread in others:
             thread.start()
         try:
-            self._work(self._fds[0])
+            self._work(served[0])
             for thread in others:
                 thread.join()
         finally:
             self._blocking.close()
             self._invalidation.close()
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Return the descriptors that must stay open after this process, so that the next process can continue.
+
+        The requests that were read from a descriptor end with an error when the descriptor is closed. So if the kernel
+        cannot send them again, only the first descriptor is kept, and no requests are read from it. The result is empty
+        if the connection cannot be continued.
+        """
+        if self.agreed is None:
+            return ()
+        if self.agreed.flags & InitFlag.HAS_RESEND:
+            return tuple(dict.fromkeys(self._fds))
+        return () if self._fds[0] in self._served() else self._fds[:1]
+
+    def _served(self) -> tuple[int, ...]:
+        """Return the descriptors from which requests are read, one for each worker."""
+        if self.agreed is not None and self.agreed.flags & InitFlag.HAS_RESEND:
+            return self._fds
+        clones = tuple(fd for fd in self._fds if fd != self._fds[0])
+        return (*clones, clones[0])[: len(self._fds)] if clones else self._fds
+
+    def _ask_again(self) -> None:
+        """Ask the kernel to send the requests again that the earlier process did not answer."""
+        try:
+            os.write(self._fds[0], abi.resend())
+        except OSError as e:
+            if e.errno not in (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED):  # the mount has ended
+                self._log.error("cannot ask for the requests of the earlier process again: %s", e)
 
     @property
     def native_files(self) -> int:
@@ -116,8 +174,8 @@ class Connection:
 
     # -- messages
 
-    def _handshake(self) -> bool:
-        """Answer INIT. Returns False if the mount ended before INIT arrived."""
+    def _handshake(self) -> Negotiated | None:
+        """Answer INIT, and return its result. Returns None if the mount ended before INIT arrived."""
         fd = self._fds[0]
         while data := self._receive(fd):
             request = abi.request(data)
@@ -135,13 +193,10 @@ class Connection:
                     f"this kernel has FUSE {init.major}.{init.minor}, but kitfs needs {needed} (Linux 3.15)",
                     errno=errno.EPROTO,
                 )
-            agreed = abi.negotiate(init, passthrough=self._wants_passthrough)
-            self._native.enabled = bool(agreed.flags & InitFlag.PASSTHROUGH)
-            if agreed.minor >= abi.CACHE_DIR_MINOR:
-                self._dir_flags = OpenFlag.KEEP_CACHE | OpenFlag.CACHE_DIR
+            agreed = abi.negotiate(init, passthrough=self._wants_passthrough, resend=self._wants_resend)
             self._reply(fd, request.unique, (0, abi.init_out(agreed)))
-            return True
-        return False
+            return agreed
+        return None
 
     def _receive(self, fd: int) -> bytes:
         """Read the next request; return b"" if the connection has ended."""
@@ -193,6 +248,9 @@ class Connection:
         if request.opcode == Op.INTERRUPT:
             self._blocking.interrupt(request.interrupted())
         elif request.opcode not in _SILENT:
+            if request.unique & abi.RESENT_BIT and self._continued is not None and self._continued.refuse:
+                self._reply(fd, request.unique, (errno.EIO, b""))
+                return
             try:
                 reply = self._answer(request, False)
             except WouldBlock as e:
@@ -255,7 +313,7 @@ class Connection:
         opened = self._fs.open(inode_of(request.nodeid), request.open_flags(), wait=wait)
         if is_native(request.nodeid):
             try:
-                backing_id = self._native.open(inode_of(request.nodeid), opened.handle)
+                backing_id = self._native.open(inode_of(request.nodeid))
             except OSError:
                 self._fs.release(opened.handle)
                 raise
@@ -265,12 +323,18 @@ class Connection:
 
     def _read(self, request: Request, wait: bool) -> bytes | memoryview:
         handle, offset, size = request.read()
+        try:
+            return self._fs.read(Handle(handle), offset, size, wait=wait)
+        except OSError as e:
+            if e.errno != errno.EBADF or self._continued is None:
+                raise
+        self._fs.reopen(Handle(handle), inode_of(request.nodeid))
         return self._fs.read(Handle(handle), offset, size, wait=wait)
 
     def _release(self, request: Request, wait: bool) -> bytes:
-        handle = Handle(request.handle())
-        self._fs.release(handle)
-        self._native.release(handle)
+        self._fs.release(Handle(request.handle()))
+        if is_native(request.nodeid):
+            self._native.release(inode_of(request.nodeid))
         return b""
 
     def _statfs(self, request: Request, wait: bool) -> bytes:
@@ -281,7 +345,14 @@ class Connection:
 
     def _readdir(self, request: Request, wait: bool, *, plus: bool) -> bytes:
         handle, offset, size = request.read()
-        return abi.dirents(self._fs.readdir(Handle(handle), offset), size, place=self._native.place if plus else None)
+        try:
+            entries = self._fs.readdir(Handle(handle), offset)
+        except OSError as e:
+            if e.errno != errno.EBADF or self._continued is None:
+                raise
+            self._fs.reopen_directory(Handle(handle), inode_of(request.nodeid), wait=wait)
+            entries = self._fs.readdir(Handle(handle), offset)
+        return abi.dirents(entries, size, place=self._native.place if plus else None)
 
     def _releasedir(self, request: Request, wait: bool) -> bytes:
         self._fs.releasedir(Handle(request.handle()))

@@ -28,6 +28,7 @@ from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST
 
 TYPES: Final = {"file": stat.S_IFREG, "dir": stat.S_IFDIR, "symlink": stat.S_IFLNK}
+_GENERATION_SHIFT: Final = 40  # the upper bits of a handle are the generation of the process that opened it
 WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND | os.O_CREAT
 
 
@@ -37,6 +38,8 @@ class FileSystem:
     Every file belongs to ``uid`` and ``gid`` and has the time ``mtime`` (seconds since the epoch). ``file_mode`` and
     ``dir_mode`` are the permission bits of all files and all directories; None means the bits in the layer. ``umask``
     clears bits of files and directories. ``reference`` and ``manifest_digest`` are extended attributes of the root.
+    ``generation`` is the number of processes that have served this mount before. The kernel may still have handles and
+    cached bytes of these processes. If it is not 0, ``tree`` must be restored (``Tree.restore``).
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class FileSystem:
         log: logging.Logger,
         reference: str,
         manifest_digest: str,
+        generation: int = 0,
     ) -> None:
         self._tree = tree
         self._uid = uid
@@ -64,7 +68,8 @@ class FileSystem:
         self._log = log
         self._reference = reference
         self._manifest_digest = manifest_digest
-        self._numbers = itertools.count(1)
+        self._generation = generation
+        self._numbers = itertools.count((generation << _GENERATION_SHIFT) + 1)
         self._files: dict[Handle, Node] = {}
         self._listings: dict[Handle, tuple[Node, Node, Listing]] = {}
         self._mapped = MappedLayers()
@@ -122,7 +127,10 @@ class FileSystem:
         if node.layer is None:
             return True
         node.layer.check(wait=wait)
-        self._cached.setdefault(node.layer.digest, set()).add(node.inode)
+        cached = self._cached.setdefault(node.layer.digest, set())
+        if self._generation and node.inode not in cached and not node.layer.is_verified():
+            self._outdated.add(node.inode)  # an earlier process may have found wrong bytes
+        cached.add(node.inode)
         if node.inode not in self._outdated:
             return True
         self._outdated.discard(node.inode)
@@ -164,6 +172,8 @@ class FileSystem:
             if span.digest == digest:
                 self._spans.pop(handle, None)
         inodes = list(self._cached.get(digest, ()))
+        if self._generation:
+            inodes = [*{*inodes, *self._tree.files_of(digest)}]
         self._outdated.update(inodes)
         return inodes
 
@@ -195,6 +205,26 @@ class FileSystem:
             return None
         return span
 
+    def reopen(self, handle: Handle, inode: Inode) -> None:
+        """Open a file under a handle that an earlier process gave to the kernel. Raises OSError (EBADF, ESTALE)."""
+        self._check_earlier(handle)
+        node = self._tree.node(inode)
+        if node.layer is not None:
+            self._cached.setdefault(node.layer.digest, set()).add(inode)
+        self._files[handle] = node
+
+    def reopen_directory(self, handle: Handle, inode: Inode, *, wait: bool = True) -> None:
+        """Open a directory under a handle that an earlier process gave to the kernel.
+
+        Raises OSError (EBADF, ESTALE), WouldBlock and KitfsError.
+        """
+        self._check_earlier(handle)
+        self._listings[handle] = self._listed(inode, wait)
+
+    def _check_earlier(self, handle: Handle) -> None:
+        if handle >> _GENERATION_SHIFT >= self._generation:
+            raise _error(errno.EBADF)
+
     def release(self, handle: Handle) -> None:
         """Close a file."""
         self._spans.pop(handle, None)
@@ -205,12 +235,15 @@ class FileSystem:
 
         Raises OSError (ENOTDIR), WouldBlock and KitfsError.
         """
+        listed = self._listed(inode, wait)
+        handle = Handle(next(self._numbers))
+        self._listings[handle] = listed
+        return handle
+
+    def _listed(self, inode: Inode, wait: bool) -> tuple[Node, Node, Listing]:
         directory = self._tree.node(inode)
         listing = self._tree.list(directory, wait=wait)
-        above = self._tree.node(self._tree.above(directory))
-        handle = Handle(next(self._numbers))
-        self._listings[handle] = directory, above, listing
-        return handle
+        return directory, self._tree.node(self._tree.above(directory)), listing
 
     def readdir(self, handle: Handle, offset: int) -> Iterator[DirEntry]:
         """Yield the entries from ``offset`` on. Raises ClosedHandleError."""

@@ -1,5 +1,8 @@
 """Serve a mount over /dev/fuse (the kernel transport), on cloned descriptors if possible.
 
+The mount outlives this process if another process keeps the descriptors of ``kept`` open. The next process serves the
+mount as a ``Held`` connection.
+
 Threading: ``serve`` runs until the mount has ended; any thread may call the other methods.
 """
 
@@ -12,10 +15,10 @@ import os
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kitfs.errors import MountError
-from kitfs.fuse.connection import Connection
+from kitfs.fuse.connection import Connection, Continued
 from kitfs.fuse.mounting import DEVICE, MountOptions, end_mount, mount_fuse, raise_readahead
 from kitfs.metrics import Counters
 
@@ -25,8 +28,20 @@ if TYPE_CHECKING:
 _DEV_IOC_CLONE: Final = 0x8004E500  # FUSE_DEV_IOC_CLONE = _IOR(229, 0, uint32_t)
 
 
+class Held(NamedTuple):
+    """A connection of a mount that an earlier process has served: its descriptors, and that of its backing table."""
+
+    fds: tuple[int, ...]
+    table: int
+    continued: Continued
+
+
 class KernelTransport:
-    """A mount that is served over /dev/fuse."""
+    """A mount that is served over /dev/fuse.
+
+    ``held`` is the connection of an existing mount. With ``resend=False``, the connection behaves as with a kernel that
+    cannot send requests again.
+    """
 
     name: Final = "kernel"
 
@@ -38,21 +53,28 @@ class KernelTransport:
         counters: Counters,
         log: logging.Logger,
         passthrough: bool = True,
+        resend: bool = True,
+        held: Held | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._passthrough = passthrough and os.geteuid() == 0  # an ordinary user may not name backing files
         self._options = options
         self._counters = counters
         self._log = log
-        self._fd: int | None = None
+        self._resend = resend
+        self._held = held
+        self._fd: int | None = None if held is None else held.fds[0]
+        self._table = -1 if held is None else held.table
         self._connection: Connection | None = None
 
     def __repr__(self) -> str:
         return f"<KernelTransport {self._options.source} on {self._options.mountpoint}>"
 
     def mount(self) -> None:
-        """Make the mount. Its requests wait until ``serve`` is called. Raises MountError."""
-        self._fd = mount_fuse(self._options)
+        """Make the mount, unless it exists. Its requests wait until ``serve`` is called. Raises MountError."""
+        if self._held is None:
+            self._table = os.memfd_create("kitfs-backings", os.MFD_CLOEXEC)
+            self._fd = mount_fuse(self._options)
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Serve the mount until it has ended, on this thread and others. ``ready`` is called when the mount is ready.
@@ -62,21 +84,34 @@ class KernelTransport:
         if self._fd is None:
             raise MountError(f"cannot serve {self._options.mountpoint}: it is not mounted", errno=errno.EINVAL)
         fd, self._fd = self._fd, None
-        fds = [fd]
+        fds = [fd] if self._held is None else [*self._held.fds]
         try:
-            fds += [_cloned(fd) for _ in range(_workers() - 1)]
+            fds += [_cloned(fd) for _ in range(_workers() - len(fds))]
             self._connection = Connection(
-                self._filesystem, fds, counters=self._counters, log=self._log, passthrough=self._passthrough
-            )
+                self._filesystem, fds, counters=self._counters, log=self._log, table=self._table,
+                passthrough=self._passthrough, resend=self._resend,
+                continued=None if self._held is None else self._held.continued,
+            )  # fmt: skip
             self._connection.run(partial(self._answers, ready))
         finally:
             self._connection = None
-            for each in set(fds):
+            for each in {*fds, self._table}:
                 os.close(each)
 
     def _answers(self, ready: Callable[[], None]) -> None:
         raise_readahead(self._options.mountpoint)
         ready()
+
+    @property
+    def kept(self) -> Held | None:
+        """Return the connection for the next process, or None if that process could not serve it.
+
+        The descriptors must stay open after this process. Returns None before the mount is ready and after its end.
+        """
+        connection = self._connection
+        if connection is None or connection.agreed is None or not connection.kept:
+            return None
+        return Held(connection.kept, self._table, Continued(connection.agreed))
 
     @property
     def native_files(self) -> int:
@@ -97,7 +132,8 @@ class KernelTransport:
             end_mount(self._options.mountpoint)
         finally:
             if self._fd is not None:  # ``serve`` was never called
-                os.close(self._fd)
+                for each in (self._fd, self._table):
+                    os.close(each)
                 self._fd = None
 
 

@@ -217,6 +217,11 @@ class LibfuseTransport:
         """Return 0: libfuse 2 does not support passthrough, so the kernel reads no file directly from the store."""
         return 0
 
+    @property
+    def kept(self) -> None:
+        """Return None: libfuse 2 cannot continue the connection of an earlier process."""
+        return None
+
     def known_wrong(self, digest: str) -> None:
         """Let the kernel drop the cached pages of a layer with wrong bytes when a file of the layer is next opened.
 

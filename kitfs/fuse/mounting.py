@@ -16,6 +16,7 @@ import socket
 import stat
 import subprocess
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -150,9 +151,10 @@ def _mount_as_user(options: MountOptions) -> int:
                 raise MountError(f"cannot run {program}: {e.strerror}", errno=e.errno or errno.EIO)
         if done.returncode != 0:
             raise _fusermount_error(done.stderr, options.mountpoint)
-        fds = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)[1]
+        fds = socket.recv_fds(ours, 1, 1)[1]
     if not fds:
         raise MountError(f"{program} mounted {options.mountpoint} but sent no descriptor of {DEVICE}")
+    os.set_inheritable(fds[0], False)  # recv_fds of Python 3.11 ignores MSG_CMSG_CLOEXEC
     return fds[0]
 
 
@@ -214,12 +216,12 @@ def raise_readahead(mountpoint: str) -> None:
 # -- unmounting
 
 
-def unmount(mountpoint: str, *, lazy: bool, daemon: int | None = None) -> None:
+def unmount(mountpoint: str, *, lazy: bool, daemon: Collection[int] = ()) -> None:
     """Unmount the topmost mount at a path. With ``lazy``, detach the mount. It ends when its last file is closed.
 
-    The process ``daemon``, which serves or seals the mount, does not count as a user of the mount. Raises MountError
-    with EINVAL if nothing is mounted at the path, EBUSY if processes use the mount, or EPERM. The message for EBUSY
-    lists the processes.
+    The processes ``daemon``, which serve or seal the mount, do not count as users of the mount. Raises MountError with
+    EINVAL if nothing is mounted at the path, EBUSY if processes use the mount, or EPERM. The message for EBUSY lists
+    the processes.
     """
     path = canonical(mountpoint)
     nothing = MountError(f"nothing is mounted at {path}", errno=errno.EINVAL)
@@ -230,7 +232,7 @@ def unmount(mountpoint: str, *, lazy: bool, daemon: int | None = None) -> None:
     deadline = time.monotonic() + TRANSIENT
     # A mount is busy for a moment while its daemon seals it, or while a process that used it exits.
     while number == errno.EBUSY and time.monotonic() < deadline and not _covered(path):
-        pids = [pid for pid in holders(path) if pid != daemon]
+        pids = [pid for pid in holders(path) if pid not in daemon]
         if pids:
             break
         time.sleep(POLL)

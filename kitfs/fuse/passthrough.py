@@ -8,6 +8,12 @@ valid for only ``SOON`` seconds while its file may still become verified. Openin
 passthrough or fails with ESTALE. After ESTALE, the kernel looks the name up again, and the lookup returns the first
 node id.
 
+The ids of backing files belong to the connection, and outlive this process. So the open backing files are also stored
+in the *backing table*, a file of slots with the inode, the backing id and the number of handles. The next process that
+serves the connection reads the table. A slot is written before the kernel gets the backing id, and cleared before the
+kernel closes the backing file, so the table never has an id that the kernel does not know. If the process is killed
+between the two, the kernel keeps a backing file until the end of the mount.
+
 Source: FUSE_PASSTHROUGH in <linux/fuse.h> and Documentation/filesystems/fuse-passthrough.rst; Linux 6.9. Threading: any
 thread may call the methods. A lock guards the table of open files, and is held during two short ioctls.
 """
@@ -24,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kitfs.fuse.abi import Place
-from kitfs.fuse.replies import Backing, Handle
+from kitfs.fuse.replies import Backing
 from kitfs.kit.inode import Inode
 
 if TYPE_CHECKING:
@@ -35,6 +41,7 @@ _NATIVE: Final = 1 << 63
 _BACKING_OPEN: Final = 0x4010E501  # FUSE_DEV_IOC_BACKING_OPEN = _IOW(229, 1, struct fuse_backing_map)
 _BACKING_CLOSE: Final = 0x4004E502  # FUSE_DEV_IOC_BACKING_CLOSE = _IOW(229, 2, uint32_t)
 _BACKING_MAP: Final = struct.Struct("=iIQ")  # fuse_backing_map: fd flags padding
+_SLOT: Final = struct.Struct("=QII")  # of the backing table: inode, backing id, handles; all zero in a free slot
 
 
 def inode_of(nodeid: int) -> Inode:
@@ -49,8 +56,12 @@ def is_native(nodeid: int) -> bool:
 
 @dataclass(slots=True)
 class _Backed:
-    """An open file: the id that the kernel has assigned to its backing file, and how many handles use it."""
+    """An open file: the id that the kernel has assigned to its backing file, and how many handles use it.
 
+    ``slot`` is the number of the file's slot in the backing table.
+    """
+
+    slot: int
     backing_id: int
     handles: int
 
@@ -58,18 +69,28 @@ class _Backed:
 class NativeFiles:
     """The passthrough files of a connection. ``fd`` is any descriptor of the connection.
 
-    ``enabled`` is set to True after the kernel has accepted passthrough in INIT.
+    ``table`` is a descriptor of the connection's backing table. ``enabled`` is set to True after the kernel has
+    accepted passthrough in INIT.
     """
 
-    def __init__(self, filesystem: FileSystem, fd: int, log: logging.Logger) -> None:
+    def __init__(self, filesystem: FileSystem, fd: int, log: logging.Logger, *, table: int) -> None:
         self.enabled = False
         self._fs = filesystem
         self._fd = fd
         self._log = log
         self._possible = filesystem.may_have_backings
         self._lock = threading.Lock()
+        self._table = table
         self._open: dict[Inode, _Backed] = {}
-        self._handles: dict[Handle, Inode] = {}
+        self._free: list[int] = []  # free slots of the backing table before its end
+        self._slots = os.fstat(table).st_size // _SLOT.size
+        for slot, (inode, backing_id, handles) in enumerate(
+            _SLOT.iter_unpack(os.pread(table, self._slots * _SLOT.size, 0))
+        ):
+            if handles:
+                self._open[Inode(inode)] = _Backed(slot, backing_id, handles)
+            else:
+                self._free.append(slot)
         self._refused: set[Inode] = set()  # inodes whose backing files the kernel has refused
 
     def __repr__(self) -> str:
@@ -87,15 +108,25 @@ class NativeFiles:
             return Place(inode)
         return Place(inode | _NATIVE) if backing is Backing.NOW else Place(inode, SOON)
 
-    def open(self, inode: Inode, handle: Handle) -> int:
+    def open(self, inode: Inode) -> int:
         """Return the backing id for a new handle. Raises OSError (ESTALE) if passthrough is no longer possible."""
         with self._lock:
             backed = self._open.get(inode)
             if backed is None:
-                backed = self._open[inode] = _Backed(self._backing_id(inode), 0)
+                backing_id = self._backing_id(inode)
+                backed = self._open[inode] = _Backed(self._new_slot(), backing_id, 0)
             backed.handles += 1
-            self._handles[handle] = inode
+            self._write(backed.slot, inode, backed.backing_id, backed.handles)
             return backed.backing_id
+
+    def _new_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def _write(self, slot: int, inode: int, backing_id: int, handles: int) -> None:
+        os.pwrite(self._table, _SLOT.pack(inode, backing_id, handles), slot * _SLOT.size)
 
     def _backing_id(self, inode: Inode) -> int:
         file = self._fs.open_backing(inode)
@@ -117,17 +148,19 @@ class NativeFiles:
         self._refused.add(inode)
         self._log.info("the kernel cannot read inode %d directly from the store: %s", inode, error.strerror)
 
-    def release(self, handle: Handle) -> None:
-        """Remove a handle, and close the backing file after its last handle. Cached handles are ignored."""
-        if handle not in self._handles:
-            return
+    def release(self, inode: Inode) -> None:
+        """Remove a handle of an inode's second node id, and close the backing file after its last handle."""
         with self._lock:
-            inode = self._handles.pop(handle)
-            backed = self._open[inode]
+            backed = self._open.get(inode)
+            if backed is None:
+                return
             backed.handles -= 1
             if backed.handles:
+                self._write(backed.slot, inode, backed.backing_id, backed.handles)
                 return
             del self._open[inode]
+            self._write(backed.slot, 0, 0, 0)
+            self._free.append(backed.slot)
             try:
                 fcntl.ioctl(self._fd, _BACKING_CLOSE, struct.pack("=I", backed.backing_id))
             except OSError as e:

@@ -83,6 +83,8 @@ class Tree:
         self._by_digest: dict[str, list[int]] = {}
         self._inodes = InodeTable()
         self._since: dict[str, int] = {}  # by directory: the lowest layer whose entries below it are visible, if not 0
+        self._restored = False
+        self._walked: set[str] = set()  # in a restored tree: the directories that were looked up
         self._totals: tuple[int, int] | None = None
         self.root: Final = Node(ROOT, "", "dir", ROOT_MODE, 0, 2)
 
@@ -94,6 +96,38 @@ class Tree:
         if ref is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._node(None, ref)
+
+    def restore(self) -> None:
+        """Assign all inode numbers of the layers whose indexes are available without waiting.
+
+        A process that continues the mount of an earlier process calls this method before the first request, because the
+        kernel may use numbers that the earlier process has assigned. The numbers depend only on the kit.
+        """
+        self._restored = True
+        for name, ref in self._places.items():
+            self._inodes.number_for(_hashed(b"", encoded(name), -1), ref)
+        for number in range(len(self.layers)):
+            if self._known(number) is not None and self._same[number] == number:
+                for row, inode in self._numbers_of(number):
+                    self._inodes.number_for(inode, number << 32 | row)
+
+    def _numbers_of(self, number: int) -> Iterator[tuple[int, int]]:
+        """Yield (row, preferred inode number) for every inode of a layer whose index is in use."""
+        index = self._indexes[number]
+        assert index is not None
+        digest = self.layers[number].digest.encode()
+        for row in range(1, index.counts.rows):
+            if index.first(row) == row:
+                yield row, _hashed(digest, index.path_bytes(row), index.offset(row))
+
+    def files_of(self, digest: str) -> set[Inode]:
+        """Return the preferred inode numbers of all entries of a layer, as far as its index is in use."""
+        return {
+            Inode(inode)
+            for number, layer in enumerate(self.layers)
+            if layer.digest == digest and self._indexes[number] is not None
+            for _, inode in self._numbers_of(number)
+        }
 
     def _node(self, directory: str | None, ref: int) -> Node:
         """Return the node of a reference. ``directory`` is the path of its directory, if the caller knows the path."""
@@ -129,7 +163,7 @@ class Tree:
         path = joined(directory, name)
         if path in self._places:
             return self._node(directory, self._places[path])
-        since = self._counts_from(directory)
+        since = self._counts_from(directory, wait)
         covering = [number for number in self._declared.overlapping(path) if number >= since]
         indexes = [(number, self._index(number, wait)) for number in covering]
         found = winner(_candidates(directory, name, indexes))
@@ -141,12 +175,31 @@ class Tree:
             raise NoEntry(final=is_final)
         return self._node(directory, self._won(path, found))
 
-    def _counts_from(self, directory: str) -> int:
-        """Return the number of the lowest layer whose entries below a directory are in the tree."""
+    def _counts_from(self, directory: str, wait: bool) -> int:
+        """Return the number of the lowest layer whose entries below a directory are in the tree.
+
+        The directories above the entry must have been looked up. In a restored tree, an earlier process may have looked
+        them up, so they are looked up here. Raises WouldBlock and KitfsError then.
+        """
+        if self._restored and len(self.layers) > 1:
+            self._walk(directory, wait)
         if not self._since:
             return 0
         parts = directory.split("/")
         return max(self._since.get("/".join(parts[:count]), 0) for count in range(1, len(parts) + 1))
+
+    def _walk(self, directory: str, wait: bool) -> None:
+        """Look up a directory and the directories above it, each only once."""
+        parts = directory.split("/") if directory else []
+        for count in range(1, len(parts) + 1):
+            path = "/".join(parts[:count])
+            if path in self._walked:
+                continue
+            try:
+                self._in_directory("/".join(parts[: count - 1]), parts[count - 1], wait)
+            except NoEntry:
+                return  # a layer that was not known to the earlier process hides the directory
+            self._walked.add(path)
 
     def above(self, directory: Node) -> Inode:
         """Return the inode of the parent of a directory. The root is its own parent."""
@@ -160,7 +213,7 @@ class Tree:
         if directory.kind != "dir":
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         at = directory.path
-        since = self._counts_from(at)
+        since = self._counts_from(at, wait)
         for number in self._declared.overlapping(at):
             if number >= since:
                 self._to_list(at, number, wait)

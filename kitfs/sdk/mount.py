@@ -46,11 +46,13 @@ class MountStatus:
     """The status of a mount.
 
     ``state``: "alive"; "dead" when its daemon died (``unmount`` clears the mount); "does not answer" when its daemon is
-    stopped or stuck; "detached" when it was unmounted lazily and files are still open. ``mode``: "lazy", or "sealed"
-    when the kernel serves a complete kit. The ``pid`` of a sealed mount is None if the mount has no process.
-    ``not_sealed``: why the mount is not sealed. ``log``: the path of the daemon's log.
+    stopped or stuck; "restarting" when its worker is being replaced; "detached" when it was unmounted lazily and files
+    are still open. ``mode``: "lazy", or "sealed" when the kernel serves a complete kit. The ``pid`` of a sealed mount
+    is None if the mount has no process. ``not_sealed``: why the mount is not sealed. ``log``: the path of the daemon's
+    log.
 
-    The other fields are None or empty unless the daemon answered. ``fill``: the ``mode`` of the mount's option
+    The other fields are None or empty unless the daemon answered. ``worker_pid``: the process that serves the mount,
+    and ``version``: its version of kitfs. ``fill``: the ``mode`` of the mount's option
     ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
     in the background. ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the
     order of reads that an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``.
@@ -84,6 +86,8 @@ class MountStatus:
     integrity_failures: int | None = None
     read_through: int | None = None
     cache_failure: str | None = None
+    worker_pid: int | None = None
+    version: str | None = None
     layers: tuple[MountedLayer, ...] = field(default=())
     moved: bool | None = None
 
@@ -179,6 +183,19 @@ def unmount(directory: StrPath, *, lazy: bool = False, **options: Unpack[Options
     ask_unmount(canonical(os.fspath(directory)), settings["run-dir"], _warn, lazy=lazy)
 
 
+def upgrade(directory: StrPath, **options: Unpack[Options]) -> None:
+    """Let the version of kitfs that is installed now serve the mount at a directory. Programs may use it meanwhile.
+
+    Does nothing for a sealed mount, which needs no process. Raises NotFound if kitfs has no mount at the directory, and
+    MountError if the new version cannot serve the mount. Then the old one still serves it.
+    """
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.daemon.upgrade import upgrade as upgrade_one
+    from kitfs.fuse.mount_table import canonical
+
+    upgrade_one(RunDir(settings_of(options, Options)["run-dir"]), canonical(os.fspath(directory)))
+
+
 def seal(directory: StrPath, **options: Unpack[SealOptions]) -> None:
     """Seal the mount at a directory now: the kernel then serves its files from the store without a daemon.
 
@@ -258,6 +275,8 @@ def _status(record: Record, found: Presence) -> MountStatus:
         "integrity_failures",
         "read_through",
         "cache_failure",
+        "worker_pid",
+        "version",
     )
     return MountStatus(
         record.reference,

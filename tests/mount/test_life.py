@@ -23,8 +23,8 @@ from tests.relay import Relay
 pytestmark = pytest.mark.mount
 ARCHIVE = f"oci-archive:{GOLDEN / 'layouts/basic.tar'}:v1"
 STATUS_FIELDS = {
-    "reference", "digest", "transport", "mountpoint", "pid", "uptime_s", "bytes_fetched", "requests", "errors",
-    "last_error", "skipped_entries", "log", "layers",
+    "reference", "digest", "transport", "mountpoint", "pid", "worker_pid", "version", "uptime_s", "bytes_fetched",
+    "requests", "errors", "last_error", "skipped_entries", "log", "layers",
 }  # fmt: skip
 HOLD = "import sys; f = open(sys.argv[1]); print(1, flush=True); sys.stdin.read()"
 
@@ -199,8 +199,7 @@ def test_a_dead_daemon_is_listed_as_dead_and_cleared(host: Host, transport: str)
     Then the same directory can be mounted again.
     """
     mount = host.mount(ARCHIVE, "--transport", transport)
-    os.kill(mount.pid, signal.SIGKILL)
-    host.wait_gone(mount.pid)
+    host.kill(mount)
     assert [(row["mountpoint"], row["state"]) for row in host.mounts()] == [(str(mount.path), "dead")]
     assert "dead" in host.kitfs("mounts").stdout
     host.umount(mount)

@@ -114,8 +114,8 @@ def test_status_elsewhere_has_the_stable_lines(host: Host) -> None:
     lines = host.kitfs("status", mount.path).stdout.splitlines()
     names = [line.partition(":")[0] for line in lines[: lines.index("")]]
     assert names == [
-        "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s",
-        "bytes_fetched", "requests", "errors", "skipped_entries", "log",
+        "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "worker_pid",
+        "uptime_s", "bytes_fetched", "requests", "errors", "skipped_entries", "log",
     ]  # fmt: skip
 
 

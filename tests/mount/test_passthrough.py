@@ -8,7 +8,6 @@ import os
 import platform
 import random
 import shutil
-import signal
 import time
 
 import pytest
@@ -40,8 +39,7 @@ def test_reads_go_on_without_the_daemon(host: Host, ref: str) -> None:
     mount = host.mount(ref)
     with (mount / "w.bin").open("rb", buffering=0) as file:
         with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-            os.kill(mount.pid, signal.SIGKILL)
-            host.wait_gone(mount.pid)
+            host.kill(mount)
             assert os.pread(file.fileno(), len(WEIGHTS), 0) == WEIGHTS
             assert bytes(mapped) == WEIGHTS
         with pytest.raises(OSError, match=r".") as e:
@@ -62,8 +60,7 @@ def test_file_is_passthrough_once_its_layer_is_verified(host: Host, ref: str) ->
         assert os.pread(old.fileno(), len(WEIGHTS), 0) == WEIGHTS
         time.sleep(2 * SOON)  # the kernel then looks the name up again
         with (mount / "w.bin").open("rb", buffering=0) as new:
-            os.kill(mount.pid, signal.SIGKILL)
-            host.wait_gone(mount.pid)
+            host.kill(mount)
             os.posix_fadvise(old.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             assert os.pread(new.fileno(), len(WEIGHTS), 0) == WEIGHTS
             with pytest.raises(OSError, match=r".") as e:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import signal
 import struct
 import time
 from pathlib import Path
@@ -175,8 +174,7 @@ def test_a_killed_mount_loses_at_most_its_order(own_registry: RegistryProcess, h
     ref = model(own_registry, tmp_path)
     mount = host.mount(ref)
     read(mount / "model/0.safetensors", 0, 8 * MiB)
-    os.kill(mount.pid, signal.SIGKILL)
-    host.wait_gone(mount.pid)
+    host.kill(mount)
     host.kitfs("umount", mount.path)
     mount = host.mount(ref)
     assert prefetch(host, mount) == {"file": None, "replays": False, "fetched": 0, "used": 0}

@@ -149,7 +149,7 @@ def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
     When the daemon continues, ``mounts`` lists it as alive.
     """
     mount = host.mount(ARCHIVE)
-    with stopped(mount.pid):
+    with stopped(host.worker_of(mount)):
         assert states(host) == [(mount.pid, "does not answer")]
         told = host.kitfs("status", mount.path, check=False)
         assert (told.returncode, "does not answer" in told.stderr) == (9, True)
@@ -161,7 +161,7 @@ def test_a_stopped_daemon_does_not_answer(host: Host) -> None:
 def test_umount_of_a_stopped_daemon_ends_it(host: Host, transport: str, options: list[str]) -> None:
     """Umount sends SIGCONT to a stopped daemon, and the daemon ends."""
     mount = host.mount(ARCHIVE, "--transport", transport)
-    with stopped(mount.pid):
+    with stopped(host.worker_of(mount)):
         host.umount(mount, *options)
         host.wait_gone(mount.pid)
     assert (host.mount_points(), host.mounts()) == ([], [])
@@ -377,8 +377,7 @@ def test_a_dead_mount_is_refused_until_it_is_cleared(host: Host) -> None:
     """
     mount: Mounted = host.mount(ARCHIVE)
     with (mount / "run.sh").open("rb"):
-        os.kill(mount.pid, signal.SIGKILL)
-        host.wait_gone(mount.pid)
+        host.kill(mount)
         assert "daemon died" in refused(host, ARCHIVE, mount.path)
         host.umount(mount)
         assert host.mount(ARCHIVE).pid != mount.pid

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,7 @@ def killed(host: Host) -> Mounted:
     """Return a FUSE mount whose daemon was killed."""
     kit = build([part("docs", "README.md", README, format="raw")])
     mount = host.mount(f"oci:{write_layout(kit, host.root / 'kit', 'v1')}:v1")
-    os.kill(mount.pid, signal.SIGKILL)
-    host.wait_gone(mount.pid)
+    host.kill(mount)
     return mount
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -119,8 +118,7 @@ def test_four_processes_on_one_cold_layer_of_which_one_is_killed_mid_chunk(
         relay.hold(after=CHUNK * 5 // 2)  # the headers, and two and a half chunks
         victim = reader(mounts[0] / "w.bin")
         assert relay.held.wait(30), "the first reader sent no request"
-        os.kill(mounts[0].pid, signal.SIGKILL)
-        host.wait_gone(mounts[0].pid)
+        host.kill(mounts[0])
         with victim:
             victim.communicate(timeout=30)
         relay.release()

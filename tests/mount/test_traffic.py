@@ -110,7 +110,7 @@ def test_a_gzip_kit_mounts_at_once_and_is_read_in_a_hundred_mebibytes(
     assert found.hexdigest() == whole.hexdigest()
     peak = {
         line.split(":")[0]: line.split()[1]
-        for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines()
+        for line in Path(f"/proc/{host.worker_of(mount)}/status").read_text().splitlines()
         if "VmHWM" in line
     }
     assert int(peak["VmHWM"]) <= 100 * KiB

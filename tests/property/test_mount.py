@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -199,11 +198,7 @@ class Scene:
                     self.mapped.kill()  # a page fault without a daemon causes SIGBUS
                     self.mapped.communicate()
                     self.mapped = None
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass  # the mount was sealed meanwhile
-                self.host.wait_gone(pid)
+                self.host.kill(pid)
             self.mount_again(())
 
     def fill(self) -> None:

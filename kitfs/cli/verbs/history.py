@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -106,9 +107,7 @@ def _value(change: ValueChange) -> str:
 
 
 def _short_json(value: Any) -> str:
-    from kitfs.gocompat.json import dumps
-
-    text = dumps(value).decode()
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Run the verbs mount, umount, seal, mounts and logs."""
+"""Run the verbs mount, umount, seal, upgrade, mounts and logs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kitfs.parsers import boolean
 
 if TYPE_CHECKING:
     from kitfs.daemon.request import MountRequest
-    from kitfs.daemon.run_dir import Record
+    from kitfs.daemon.run_dir import Record, RunDir
 
 
 def mount_request(reference: str, directory: str, settings: Settings) -> MountRequest:
@@ -53,6 +53,9 @@ UMOUNT = options_of(
     "umount",
     Option("lazy", boolean, "Detach the mount now, even if it is in use.", default="false", flag=True, flag_only=True),
     Option("all", boolean, "End every mount of this store.", default="false", flag=True, flag_only=True),
+)
+UPGRADE = options_of(
+    "upgrade", Option("all", boolean, "Upgrade every mount of this store.", default="false", flag=True, flag_only=True)
 )
 LOGS = options_of(
     "logs", Option("follow", boolean, "Keep printing as the log grows.", default="false", flag=True, short="f")
@@ -135,18 +138,11 @@ def umount(settings: Settings, directory: str | None) -> None:
 
     A mount whose daemon has died is also unmounted.
     """
-    from kitfs.daemon.presence import records_of
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.unmount import unmount
-    from kitfs.fuse.mount_table import canonical
 
-    if (directory is None) != settings["all"]:
-        raise UsageError("umount needs either DIR or --all")
     run = RunDir(settings["run-dir"])
-    if directory is None:
-        places = [record.mountpoint for record in records_of(run, os.path.realpath(settings["cache-dir"]))]
-    else:
-        places = [canonical(directory)]
+    places = _places(run, directory, settings, "umount")
     unmounted, failures = [], []
     for place in places:
         try:
@@ -159,6 +155,49 @@ def umount(settings: Settings, directory: str | None) -> None:
     elif is_terminal():
         for place in unmounted:
             put(f"unmounted {place}")
+    for failure in failures[1:]:
+        report_failure(failure, as_json=settings["json"])
+    if failures:
+        raise failures[0]
+
+
+def _places(run: RunDir, directory: str | None, settings: Settings, verb: str) -> list[str]:
+    """Return the mount points that DIR or --all selects. Raises UsageError unless exactly one of the two is given."""
+    from kitfs.daemon.presence import records_of
+    from kitfs.fuse.mount_table import canonical
+
+    if (directory is None) != settings["all"]:
+        raise UsageError(f"{verb} needs either DIR or --all")
+    if directory is not None:
+        return [canonical(directory)]
+    return [record.mountpoint for record in records_of(run, os.path.realpath(settings["cache-dir"]))]
+
+
+@click.command("upgrade", cls=Command, short_help="Let the installed version of kitfs serve a mount.")
+@click.argument("directory", metavar="[DIR]", required=False, shell_complete=mountpoints)
+@takes(*UPGRADE, "json", *COMMON)
+def upgrade(settings: Settings, directory: str | None) -> None:
+    """Let the version of kitfs that is installed now serve the mount at DIR, or with --all every mount of this store.
+
+    Programs may use the mount meanwhile. If the new version cannot serve the mount, the old one still serves it, and
+    the error gives the reason. A sealed mount needs no process, so nothing is done.
+    """
+    from kitfs.daemon.run_dir import RunDir
+    from kitfs.daemon.upgrade import upgrade as upgrade_one
+
+    run = RunDir(settings["run-dir"])
+    upgraded, failures = [], []
+    for place in _places(run, directory, settings, "upgrade"):
+        try:
+            upgraded.append(upgrade_one(run, place))
+        except MountError as e:
+            failures.append(e)
+    if settings["json"] and (upgraded or not failures):
+        put_json([one._asdict() for one in upgraded])
+    elif not settings["json"]:
+        for one in upgraded:
+            served = "sealed" if one.version is None else f"worker {one.worker_pid} version {one.version}"
+            put(f"{one.mountpoint} {served}")
     for failure in failures[1:]:
         report_failure(failure, as_json=settings["json"])
     if failures:
@@ -266,4 +305,4 @@ def log_fields(line: str) -> dict[str, str]:
     return match.groupdict() if match else {"message": line}
 
 
-VERBS = (mount, umount, mounts, seal, logs)
+VERBS = (mount, umount, mounts, seal, upgrade, logs)

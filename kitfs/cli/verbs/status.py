@@ -28,7 +28,7 @@ STATUS: Final = options_of(
     "status", Option("check", boolean, "Ask the registry whether the tag has moved.", default="false", flag=True)
 )
 FIELDS: Final = (
-    "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "uptime_s",
+    "reference", "digest", "mountpoint", "state", "mode", "not_sealed", "transport", "pid", "worker_pid", "uptime_s",
     "bytes_fetched", "requests", "errors", "last_error", "skipped_entries", "log",
 )  # fmt: skip
 ALL: Final = ("MOUNTPOINT", "REFERENCE", "STATE", "CACHED", "SIZE", "UNCACHED", "ERRORS", "TAG")
@@ -41,7 +41,8 @@ COLUMN: Final = 17
 def status(settings: Settings, directory: str | None) -> None:
     """Show what the mount at DIR has fetched and whether it is healthy. Without DIR, show one line for each mount.
 
-    With DIR, status fails unless the mount is alive, so it can be used as a health check.
+    With DIR, status fails unless the mount is alive or its worker is being restarted, so it can be used as a health
+    check.
     """
     from kitfs.daemon.presence import presences, record_at, records_of
     from kitfs.daemon.run_dir import RunDir
@@ -69,7 +70,7 @@ def status(settings: Settings, directory: str | None) -> None:
         _put_for_people(states[0], records[0], settings)
     else:
         _put_fields(states[0])
-    if directory is not None and states[0]["state"] != "alive":
+    if directory is not None and states[0]["state"] not in ("alive", "restarting"):
         where, pid, state = states[0]["mountpoint"], states[0]["pid"], state_text(states[0]["state"])
         raise MountError(f"the daemon of the mount at {where} (process {pid}) {state}; run: kitfs umount {where}")
 

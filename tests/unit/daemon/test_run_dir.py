@@ -132,7 +132,7 @@ def test_lock_tells_whether_the_daemon_lives(run: RunDir) -> None:
         assert child.stdout.readline() == "True\n"
         assert run.alive("/models")
         with run.hold("/models") as mine:
-            assert not mine
+            assert mine is None
         assert not run.wait_gone("/models", 0.05)
         child.kill()
     assert run.wait_gone("/models", 5)
@@ -183,7 +183,7 @@ def daemon(run: RunDir, mountpoint: str) -> Iterator[str]:
     """Yield the nonce of a process that has the lock of a mount point."""
     code = (
         "import sys; from kitfs.daemon.run_dir import RunDir\n"
-        "with RunDir(sys.argv[1]).hold(sys.argv[2]) as nonce:\n    print(nonce, flush=True); sys.stdin.read()"
+        "with RunDir(sys.argv[1]).hold(sys.argv[2]) as lock:\n    print(lock.nonce, flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, run.path, mountpoint]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
@@ -215,7 +215,8 @@ def test_a_displaced_daemon_leaves_its_mount_point(run: RunDir, nonce: str) -> N
     assert (run.record("/models"), run.records(), run.alive(record)) == (None, [record], True)
     assert Path(run.file_of(record, "sock")).exists()
     with run.hold("/models") as mine:
-        newer = replace(record, nonce=mine, started=2.5)
+        assert mine is not None
+        newer = replace(record, nonce=mine.nonce, started=2.5)
         run.write(newer)
         run.displace(record)  # a second displacement by a late process must not change the newer mount
         assert (run.record("/models"), run.records()) == (newer, [record, newer])

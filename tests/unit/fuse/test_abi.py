@@ -226,6 +226,17 @@ def test_passthrough_is_agreed_on_where_both_sides_want_it(wanted: bool, offered
     assert (out.flags, out.flags2, out.max_stack_depth) == expected
 
 
+def test_requests_are_sent_again_and_mounts_are_id_mapped_where_the_kernel_can() -> None:
+    """The reply has FUSE_HAS_RESEND and FUSE_ALLOW_IDMAP if the kernel offers them. The notification has no body."""
+    flags2 = 1 << 7 | 1 << 8
+    body = bytes(FuseInitIn(major=7, minor=45, max_readahead=0, flags=InitFlag.INIT_EXT, flags2=flags2))
+    init = abi.request(header(body, opcode=Op.INIT)).init()
+    out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(init)))
+    assert (out.flags, out.flags2) == (InitFlag.INIT_EXT, flags2)
+    assert abi.negotiate(init, resend=False).flags == InitFlag.INIT_EXT | InitFlag.ALLOW_IDMAP
+    assert abi.resend() == (16).to_bytes(4, "little") + (7).to_bytes(4, "little") + bytes(8)
+
+
 def test_max_pages_is_not_said_to_a_kernel_that_did_not_offer_it() -> None:
     """If the kernel has a newer minor version, the reply contains the minor version of kitfs."""
     out = FuseInitOut.from_buffer_copy(abi.init_out(abi.negotiate(abi.Init(7, 99, 0, 0))))

@@ -14,8 +14,10 @@ from typing import cast
 import pytest
 
 from kitfs.errors import IntegrityError, MountError, Unauthorized
+from kitfs.fuse import abi
+from kitfs.fuse.abi import InitFlag
 from kitfs.fuse.blocking import dying
-from kitfs.fuse.connection import Connection
+from kitfs.fuse.connection import Connection, Continued
 from kitfs.fuse.filesystem import FileSystem
 from kitfs.kit.inode import Inode
 from kitfs.metrics import Counters
@@ -63,10 +65,19 @@ def socket() -> Iterator[FuseWire]:
 
 
 @pytest.fixture
-def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed) -> Connection:
+def table() -> Iterator[int]:
+    """Yield the descriptor of an empty backing table."""
+    fd = os.memfd_create("backings")
+    yield fd
+    os.close(fd)
+
+
+@pytest.fixture
+def connection(socket: FuseWire, fs: MemoryFileSystem, counters: Counters, doomed: Doomed, table: int) -> Connection:
     """Return a connection with two workers. It is not running yet."""
     log = logging.getLogger("kitfs.test")
-    return Connection(cast(FileSystem, fs), [socket.fd, socket.fd], counters=counters, log=log, is_dying=doomed)
+    fds = [socket.fd, socket.fd]
+    return Connection(cast(FileSystem, fs), fds, counters=counters, log=log, table=table, is_dying=doomed)
 
 
 @pytest.fixture
@@ -131,6 +142,47 @@ def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> N
     """FOPEN_CACHE_DIR is set only for kernels with version 7.28 or newer."""
     fresh.init(minor=27)
     assert fresh.open(1, opcode=wires.OPENDIR)[1] == 0
+
+
+# -- a connection that another process has served
+
+
+def test_the_next_process_serves_without_init(
+    socket: FuseWire, fs: MemoryFileSystem, counters: Counters, table: int
+) -> None:
+    """It asks for the unanswered requests again. With ``refuse``, they fail with EIO, and later requests do not."""
+    agreed = abi.Negotiated(40, InitFlag.HAS_RESEND, 0)
+    connection = Connection(
+        cast(FileSystem, fs), [socket.fd], counters=counters, log=logging.getLogger("kitfs.test"), table=table,
+        continued=Continued(agreed, refuse=True),
+    )  # fmt: skip
+    socket.serve(connection)
+    assert socket.notification() == (7, b"")
+    assert connection.kept == (socket.fd,)
+    again = abi.RESENT_BIT | 2
+    socket.send_raw(struct.pack("=IIQQIIIHH", 40, wires.STATFS, again, 1, 0, 0, 0, 0, 0))
+    assert socket.answer(again).error == errno.EIO
+    assert socket.call(wires.STATFS).error == 0
+    socket.hang_up()
+
+
+def test_requests_are_not_read_from_the_descriptor_that_is_kept(
+    socket: FuseWire, fs: MemoryFileSystem, counters: Counters, table: int
+) -> None:
+    """If the kernel cannot send requests again, only the descriptor of INIT is kept, and others serve the requests."""
+    clone = os.dup(socket.fd)
+    try:
+        connection = Connection(
+            cast(FileSystem, fs), [socket.fd, clone], counters=counters, log=logging.getLogger("kitfs.test"),
+            table=table, resend=False,
+        )  # fmt: skip
+        socket.serve(connection)
+        socket.init()
+        assert socket.call(wires.STATFS).error == 0
+        assert connection.kept == (socket.fd,)
+    finally:
+        socket.hang_up()
+        os.close(clone)
 
 
 # -- operations

@@ -304,7 +304,7 @@ def test_unmount_waits_until_the_daemon_of_the_mount_does_not_use_it(tmp_path: P
         file = (directory / "file").open("wb")
         timer = threading.Timer(0.2, file.close)
         timer.start()
-        mounting.unmount(str(directory), lazy=False, daemon=os.getpid())
+        mounting.unmount(str(directory), lazy=False, daemon=[os.getpid()])
         timer.join()
         assert not mount_table.is_mountpoint(str(directory))
         subprocess.run(["mount", "-t", "tmpfs", "kitfs-test", str(directory)], check=True)  # the block unmounts it

@@ -256,11 +256,65 @@ def test_a_listing_lays_over_each_name_the_layers_that_declare_it() -> None:
     assert sorted(found) == ["a", "b", "c", "s"]
 
 
-def filesystem(t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mode: int | None = None) -> FileSystem:
+def filesystem(
+    t: Tree, *, umask: int = 0, file_mode: int | None = None, dir_mode: int | None = None, generation: int = 0
+) -> FileSystem:
     return FileSystem(
         t, uid=7, gid=8, umask=umask, file_mode=file_mode, dir_mode=dir_mode, mtime=99, counters=Counters(), log=LOG,
-        reference="r/a:v1", manifest_digest="sha256:m",
+        reference="r/a:v1", manifest_digest="sha256:m", generation=generation,
     )  # fmt: skip
+
+
+def test_the_next_process_knows_the_inodes_and_handles_of_the_earlier_one() -> None:
+    """After ``restore``, inode numbers mean the same as in another tree of the kit, before any name is looked up.
+
+    A handle of an earlier process is opened again by its inode. A handle of this process is not.
+    """
+
+    def layers() -> list[FakeLayer]:
+        return [FakeLayer("", "d/=755", "d/f=123", "d/l=->f"), FakeLayer("d", "d/g=45")]
+
+    first = filesystem(tree(*layers()))
+    directory = first.lookup(ROOT, b"d").inode
+    numbers = {name: first.lookup(directory, name).inode for name in (b"f", b"l", b"g")}
+    handle = first.open(numbers[b"f"], os.O_RDONLY).handle
+    listing = first.opendir(directory)
+    restored = tree(*layers())
+    restored.restore()
+    second = filesystem(restored, generation=1)
+    assert {name: second.lookup(directory, name).inode for name in numbers} == numbers
+    assert second.readlink(numbers[b"l"]) == b"f"
+    raises(errno.EBADF, second.read, handle, 0, 9)
+    second.reopen(handle, numbers[b"f"])
+    assert second.read(handle, 0, 9) == first.read(handle, 0, 9)
+    second.reopen_directory(listing, directory)
+    assert list(second.readdir(listing, 1)) == list(first.readdir(listing, 1))
+    mine = second.open(numbers[b"g"], os.O_RDONLY).handle
+    assert mine not in (handle, listing)
+    second.release(mine)
+    raises(errno.EBADF, second.reopen, mine, numbers[b"g"])
+
+
+def test_a_file_in_place_of_a_directory_hides_the_same_entries_after_a_restart() -> None:
+    """Which layers count below a directory is found out again, although the directory is not looked up again."""
+
+    def layers() -> list[FakeLayer]:
+        return [FakeLayer("", "d/a=old"), FakeLayer("", "d=file"), FakeLayer("", "d/b=new")]
+
+    first = tree(*layers())
+    directory = first.lookup(first.root, "d")
+    second = tree(*layers())
+    second.restore()
+    names = [[name for name, _ in t.list(t.node(directory.inode))] for t in (first, second)]
+    assert names[0] == names[1]
+    for name in ("a", "b"):
+        found = []
+        for t in (first, second):
+            try:
+                found.append(t.lookup(t.node(directory.inode), name).inode)
+            except NoEntry:
+                found.append(ROOT)
+        assert found[0] == found[1]
 
 
 def test_attributes() -> None:
