@@ -81,7 +81,7 @@ class Verbs(_Helpful, click.Group):
     """A group of verbs. Options that every verb accepts may be written before the verb, as with kit."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Move the options that precede the verb behind it."""
+        """Move options from before the verb to after it."""
         at = 0
         while at < len(args) and (VERBOSE.fullmatch(args[at]) or args[at].partition("=")[0] in BEFORE):
             at += 1 if VERBOSE.fullmatch(args[at]) or "=" in args[at] else 2

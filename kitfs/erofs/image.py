@@ -244,7 +244,7 @@ class _Writer:
         )  # fmt: skip
 
     def _attributes(self, inode: Inode) -> bytes:
-        """Return the references to the extended attributes of an inode, which follow the inode in the image.
+        """Return references to the extended attributes of an inode. They follow the inode in the image.
 
         An attribute is written to the image when the first inode uses it.
         """

@@ -142,7 +142,10 @@ class FileSystem:
         return any(layer.whole_file for layer in self._tree.layers)
 
     def backing(self, inode: Inode) -> Backing:
-        """Return when the kernel may read a file directly from the store: the file must be a whole, verified blob."""
+        """Return whether the kernel may read a file directly from the store: now, later or never.
+
+        The file must be a whole blob. The kernel may read it once it is verified.
+        """
         node = self._tree.node(inode)
         if node.kind != "file" or not node.size or node.layer is None or not node.layer.whole_file:
             return Backing.NEVER

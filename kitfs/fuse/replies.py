@@ -40,7 +40,7 @@ class Opened(NamedTuple):
 
 
 class Backing(Enum):
-    """The time when the kernel may read a file directly from the store: never, once its blob is verified, or now."""
+    """Whether the kernel may read a file directly from the store: never, later (once its blob is verified), or now."""
 
     NEVER = 0
     LATER = 1

@@ -97,7 +97,10 @@ class _Members:
             yield self._taken()
 
     def _begin(self, data: bytes, at: int) -> None:
-        """Begin a member, unless the padding has begun. A member cannot begin with zeros, and RFC 1952 allows them."""
+        """Begin a member, unless the padding has begun.
+
+        Zeros after a member are padding, because no member begins with zeros.
+        """
         self._padding = self._padding or (self._ended > 0 and data[at] == 0)
         if self._padding:
             if data[at:].strip(b"\0"):

@@ -140,7 +140,7 @@ class Inflate:
     def restore(self, window: bytes, bits: int, value: int) -> None:
         """Continue a deflate stream between two blocks.
 
-        ``window`` precedes them; the first ``bits`` bits are ``value``.
+        ``window`` has the decoded bytes before the next block, and ``value`` the ``bits`` bits that precede the input.
         """
         if bits:
             self._check(_LIBRARY.inflatePrime(self._pointer, bits, value))

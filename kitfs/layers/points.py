@@ -74,10 +74,10 @@ class Point(NamedTuple):
 
 
 class RestartPoints:
-    """The restart points of a layer, in their byte form ``data``. The constructor raises ValueError if it is invalid.
+    """The restart points of a layer, in their byte form ``data``.
 
-    ``sha256`` and the digests are missing ("" and None) if nobody has decoded the layer yet, and its index of frames
-    was read from the layer itself.
+    The constructor raises ValueError if ``data`` is invalid. ``sha256`` and the digests are missing ("" and None) if
+    the points are from the seek table of a layer that was not decoded yet.
     """
 
     __slots__ = (
@@ -189,7 +189,10 @@ def restart_points(
     sha256: str = "",
     digests: Sequence[bytes] = (),
 ) -> RestartPoints:
-    """Make the value from points in order. ``Point.window`` must be compressed. Raises ValueError if it is invalid."""
+    """Return the value of points in ascending order.
+
+    ``Point.window`` must be compressed. Raises ValueError for invalid points.
+    """
     code = _CODES.get(compression, 0)
     flags = DIGESTS if sha256 else 0
     if len(points) > MAX_POINTS:

@@ -136,7 +136,7 @@ class SpanSource:
     def _decoded(self, start: int, stop: int) -> Generator[memoryview, None, None]:
         """Yield the decoded bytes from ``start`` to ``stop`` in pieces. Raises WrongPointsError if that fails.
 
-        Without digests, the compressed bytes must consist of whole frames, which have exactly these bytes.
+        Without digests, whole frames must contain exactly these bytes.
         """
         exact = not self.points.sha256
         try:
@@ -157,7 +157,7 @@ class SpanSource:
     def _compressed(self, point: Point, stop: int, exact: bool) -> Iterator[bytes]:
         """Yield the compressed bytes from a point on: first those that are needed up to ``stop``, then a few more.
 
-        With ``exact``, the point that follows ends at ``stop``, and no more bytes are yielded.
+        With ``exact``, there is a point at ``stop``, and no bytes after that point are yielded.
         """
         at = point.at - (point.bits > 0)
         needed, size = self.points.position(stop), self.points.blob_size

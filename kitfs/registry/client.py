@@ -1,7 +1,7 @@
 """Access the repositories of OCI registries (distribution-spec v1.1) with shared connections and tokens.
 
-The client caches tokens, and what ``HttpClient`` and ``Lessons`` have learned about hosts. Threading: any thread may
-call every method.
+The client caches tokens, and the facts about hosts that ``HttpClient`` and ``Lessons`` have learned. Threading: any
+thread may call every method.
 """
 
 from __future__ import annotations

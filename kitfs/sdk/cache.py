@@ -43,8 +43,9 @@ class ChangedBlob:
 
     ``form``: "blobs", or "decoded" for the decompressed form of the blob. ``reason``: what is wrong with the bytes.
     ``is_pinned``: whether a kit in the store needs the blob. ``is_healed``: whether the blob was fetched again. If a
-    pinned blob was not, one of the ``kits`` that need it must be packed, pulled or pushed again; other blobs are
-    fetched again when they are read. ``mounts``: the directories of sealed mounts that still show the changed bytes.
+    pinned blob was not fetched again, one of the ``kits`` that need it must be packed, pulled or pushed again; other
+    blobs are fetched again when they are read. ``mounts``: the directories of sealed mounts that still show the changed
+    bytes.
     """
 
     digest: str

@@ -39,7 +39,7 @@ def init(
     overwrite: bool = False,
     progress: Progress = False,
 ) -> Kitfile:
-    """Make a Kitfile for a directory. File names decide what is a model, a dataset, a document or code.
+    """Make a Kitfile for a directory. The name of a file decides whether it is a model, a dataset, a document or code.
 
     The Kitfile is written to ``output``, by default ``directory``/Kitfile. ``write=False``: return the Kitfile without
     writing it, for example to change it before ``pack``. Raises UsageError if the file exists and ``overwrite`` is

@@ -54,7 +54,8 @@ class Choice(NamedTuple):
 class Decoded:
     """The decoded form of the blob ``of``. ``source`` decodes it from its beginning.
 
-    ``frames`` are points without digests, from the layer's own index, which are used until there are other points.
+    ``frames`` are points without digests, from the layer's seek table. They are used until there are points with
+    digests.
     """
 
     def __init__(self, root: str, digest: Digest, of: Compressed, source: Source | None) -> None:

@@ -88,7 +88,7 @@ def _authority(value: dict[str, Any], limited: Sequence[str], where: str) -> Req
         return Requirement("accept" if action == "pass" else "reject")
     key = value.get("key")
     if not isinstance(key, dict) or not isinstance(key.get("data"), str):
-        return Requirement("unknown", text="a key that is not in the policy itself, which kitfs cannot check")
+        return Requirement("unknown", text="a key that is not in the policy itself (kitfs cannot check it)")
     return Requirement("signed", (public_key(key["data"].encode(), f"the key of {where}"),))
 
 

@@ -1,4 +1,4 @@
-"""Read keys, policies and signatures from files that the user has named. Threading: any thread."""
+"""Read keys, policies and signatures from files that the user has named. Threading: the module has no state."""
 
 from __future__ import annotations
 

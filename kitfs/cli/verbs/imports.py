@@ -54,7 +54,9 @@ IMPORT = options_of(
 @click.argument("directory", metavar="DIR", shell_complete=directories)
 @takes(*INIT, "json", "settings")
 def init(settings: Settings, directory: str) -> None:
-    """Write a Kitfile for the files of DIR. File names decide what is a model, a dataset, a document or code.
+    """Write a Kitfile for the files of DIR.
+
+    The name of a file decides whether it is a model, a dataset, a document or code.
 
     On a terminal, init asks for the name, the description and the author, unless options set them.
     """

@@ -300,7 +300,7 @@ def fields_of(record: Record) -> dict[str, object]:
 
 
 def log_fields(line: str) -> dict[str, str]:
-    """Split a line of a log into time, level and message. A line of another form is a message only."""
+    """Split a line of a log into time, level and message. A line of another form becomes the message."""
     match = LOG_LINE.fullmatch(line)
     return match.groupdict() if match else {"message": line}
 

@@ -132,7 +132,10 @@ def _unmount(run_dir: str, directory: str) -> None:
 
 
 class _Signals:
-    """The signals that this process gets. Before a command runs they raise Interrupted, then they reach the command."""
+    """The signals that this process gets.
+
+    Before a command runs, they raise Interrupted. While it runs, they are sent to it.
+    """
 
     def __init__(self) -> None:
         self._running = False

@@ -267,7 +267,7 @@ class Hub:
                 return response
             if response.status_code == 416:
                 response.close()
-                raise IntegrityError(f"{what}: {endpoint.host} has fewer bytes than the {file.size} that it lists")
+                raise IntegrityError(f"{what}: {endpoint.host} has fewer than the {file.size} bytes that it lists")
             raise self.failure(response, what)
 
         http = self._client.http

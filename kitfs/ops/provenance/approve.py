@@ -44,10 +44,8 @@ def approve(
 ) -> Approved:
     """Sign an approval of a kit, and attach it to the kit at its registry.
 
-    Without a registry, the approval is kept in the store.
-
-    If the reference names an index, ``labels`` select the kit. Raises NotFound, RegistryError or ManifestError, and
-    UsageError for a note that is too long.
+    If the reference has no registry, the approval is kept in the store. If the reference names an index, ``labels``
+    select the kit. Raises NotFound, RegistryError or ManifestError, and UsageError for a note that is too long.
     """
     if len(note) > MAX_NOTE:
         raise UsageError(f"the note has {len(note)} characters; at most {MAX_NOTE} are allowed")

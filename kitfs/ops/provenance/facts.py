@@ -65,9 +65,9 @@ def merged(facts: Iterable[Fact]) -> tuple[Fact, ...]:
     """Merge facts that say the same, and keep the order in which they first occur.
 
     Facts about data, parents and sources are equal if their digests are equal, or without a digest, if their place is
-    equal. The fields of the fact with the strongest source are kept. A fact without a digest adds its sources to a fact
-    about the same place with a digest, but only sources that are not signed: a signature does not cover a digest that
-    it does not name.
+    equal. The fields of the fact with the strongest source are kept. If a fact has no digest, its sources are added to
+    a fact with a digest and the same place, except signed sources: a signature does not cover a digest that it does not
+    name.
     """
     groups: dict[tuple[str, ...], list[Fact]] = {}
     for fact in facts:

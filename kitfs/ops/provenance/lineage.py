@@ -117,7 +117,7 @@ def _places(
 
 
 def _shared(store: Store, found: _Documents, data: set[str]) -> Iterator[Fact]:
-    """Yield a fact for each other kit of the store that has data of this kit, or is such data, or has its model."""
+    """Yield a fact for each other kit of the store that shares data or the model with this kit, or is its dataset."""
     models = {layer.digest for layer in found.manifest.layers if _kind(layer) in MODEL_KINDS}
     data = data | {layer.digest for layer in found.manifest.layers if _kind(layer) == "dataset"}
     for kit in kits(store):

@@ -1,8 +1,8 @@
 """Read what other tools have recorded about the origin of data: DVC in its files, and MLflow in the Kitfile.
 
 DVC's ``dvc.lock`` has the inputs and outputs of each stage, and a file ``NAME.dvc`` has the hash of a tracked file or
-directory. The block ``mlflow_provenance`` in ``model.parameters`` is what kit writes when it imports a run of MLflow.
-Files that cannot be read or are not in this form are skipped, and reported. Threading: the functions have no state.
+directory. kit writes the block ``mlflow_provenance`` in ``model.parameters`` when it imports a run of MLflow. Files
+that cannot be read or are not in this form are skipped, and reported. Threading: the functions have no state.
 """
 
 from __future__ import annotations
