@@ -8,10 +8,10 @@
 Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``, ``status``,
 ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``,
 ``info``, ``inspect``, ``diff``, ``history``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``,
-``lineage``, ``approve``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs of ``kitfs
-index`` and ``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are keyword
-arguments (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``, and the
-events of ``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
+``lineage``, ``approve``, ``sbom``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs
+of ``kitfs index`` and ``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are
+keyword arguments (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``,
+and the events of ``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
 
 Threading: any thread may call the functions, and many threads may share a Kit. A file object of a kit, or a Mount, may
 be used by only one thread at a time.
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from kitfs.sdk.lineage import KitLineage as KitLineage
     from kitfs.sdk.lineage import approve as approve
     from kitfs.sdk.lineage import lineage as lineage
+    from kitfs.sdk.lineage import sbom as sbom
     from kitfs.sdk.login import login as login
     from kitfs.sdk.login import logout as logout
     from kitfs.sdk.mount import Mount as Mount
@@ -108,7 +109,7 @@ MODULES = {  # public name → its module and its name there; a value without a 
         "history": ("KitVersion", "history"),
         "kit": ("FileInfo", "Kit", "LayerInfo", "open"),
         "library": ("Inspection", "KitSummary", "RemovedKit", "info", "inspect", "remove", "tag"),
-        "lineage": ("KitFact", "KitLineage", "approve", "lineage"),
+        "lineage": ("KitFact", "KitLineage", "approve", "lineage", "sbom"),
         "login": ("login", "logout"),
         "mount": (
             "Mount",
@@ -150,8 +151,8 @@ __all__ = [
     "RemovedKit", "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions",
     "__version__", "approve", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
     "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list",
-    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "seal", "serve",
-    "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
+    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom", "seal",
+    "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
 ]  # fmt: skip
 
 

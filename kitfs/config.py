@@ -261,6 +261,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "convert",
         "sign",
         "lineage",
+        "sbom",
         "history",
         "approve",
         "verify",

@@ -19,7 +19,7 @@ class FrameFinder:
         self._lock = threading.Lock()
 
     def find(self, wire: Blob, content: Blob, *, wait: bool) -> None:
-        """Read the seek table at the end of ``wire``, and let ``content``, its decoded form, use it.
+        """Read the seek table at the end of ``wire``, and let its decoded form ``content`` use the table.
 
         Nothing is done if the layer was decoded before, or if a decoder is running. Without ``wait``, raises WouldBlock
         if the table must be read. Raises the errors of ``wire``.

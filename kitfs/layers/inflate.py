@@ -6,13 +6,14 @@ Threading: a decoder belongs to the thread that iterates over it.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 from kitfs.errors import LayerError
 from kitfs.layers.libz import BLOCK, GZIP, NO_FLUSH, RAW, Inflate
-from kitfs.layers.points import Point, Recorder
+from kitfs.layers.points import Point, Recorder, RestartPoints
 from kitfs.openfile import PIECE
 
 TRAILER: Final = 8  # bytes after the last block of a gzip member: its CRC-32 and its length (RFC 1952 §2.3)
@@ -40,6 +41,29 @@ def gunzip(stream: Iterable[Bytes], recorder: Recorder | None = None, start: Poi
         raise LayerError(f"the blob is not gzip, or is damaged: {e}")
     if not members.whole:
         raise LayerError("the gzip stream is cut off")
+
+
+class PointsMaker:
+    """A maker of the restart points of a gzip stream that is being written, and whose bytes are given in order."""
+
+    def __init__(self) -> None:
+        self._recorder = Recorder("gzip")
+        self._members = _Members(self._recorder)
+        self._hasher = hashlib.sha256()
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        """Decode the next bytes of the stream. Raises LayerError if they are not gzip."""
+        self._size += len(data)
+        try:
+            for piece in self._members.decode(data):
+                self._hasher.update(piece)
+        except zlib.error as e:
+            raise LayerError(f"the stream is not gzip: {e}")
+
+    def points(self) -> RestartPoints | None:
+        """Return the points, after the last byte; None if they would be of no use."""
+        return self._recorder.points(self._hasher.hexdigest(), self._size)
 
 
 class _Members:

@@ -11,7 +11,7 @@ The byte form, in which all numbers are little-endian:
     8 bytes    MAGIC
     u8         VERSION
     u8         the compression: 1 for gzip, 2 for zstd
-    u16        flags: 1 if there are digests
+    u16        flags: 1 if there are digests; 2 if the windows are stored apart from the rest
     u32        number of points
     u32        decoded bytes of a span
     u64        size of the layer's blob in bytes
@@ -48,14 +48,17 @@ MAX_SPAN: Final = 64 << 20  # a decoder keeps a span in memory until its digest 
 NEAR: Final = 16  # every block in the last sixteenth before a span is considered as its point
 STOPS: Final = 4096  # after so many blocks in a span, no further point is looked for: blocks can be empty
 MAX_WINDOWS: Final = 2048  # points with a window; if there are more, every second is dropped (64 MiB at most)
+MAX_LENGTH: Final = WINDOW + 1024  # bytes of a compressed window
 MAX_POINTS: Final = 1 << 18
 MAX_GAP: Final = 256 << 20  # decoded bytes between two points: decoding them takes half a second
 MAX_SIZE: Final = 1 << 40  # decoded bytes of a layer that has restart points; the digests then take 8 MiB
 MAGIC: Final = b"kitfsrst"
 VERSION: Final = 1
 NONE: Final = 0xFFFFFFFF
-DIGESTS: Final = 1  # the flag
+DIGESTS: Final = 1  # flags
+APART: Final = 2
 _HEADER: Final = struct.Struct("<8sBBHIIQQ32s")
+FLAGS: Final = 10  # offset of the flags
 _CODES: Final = {"gzip": 1, "zstd": 2}
 _NAMES: Final = {code: name for name, code in _CODES.items()}
 
@@ -76,8 +79,10 @@ class Point(NamedTuple):
 class RestartPoints:
     """The restart points of a layer, in their byte form ``data``.
 
-    The constructor raises ValueError if ``data`` is invalid. ``sha256`` and the digests are missing ("" and None) if
-    the points are from the seek table of a layer that was not decoded yet.
+    The constructor raises ValueError if ``data`` is invalid. ``read`` returns bytes of the windows at an offset, if
+    they are stored apart. They need not be verified, because a wrong window results in a span with a wrong digest.
+    ``sha256`` and the digests are missing ("" and None) if the points are from the seek table of a layer that was not
+    decoded yet.
     """
 
     __slots__ = (
@@ -85,6 +90,7 @@ class RestartPoints:
         "_bits",
         "_digests",
         "_out",
+        "_read",
         "_windows",
         "blob_size",
         "compression",
@@ -94,12 +100,13 @@ class RestartPoints:
         "span",
     )
 
-    def __init__(self, data: bytes | mmap.mmap) -> None:
+    def __init__(self, data: bytes | mmap.mmap, read: Callable[[int, int], bytes] | None = None) -> None:
         self.data: Final = data
+        self._read: Final = read
         if len(data) < _HEADER.size + 4 or zlib.crc32(memoryview(data)[:-4]) != int.from_bytes(data[-4:], "little"):
             raise ValueError("the restart points are truncated or damaged")
         magic, version, code, flags, count, span, blob_size, size, digest = _HEADER.unpack_from(data)
-        if magic != MAGIC or version != VERSION or code not in _NAMES or flags & ~DIGESTS:
+        if magic != MAGIC or version != VERSION or code not in _NAMES or flags & ~(DIGESTS | APART):
             raise ValueError("the bytes are not restart points, or are of another version")
         if not 0 < count <= MAX_POINTS or size > MAX_SIZE or blob_size >= 1 << 63:
             raise ValueError("the restart points have a wrong number of points, or a wrong size")
@@ -110,6 +117,8 @@ class RestartPoints:
         self.size: Final[int] = size
         self.span: Final[int] = span
         self.sha256: Final = digest.hex() if flags & DIGESTS else ""
+        if bool(flags & APART) != (read is not None):
+            raise ValueError("the windows of the restart points are in another place")
         digests = 32 * -(-size // span) if flags & DIGESTS else 0
         at = _HEADER.size + digests
         if at + count * 21 + 4 > len(data):
@@ -119,21 +128,23 @@ class RestartPoints:
         self._at: Final = _numbers("Q", data[at + 8 * count : at + 16 * count])
         self._bits: Final = data[at + 16 * count : at + 17 * count]
         lengths = _numbers("I", data[at + 17 * count : at + 21 * count])
-        ends = itertools.accumulate((0 if n == NONE else n for n in lengths), initial=at + 21 * count)
+        ends = itertools.accumulate((0 if n == NONE else n for n in lengths), initial=0 if read else at + 21 * count)
         self._windows: Final = [(end, None if n == NONE else n) for end, n in zip(ends, lengths, strict=False)]
-        self._check(sum(n for n in lengths if n != NONE))
-
-    def _check(self, windows: int) -> None:
-        """Check the points, whose compressed windows have ``windows`` bytes. Raises ValueError."""
-        out, at = self._out, self._at
-        start = self._windows[0][0]
-        if start + windows + 4 != len(self.data):
+        windows = 0 if read else sum(n for n in lengths if n != NONE)
+        if at + 21 * count + windows + 4 != len(data):
             raise ValueError("the restart points are truncated or damaged")
+        self._check()
+
+    def _check(self) -> None:
+        """Check the points. Raises ValueError."""
+        out, at = self._out, self._at
         if out[0] or any(a >= b for a, b in itertools.pairwise(out)) or out[-1] > self.size:
             raise ValueError("the restart points are not in order")
         if at[0] or any(a >= b for a, b in itertools.pairwise(at)) or at[-1] > self.blob_size:
             raise ValueError("the restart points are not in order")
         for bits, (_, length) in zip(self._bits, self._windows, strict=True):
+            if length is not None and length > MAX_LENGTH:
+                raise ValueError("the window of a restart point is too long")
             if bits > 7 or (length is None and bits) or (length is not None and self.compression != "gzip"):
                 raise ValueError("a restart point has invalid bits or an invalid window")
         if self._windows[0][1] is not None or self._bits[0]:
@@ -160,8 +171,18 @@ class RestartPoints:
         """Return the last point at or before an offset in the decoded bytes. Raises ValueError for a damaged window."""
         number = bisect_right(self._out, offset) - 1
         start, length = self._windows[number]
-        window = None if length is None else _decompressed(self.data[start : start + length])
+        window = None if length is None else _decompressed(self._window(start, length))
         return Point(self._out[number], self._at[number], self._bits[number], window)
+
+    def _window(self, start: int, length: int) -> bytes:
+        return self.data[start : start + length] if self._read is None else self._read(start, length)
+
+    def apart(self) -> tuple[bytes, bytes]:
+        """Return (points, windows), so that a reader need not read all windows. The windows must not be apart yet."""
+        start = self._windows[0][0]
+        data = bytearray(self.data[:start])
+        struct.pack_into("<H", data, FLAGS, DIGESTS * bool(self.sha256) | APART)
+        return bytes(data) + zlib.crc32(data).to_bytes(4, "little"), self.data[start:-4]
 
     def position(self, offset: int) -> int:
         """Return the offset in the blob of the last point at or before an offset in the decoded bytes."""

@@ -30,7 +30,7 @@ FOOTER_MAGIC: Final = 0x8F92EAB1
 CHECKSUMS: Final = 0x80
 RESERVED: Final = 0x7C
 LEVEL: Final = 3
-MAX_FRAMES: Final = 1 << 18  # of a table that is read; it takes 3 MiB
+MAX_FRAMES: Final = 1 << 18  # a larger table is not read; this one takes 3 MiB
 PEEK: Final = 32 << 10  # bytes at the end of the stream that are read first: the table of a layer of 16 GiB
 
 
@@ -66,7 +66,7 @@ def compress(pieces: Iterable[bytes], cuts: Iterable[int]) -> Iterator[bytes]:
 
 
 def _borders(cuts: Iterable[int]) -> Iterator[int]:
-    """Yield the ends of frames without an end."""
+    """Yield the offsets in the content at which frames end. The iterator never ends."""
     at = 0
     for cut in cuts:
         while at + SPAN - at % SPAN < cut:

@@ -53,10 +53,15 @@ class WrongPointsError(LayerError):
 
 
 class SpanSource:
-    """A source that decodes ranges of ``blob`` from its restart points."""
+    """A source that decodes ranges of ``blob`` from its restart points.
 
-    def __init__(self, points: RestartPoints, blob: CompressedBlob) -> None:
+    ``is_proven`` is True if the points were made from the verified blob. Then a span with a wrong digest shows that
+    unverified bytes of the blob are wrong; otherwise the points are wrong.
+    """
+
+    def __init__(self, points: RestartPoints, blob: CompressedBlob, *, is_proven: bool) -> None:
         self.points: Final = points
+        self._is_proven = is_proven
         self._blob = blob
         self._repairs = REPAIRS
 
@@ -98,7 +103,7 @@ class SpanSource:
             except WrongPointsError as e:
                 if self._blob.generation != generation:
                     continue  # the wrong bytes were dropped meanwhile
-                if self._blob.sealed or not self.points.sha256:
+                if self._blob.sealed or not self._is_proven:
                     raise
                 error = IntegrityError(f"the compressed bytes that were received for it are wrong: {e}")
                 if not self._blob.refuse(error):

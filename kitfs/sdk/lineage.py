@@ -1,11 +1,11 @@
-"""Ask where kits come from, and approve kits."""
+"""Ask where kits come from, approve kits, and make their bills of materials."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 from kitfs.errors import UsageError
 from kitfs.sdk.names import kit_reference
@@ -114,6 +114,29 @@ def approve(
     with workspace_of(settings) as workspace:
         done = run(workspace, target, key, note=note, labels=labels or {}, now=datetime.now(UTC))
     return KitSignature(str(done.digest), done.signer, "bundle", str(done.approval))
+
+
+def sbom(
+    reference: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    remote: bool = False,
+    created: int | None = None,
+    **options: Unpack[Options],
+) -> dict[str, Any]:
+    """Return a bill of materials of a kit, as the JSON of a CycloneDX 1.7 ML-BOM. No layer is read.
+
+    ``labels``: select one kit of an index. ``remote``: read the kit from its registry even if the store has it.
+    ``created``: the time of the bill in seconds since the epoch; the default is the creation time of the kit. Raises
+    NotFound, RegistryError, ManifestError, UnsupportedLayer or KitfileError.
+    """
+    from kitfs.ops.provenance.reading import read_documents
+    from kitfs.ops.provenance.sbom import sbom_of
+
+    settings, source = settings_of(options, Options), kit_reference(reference)
+    with workspace_of(settings) as workspace:
+        documents = read_documents(workspace, source, labels or {}, remote=remote)
+    return sbom_of(documents, source, created)
 
 
 def _fact(fact: Fact) -> KitFact:

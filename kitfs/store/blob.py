@@ -182,10 +182,10 @@ class Blob(BlobState):
             raise self.failure or StoreError("closed")
         return data
 
-    def use(self, frames: RestartPoints) -> None:
-        """Decode this decoded form by its own index of frames from now on, unless there are verified points."""
+    def use(self, points: RestartPoints) -> None:
+        """Decode from given restart points from now on, unless the store has verified ones (``Decoded.given``)."""
         if self._form is not None and (filling := self._current()).source is not None:
-            self._form.frames = frames
+            self._form.given = points
             self._replace(filling)
 
     def stream(self, start: int = 0) -> Iterator[bytes]:

@@ -13,7 +13,9 @@ caller must hold a lock for ``choose``.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterator
 from typing import Final, NamedTuple, Protocol
 
 from kitfs.content import Source
@@ -41,6 +43,8 @@ class Compressed(CompressedBlob, Protocol):
 
     def verify(self) -> None: ...
 
+    def stream(self) -> Iterator[bytes]: ...
+
 
 class Choice(NamedTuple):
     """How to open the entry of a decoded form: its origin's key, its size and digest if they are known, its source."""
@@ -54,8 +58,9 @@ class Choice(NamedTuple):
 class Decoded:
     """The decoded form of the blob ``of``. ``source`` decodes it from its beginning.
 
-    ``frames`` are points without digests, from the layer's seek table. They are used until there are points with
-    digests.
+    ``given`` are points that are used until the store has points: those of the kit's chunk table, or points without
+    digests from the layer's own index of frames. Other kits may have other tables, so bytes that were decoded from
+    given points are shared only after the whole layer was decoded from its beginning with the same result.
     """
 
     def __init__(self, root: str, digest: Digest, of: Compressed, source: Source | None) -> None:
@@ -65,7 +70,7 @@ class Decoded:
         self._source = source
         self._generation = 0
         self._instance = ""
-        self.frames: RestartPoints | None = None
+        self.given: RestartPoints | None = None
         self.points: RestartPoints | None = None
 
     @property
@@ -90,17 +95,19 @@ class Decoded:
         self.points = self._known()
         if self.points is None:
             return Choice(origin_key(self._instance, None), None, "", self._source)
-        source = SpanSource(self.points, self._of)
+        source = SpanSource(self.points, self._of, is_proven=self.points is not self.given)
         if not self.points.sha256:
             return Choice(origin_key(f"frames {self._instance}", self.points.size), self.points.size, "", source)
-        key = origin_key(f"points {self.points.sha256}", self.points.size)
-        return Choice(key, self.points.size, self.points.sha256, source)
+        key = self.points.sha256
+        if self.points is self.given:
+            key = f"given {hashlib.sha256(self.points.data).hexdigest()}"
+        return Choice(origin_key(f"points {key}", self.points.size), self.points.size, self.points.sha256, source)
 
     def _known(self) -> RestartPoints | None:
         place = entry_path(self._root, self._digest, "decoded")
         if os.path.exists(os.path.join(place, "sealed")):
             return None  # nothing has to be decoded
-        return self._load("", proven=True) or self.frames
+        return self._load("", proven=True) or self.given
 
     def _load(self, entry: str, *, proven: bool) -> RestartPoints | None:
         """Load the points of this blob. Points that are damaged or that cannot be used on this host are ignored."""
@@ -136,11 +143,30 @@ class Decoded:
 
         Returns False if they were decoded from other bytes than those that are verified. Raises IntegrityError.
         """
-        if self.is_checked:
+        points = self.points
+        if points is not None and points.sha256 and points is not self.given:
             return True
         if not self._of.sealed:
             self._of.verify()
+        if points is not None and points.sha256:
+            return self._same(points)
         return self._of.instance == self._instance
+
+    def _same(self, points: RestartPoints) -> bool:
+        """Decode the verified blob from its beginning, and return whether given points are right. If so, keep them."""
+        hasher, size = hashlib.sha256(), 0
+        source = DecodedSource(self._of.stream, points.compression)
+        for at, piece in source.read_range(0, None):
+            hasher.update(piece)
+            size = at + len(piece)
+            if size > points.size:
+                break
+        if size != points.size or hasher.hexdigest() != points.sha256:
+            self.given = None
+            return False
+        if (made := source.points(points.sha256, points.blob_size)) is not None:
+            POINTS.keep(self._root, self._digest, "", made.data, proven=True)
+        return True
 
     def sealed(self, entry: OpenEntry) -> None:
         """Move the points out of a verified entry. The entry has none if they were moved already."""
@@ -154,5 +180,5 @@ class Decoded:
         if self.points is None:
             return False
         POINTS.discard(self._root, self._digest, "", proven=True)
-        self.frames = None
+        self.given = None
         return True

@@ -138,7 +138,7 @@ class Room:
             self._later(self.evict)
 
     def settle(self) -> None:
-        """Evict blobs if the size limit is exceeded. For the end of a process, which does not use any blob any more."""
+        """Evict blobs if the size limit is exceeded. A process calls this at its end, when it uses no blob any more."""
         if self._size_limit is None or not (self._written or self._full):
             return
         try:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from kitfs.errors import LayerError
 from kitfs.layers.codec import decode
+from kitfs.layers.inflate import PointsMaker
 from kitfs.layers.libz import INFLATE
 from kitfs.layers.points import MIN_SPAN, Recorder, RestartPoints
 
@@ -92,10 +93,13 @@ def test_every_point_restarts(compression: str, given_parts: list[Part], cut: in
     assert made is not None
     points = RestartPoints(made.data)
     assert (points.size, points.blob_size) == (len(content), len(stream))
+    head, windows = points.apart()
+    apart = RestartPoints(head, lambda offset, length: windows[offset : offset + length])
     for number, start in enumerate(range(0, len(content), MIN_SPAN)):
         assert points.digest(number) == hashlib.sha256(content[start : start + MIN_SPAN]).digest()
         point = points.before(start)
         assert point.out <= start
+        assert apart.before(start) == point
         rest = pieces(stream[point.at - (point.bits > 0) :], cut)
         assert b"".join(decode(rest, compression, start=point)) == content[point.out :]
 
@@ -156,6 +160,24 @@ def test_any_bytes_are_points_or_refused(data: bytes, at: int) -> None:
             points.before(start)
     except ValueError:
         pass
+
+
+@pytest.mark.skipif(not INFLATE, reason="the system has no zlib")
+@pytest.mark.parametrize("cut", [999, 1 << 20])
+def test_points_are_made_while_a_stream_is_written(cut: int) -> None:
+    """A packer makes the points from the bytes that it writes, and they are those that a reader makes."""
+    content = random.Random(1).randbytes(1 << 20) * 9
+    stream = gzip.compress(content)
+    maker, recorder = PointsMaker(), Recorder("gzip")
+    for piece in pieces(stream, cut):
+        maker.update(piece)
+    made = maker.points()
+    assert b"".join(decode(pieces(stream, cut), "gzip", recorder=recorder)) == content
+    read = recorder.points(hashlib.sha256(content).hexdigest(), len(stream))
+    assert made is not None
+    assert read is not None
+    assert made.data == read.data
+    assert len(made) > 2
 
 
 def test_without_zlib_the_members_are_points() -> None:

@@ -22,8 +22,8 @@ PUBLIC = {
     "RemovedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions", "__version__", "approve",
     "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "generate_key_pair", "history",
     "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list", "login", "logout", "logs", "mount",
-    "mounts", "open", "pack", "pull", "push", "remove", "seal", "serve", "sign", "status", "tag", "unmount", "unpack",
-    "upgrade", "verify", "warm",
+    "mounts", "open", "pack", "pull", "push", "remove", "sbom", "seal", "serve", "sign", "status", "tag", "unmount",
+    "unpack", "upgrade", "verify", "warm",
 }  # fmt: skip
 
 # verb without a function of the same name → the public name to use instead, or None if none is needed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -107,7 +106,9 @@ def _value(change: ValueChange) -> str:
 
 
 def _short_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    from kitfs.gocompat.json import dumps
+
+    text = dumps(value).decode()
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Run the verbs lineage and approve."""
+"""Run the verbs lineage, approve and sbom."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import click
 from kitfs.cli.commands import Command
 from kitfs.cli.completion import references
 from kitfs.cli.keys import now, private_key_of
+from kitfs.cli.kitfile import source_date
 from kitfs.cli.options import REMOTE, takes
 from kitfs.cli.output import put, put_json, say, short
 from kitfs.cli.session import display, named, with_tag, workspace_of
 from kitfs.cli.verbs.signing import REGISTRY
-from kitfs.config import STORE, Option, Settings, options_of
+from kitfs.config import NETWORK, STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
 from kitfs.escaping import shown
-from kitfs.parsers import path, word
+from kitfs.parsers import Choice, path, word
 
 if TYPE_CHECKING:
     from kitfs.ops.provenance.facts import Fact
@@ -33,6 +34,10 @@ APPROVE: Final = options_of(
     "approve",
     Option("key", path, "Private key to sign with.", metavar="FILE", is_file=True),
     Option("note", word, "Why the kit is approved.", metavar="TEXT"),
+)
+SBOM: Final = options_of(
+    "sbom",
+    Option("format", Choice("cyclonedx"), "Format of the bill.", default="cyclonedx", metavar="FORMAT"),
 )
 
 
@@ -143,4 +148,23 @@ def approve(settings: Settings, reference: str) -> None:
         put(f"{short(done.digest, full=settings['no-trunc'])} approved by {done.signer}")
 
 
-VERBS = (lineage, approve)
+@click.command("sbom", cls=Command, short_help="Write a bill of materials of a kit.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(*SBOM, REMOTE, "label", "progress", "json", *STORE, *NETWORK)
+def sbom(settings: Settings, reference: str) -> None:
+    """Write a bill of materials of the kit REF to standard output: a CycloneDX 1.7 ML-BOM, as JSON.
+
+    The same kit always has the same bill. Its time is SOURCE_DATE_EPOCH, or the creation time of the kit. No layer is
+    read.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.ops.provenance.reading import read_documents
+    from kitfs.ops.provenance.sbom import sbom_of
+
+    source, labels, when = named(reference), selector(settings["label"]), source_date()
+    with workspace_of(settings, waits=True) as workspace:
+        documents = read_documents(workspace, source, labels, remote=settings["remote"])
+    put_json(sbom_of(documents, source, when))
+
+
+VERBS = (lineage, approve, sbom)

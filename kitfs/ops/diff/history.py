@@ -17,7 +17,6 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from kitfs.errors import IntegrityError, LayerError, LayerLimit, ManifestError, NotFound
-from kitfs.gocompat import structs as schema
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
 from kitfs.kit.tree import tree_of
@@ -32,10 +31,10 @@ from kitfs.ops.diff.tensors import TensorChanges, compare_tensors
 from kitfs.ops.library import inspect as inspecting
 from kitfs.ops.library.inspect import KitDocuments
 from kitfs.ops.library.tags import kits
+from kitfs.ops.library.values import values_of
 
 CONCURRENCY: Final = 5  # manifests that are fetched at once
 MAX_READ_ENTRIES: Final = 64  # entries of a tar whose index is made; each may cost a request of 32 KiB
-MAX_VALUES: Final = 10_000  # values of the parameters of one version
 COSIGN_TAG: Final = re.compile(r"sha256-[0-9a-f]{64}\.(sig|att|sbom)")
 DIGITS: Final = re.compile(r"(\d+)")
 
@@ -168,7 +167,7 @@ def _change(
         files,
         tensors,
         tuple(_dataset_changes(before.kitfile, after.kitfile)),
-        tuple(_value_changes(_values(before.kitfile), _values(after.kitfile))),
+        tuple(_value_changes(values_of(before.kitfile), values_of(after.kitfile))),
         tuple(sorted(unread.items())),
     )
 
@@ -215,25 +214,6 @@ def _dataset_changes(before: Kitfile, after: Kitfile) -> Iterator[DatasetChange]
 
 def _content(dataset: Dataset) -> str:
     return " ".join(part for part in (dataset.remote_path, dataset.remote_hash) if part) or dataset.digest
-
-
-def _values(kitfile: Kitfile) -> dict[str, Any]:
-    """Return the values in the package and the model of a Kitfile, keyed by path. Digests and parts are left out."""
-    fields = schema.to_json(replace(kitfile, code=(), datasets=(), docs=(), prompts=(), mcp_servers=()))
-    model = {
-        key: value for key, value in (fields.get("model") or {}).items() if key not in ("parts", "digest", "diffId")
-    }
-    found: dict[str, Any] = {}
-    pending: list[tuple[str, Any]] = [("package", fields.get("package")), ("model", model)]
-    while pending and len(found) < MAX_VALUES:
-        path, value = pending.pop()
-        if isinstance(value, dict):
-            pending += [(f"{path}.{key}", item) for key, item in value.items()]
-        elif isinstance(value, list):
-            pending += [(f"{path}.{at}", item) for at, item in enumerate(value)]
-        else:
-            found[path] = value
-    return found
 
 
 def _value_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[ValueChange]:

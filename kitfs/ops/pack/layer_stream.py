@@ -28,7 +28,7 @@ INVALID_ZIP: Final = (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImpl
 REPLACED: Final = (errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENOTDIR)
 GZIP_LEVELS: Final = {"gzip": 6, "gzip-fastest": 1}
 GZIP_WINDOW: Final = 31  # zlib: the largest window, with gzip's header and trailer
-LARGE: Final = 1 << 20  # bytes of a file whose content is compressed apart from the headers around it
+LARGE: Final = 1 << 20  # bytes: the content of a file of this size is compressed apart from the headers around it
 ROUND: Final = 64 << 10  # bytes: the size of a chunk in the store for a layer of up to 32 GiB
 
 

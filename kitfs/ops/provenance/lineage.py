@@ -11,17 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from kitfs.errors import KitfsError, NotFound, UnsupportedLayer
-from kitfs.kit.resolver import MAX_CONFIG
 from kitfs.kit.workspace import Workspace
-from kitfs.modelkit.kitfile import Kitfile
-from kitfs.modelkit.layers import kitfile_of
 from kitfs.oci.manifest import Descriptor, LayerType, Manifest
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
-from kitfs.ops.library.tags import blob_of, find, kits
+from kitfs.ops.library.tags import kits
 from kitfs.ops.provenance.documents import facts_in
 from kitfs.ops.provenance.facts import Fact, FactSource, merged
+from kitfs.ops.provenance.reading import Documents, read_documents
 from kitfs.ops.provenance.statements import Trusted, facts_about
-from kitfs.ops.signing.target import subject_of
 from kitfs.ops.transfer.referrers import KeptReferrers
 from kitfs.store.store import Store
 from kitfs.trust.attestations import Attestation, attestations_of
@@ -39,13 +36,6 @@ class Lineage(NamedTuple):
     missing: tuple[str, ...]
 
 
-class _Documents(NamedTuple):
-    digest: Digest
-    manifest: Manifest
-    kitfile: Kitfile
-    config: bytes
-
-
 def lineage(
     workspace: Workspace,
     reference: Reference | LayoutReference,
@@ -60,7 +50,7 @@ def lineage(
     select the kit. Raises NotFound, ManifestError, KitfileError or StoreError, UsageError unless the labels select one
     kit, and RegistryError if the store does not have the kit.
     """
-    found = _documents(workspace, reference, labels, remote=remote)
+    found = read_documents(workspace, reference, labels, remote=remote)
     missing: list[str] = []
     signatures: dict[Digest, Signature] = {}
     attestations: dict[tuple[Digest, bytes], Attestation] = {}
@@ -83,25 +73,6 @@ def lineage(
     return Lineage(found.digest, merged(facts), tuple(dict.fromkeys(missing)))
 
 
-def _documents(
-    workspace: Workspace, reference: Reference | LayoutReference, labels: Mapping[str, str], *, remote: bool
-) -> _Documents:
-    """Read the manifest, the Kitfile and the config of a kit."""
-    store = workspace.store
-    kept = find(store, reference) if isinstance(reference, Reference) and not remote else None
-    if kept is not None:
-        manifest = Manifest.parse(blob_of(store, kept.digest))
-        config = blob_of(store, manifest.config.digest)
-        return _Documents(kept.digest, manifest, kitfile_of(manifest, config), config)
-    if isinstance(reference, Reference) and reference.registry == LOCAL:
-        raise NotFound(f"{reference.display} is not in the store and does not name a registry")
-    origin = workspace.asked(reference)
-    subject = subject_of(origin, reference, labels)
-    manifest = Manifest.parse(subject.manifest)
-    config = origin.blob_bytes(manifest.config, MAX_CONFIG)
-    return _Documents(subject.descriptor.digest, manifest, kitfile_of(manifest, config), config)
-
-
 def _places(
     workspace: Workspace, reference: Reference | LayoutReference, digest: Digest, missing: list[str]
 ) -> Iterator[SignatureSource]:
@@ -116,7 +87,7 @@ def _places(
     yield from workspace.asked_apart(reference)
 
 
-def _shared(store: Store, found: _Documents, data: set[str]) -> Iterator[Fact]:
+def _shared(store: Store, found: Documents, data: set[str]) -> Iterator[Fact]:
     """Yield a fact for each other kit of the store that shares data or the model with this kit, or is its dataset."""
     models = {layer.digest for layer in found.manifest.layers if _kind(layer) in MODEL_KINDS}
     data = data | {layer.digest for layer in found.manifest.layers if _kind(layer) == "dataset"}

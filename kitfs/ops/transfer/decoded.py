@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from kitfs.errors import KitfsError, StoreFull
+from kitfs.errors import KitfsError, LayerError, StoreFull
 from kitfs.kit.completing import STEP, complete
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
@@ -55,6 +55,8 @@ def _decode(store: Store, layer: Layer, stop: threading.Event) -> None:
         if decoded + STEP > granted:
             granted = decoded + _spare(store, layer)
     layer.content().verify()
+    with suppress(LayerError):
+        layer.index()  # the index stays in the store when the decoded bytes are evicted
 
 
 def _spare(store: Store, layer: Layer) -> int:

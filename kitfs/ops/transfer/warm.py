@@ -6,8 +6,9 @@ Threading: ``warm`` starts threads, and returns when they have ended.
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
-from kitfs.errors import StoreFull
+from kitfs.errors import LayerError, StoreFull
 from kitfs.kit.completing import complete
 from kitfs.kit.kit import Kit
 from kitfs.kit.layer import Layer
@@ -40,6 +41,8 @@ def warm(store: Store, kit: Kit, *, concurrency: int = CONCURRENCY, report: Repo
             if stop.is_set():
                 return
         layer.content().verify()
+        with suppress(LayerError):
+            layer.index()  # the index stays in the store when the layer is evicted
         report(Sent("blob", layer.digest, layer.size, "fetched"))
 
     for layer in layers:

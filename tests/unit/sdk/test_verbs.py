@@ -52,7 +52,7 @@ def test_pack_records_the_provenance_of_a_kit(place: Place, tmp_path: Path) -> N
         kitfs.pack(place.tree, "made:v2", **recorded, **place.fresh)
 
 
-def test_lineage_and_history_read_what_pack_and_approve_have_stored(place: Place, second: str, tmp_path: Path) -> None:
+def test_lineage_and_history_read_what_pack_and_approve_have_stored(place: Place, tmp_path: Path) -> None:
     """lineage labels facts by the trusted keys, and history compares the two kits of the store."""
     key, public, *_ = kitfs.generate_key_pair(tmp_path / "k", password="")
     local = {**place.fresh, "cache_dir": tmp_path / "local"}
@@ -67,6 +67,7 @@ def test_lineage_and_history_read_what_pack_and_approve_have_stored(place: Place
     assert (first.tags, first.change, last.digest) == (("v1",), None, found.digest)
     assert last.change is not None
     assert [file.path for file in last.change.files.changed] == ["data/train.csv"]
+    assert kitfs.sbom("team/llama:v1", created=86_400, **local)["metadata"]["timestamp"] == "1970-01-02T00:00:00Z"
     with pytest.raises(errors.UsageError, match="without a tag"):
         kitfs.history("team/llama:v1", **local)
 

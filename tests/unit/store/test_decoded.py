@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import hashlib
 import random
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ import zstandard
 
 from kitfs.errors import IntegrityError
 from kitfs.layers.codec import DecodedSource
-from kitfs.layers.points import SPAN
+from kitfs.layers.points import SPAN, RestartPoints
 from kitfs.oci.names import Digest
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
@@ -165,6 +166,44 @@ def damage_points(store: Store, digest: Digest) -> Path:
     assert path.exists()
     path.write_bytes(made.data)
     return path
+
+
+def points_for(content: bytes, stream: bytes) -> RestartPoints:
+    """Return the restart points of a gzip stream, as a chunk table has them."""
+    source, hasher = DecodedSource(lambda: [stream], "gzip"), hashlib.sha256()
+    for _, piece in source.read_range(0, None):
+        hasher.update(piece)
+    assert hasher.digest() == hashlib.sha256(content).digest()
+    made = source.points(hasher.hexdigest(), len(stream_of("gzip")))
+    assert made is not None
+    return made
+
+
+def test_given_points_make_a_cold_read_short(open_store: Opener) -> None:
+    """With given points, a gzip layer need not be decoded from its beginning. When it is complete, it is verified."""
+    opened = Opened(open_store(), "gzip")
+    opened.decoded.use(points_for(CONTENT, stream_of("gzip")))
+    at = len(CONTENT) // 2
+    assert opened.decoded.pread(at, 4096) == CONTENT[at : at + 4096]
+    assert 0 < opened.source.given <= 1.5 * SPAN
+    assert opened.decoded.pread(0, len(CONTENT)) == CONTENT
+    opened.wire.fill()
+    wait_until(lambda: opened.decoded.sealed, "the decoded form was not verified")
+    opened.close()
+
+
+def test_wrong_given_points_are_not_shared(open_store: Opener) -> None:
+    """A kit whose table has wrong points for a layer gets no other bytes into the store's decoded form of the layer."""
+    other = CONTENT[::-1]
+    points = points_for(other, gzip.compress(other, 1, mtime=0))
+    opened = Opened(open_store(), "gzip")
+    opened.decoded.use(points)
+    assert opened.decoded.pread(5 << 20, 4096) == CONTENT[5 << 20 :][:4096]
+    opened.sealed()
+    opened.close()
+    second = Opened(open_store(), "gzip")
+    assert second.decoded.pread(0, len(CONTENT)) == CONTENT
+    second.close()
 
 
 def test_reads_in_any_order_see_the_content(open_store: Opener) -> None:
