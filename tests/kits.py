@@ -399,9 +399,8 @@ def push(kit: Kit, registry: str, repository: str, tag: str) -> str:
             else:
                 with content.open("rb") as body:
                     _request(connection, "PUT", location, body, headers, expect=201)
-        _request(
-            connection, "PUT", f"/v2/{repository}/manifests/{tag}", kit.manifest, {"Content-Type": MANIFEST}, expect=201
-        )
+        headers = {"Content-Type": json.loads(kit.manifest).get("mediaType", MANIFEST)}
+        _request(connection, "PUT", f"/v2/{repository}/manifests/{tag}", kit.manifest, headers, expect=201)
     finally:
         connection.close()
     return f"{registry}/{repository}:{tag}"

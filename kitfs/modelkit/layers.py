@@ -1,8 +1,8 @@
 """Match layers with the entries of the Kitfile, and find the path of each layer in the tree.
 
 Since KitOps 0.5, the config of a ModelKit has the digest of each entry's layer. In older ModelKits, entries and layers
-are matched by their order within a type. The layers of a ModelPack have their path in an annotation. This module does
-no I/O.
+are matched by their order within a type. The layers of a ModelPack have their path in an annotation. A layer of another
+tool's model has a path in an annotation, or the name that its media type suggests. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from kitfs.errors import KitfileError, ManifestError
 from kitfs.gocompat.json import Ambiguous, check_keys, loads
 from kitfs.modelkit.kitfile import Code, Dataset, Docs, Entry, Kitfile, Model, ModelPart, Package, Prompt, clean_path
+from kitfs.oci.foreign import default_names
 from kitfs.oci.manifest import FILEPATH, Descriptor, LayerType, Manifest
 
 METADATA: Final = ("org.cncf.model.file.metadata+json", "org.cnai.model.file.metadata+json")
@@ -124,8 +125,8 @@ def has_kitfile(manifest: Manifest) -> bool:
 def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
     """Return the Kitfile in a kit's config or annotation, or generate one from the paths of the layers.
 
-    Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer of a ModelPack has no path,
-    or if the number of diffIds differs from the number of layers.
+    Raises KitfileError for an invalid config or annotation. Raises ManifestError if a layer has no path, or if the
+    number of diffIds differs from the number of layers.
     """
     if manifest.flavor == "modelkit":
         return Kitfile.from_json(config)
@@ -135,7 +136,7 @@ def kitfile_of(manifest: Manifest, config: bytes) -> Kitfile:
 
 
 def _generated(manifest: Manifest, config: bytes) -> Kitfile:
-    """Make the Kitfile that kit makes for a ModelPack without a Kitfile.
+    """Make the Kitfile that kit makes for a ModelPack without a Kitfile, or one for the model of another tool.
 
     The first layer with weights is the model, and the other layers with weights are its parts.
     """
@@ -158,7 +159,7 @@ def _generated(manifest: Manifest, config: bytes) -> Kitfile:
         model = Model(
             _str(about, "name"),
             path,
-            format=_str(config_fields, "format"),
+            format=_str(config_fields, "format") or _str(whole, "model_format"),
             version=_str(about, "version"),
             parts=parts,
             digest=digest,
@@ -186,11 +187,15 @@ def _paths(manifest: Manifest, diff_ids: list[str]) -> Mapping[str, list[tuple[s
     if diff_ids and len(diff_ids) != len(manifest.layers):
         raise ManifestError(f"the config has {len(diff_ids)} diffIds for {len(manifest.layers)} layers")
     found: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    names = default_names([layer.media_type for layer in manifest.layers])
     for i, descriptor in enumerate(manifest.layers):
-        path = _annotation(descriptor.annotations, FILEPATH)
-        if path is None:
+        kind = LayerType.parse(descriptor)
+        path = _annotation(descriptor.annotations, FILEPATH) or names[i]
+        if not path and kind.family == "foreign" and kind.format == "tar":
+            path = "."
+        if not path:
             raise ManifestError(f"unknown file path for layer: no {FILEPATH[0]} annotation (layer {descriptor.digest})")
-        found[LayerType.parse(descriptor).kind].append((path, str(descriptor.digest), diff_ids[i] if diff_ids else ""))
+        found[kind.kind].append((path, str(descriptor.digest), diff_ids[i] if diff_ids else ""))
     return found
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.errors import InvalidReference, ManifestError, UnsupportedLayer
 from kitfs.gocompat.json import Ambiguous, check_keys, dumps, loads
+from kitfs.oci import foreign
 from kitfs.oci.names import Digest
 
 IMAGE_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -169,18 +170,25 @@ class Manifest:
 
     @property
     def flavor(self) -> str:
-        """Return the kind of kit, "modelkit" or "modelpack". Raises ManifestError for any other manifest."""
+        """Return the kind of kit: "modelkit", "modelpack", or "foreign" for a model of Docker Model Runner or Ollama.
+
+        Raises ManifestError for any other manifest.
+        """
         if self.config.media_type == KIT_CONFIG or self.artifact_type == KIT_MANIFEST:
             return "modelkit"
         if self.config.media_type in PACK_CONFIGS or self.artifact_type in PACK_MANIFESTS:
             return "modelpack"
+        if foreign.DOCKER_CONFIG.fullmatch(self.config.media_type) or any(
+            layer.media_type.startswith(foreign.OLLAMA) for layer in self.layers
+        ):
+            return "foreign"
         kind = self.artifact_type or self.config.media_type
         if kind in ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"):
             raise ManifestError("this is an ordinary container image, not a ModelKit or ModelPack")
         raise ManifestError(f"this is an artifact of type {kind[:MAX_SHOWN] or 'unknown'}, not a ModelKit or ModelPack")
 
     def require_kit(self) -> None:
-        """Raise ManifestError if the manifest does not belong to a ModelKit or ModelPack."""
+        """Raise ManifestError if the manifest has no ``flavor``."""
         _ = self.flavor
 
     @property
@@ -317,8 +325,8 @@ def check_media_type(data: bytes, media_type: str, what: str) -> None:
 class LayerType:
     """A parsed media type of a layer.
 
-    ``family`` is "modelkit" or "modelpack". ``kind`` is "model", "modelpart", "code", "dataset", "docs", "prompt" or
-    "mcpserver". ``format`` is "tar" or "raw". ``compression`` is "none", "gzip" or "zstd".
+    ``family`` is "modelkit", "modelpack" or "foreign". ``kind`` is "model", "modelpart", "code", "dataset", "docs",
+    "prompt" or "mcpserver". ``format`` is "tar" or "raw". ``compression`` is "none", "gzip" or "zstd".
     """
 
     family: str
@@ -334,6 +342,8 @@ class LayerType:
             family, kinds = "modelkit", KIT_KINDS
         elif match := PACK_LAYER.fullmatch(text):
             family, kinds = "modelpack", PACK_KINDS
+        elif text in foreign.LAYERS:
+            return cls("foreign", foreign.LAYERS[text].kind, foreign.LAYERS[text].format, "none")
         else:
             raise UnsupportedLayer(
                 f"layer {descriptor.digest} has media type {_short(text)}, which is not a type of ModelKit or ModelPack"
