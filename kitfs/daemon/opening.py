@@ -6,9 +6,9 @@ Threading: all functions here run on the main thread, when the mount starts.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from kitfs.daemon.request import MountRequest
 from kitfs.daemon.run_dir import RunDir
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from kitfs.kit.kit import Kit
     from kitfs.kit.layer import Layer
     from kitfs.kit.tree import Tree
+    from kitfs.kit.workspace import Workspace
     from kitfs.metrics import Counters
     from kitfs.oci.names import Digest
     from kitfs.store.store import Store
@@ -49,12 +50,16 @@ class Starting(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An opened kit, with its tree and the file system that shows it."""
+    """An opened kit, with its tree and the file system that shows it.
+
+    ``paused_hosts`` returns the hosts that are not asked at the moment.
+    """
 
     kit: Kit
     store: Store
     tree: Tree
     filesystem: FileSystem
+    paused_hosts: Callable[[], list[dict[str, Any]]]
 
 
 def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
@@ -73,7 +78,7 @@ def _check_files(layers: Sequence[Layer], mountpoint: str) -> None:
         )
 
 
-def _open_kit(at: Starting, pins: Mapping[str, Digest] | None) -> tuple[Kit, Store]:
+def _open_kit(at: Starting, pins: Mapping[str, Digest] | None) -> tuple[Kit, Workspace]:
     """Open the workspace and the kit of the request until the end of the mount, and log the warnings about the kit."""
     from kitfs.daemon import notes
     from kitfs.kit.workspace import Workspace
@@ -89,7 +94,7 @@ def _open_kit(at: Starting, pins: Mapping[str, Digest] | None) -> tuple[Kit, Sto
     at.stack.callback(kit.close)
     _check_files(kit.layers, request.mountpoint)
     notes.warn(kit, request, workspace.resolver, at.log)
-    return kit, workspace.store
+    return kit, workspace
 
 
 def open_shown(
@@ -104,7 +109,7 @@ def open_shown(
     from kitfs.kit.tree import tree_of
 
     request = at.request
-    kit, store = _open_kit(at, pins)
+    kit, workspace = _open_kit(at, pins)
     tree = tree_of(kit, counters=at.counters, log=at.log, met=closed.met)
     filesystem = FileSystem(
         tree,
@@ -120,7 +125,7 @@ def open_shown(
         manifest_digest=kit.digest,
         generation=generation,
     )
-    return Shown(kit, store, tree, filesystem)
+    return Shown(kit, workspace.store, tree, filesystem, workspace.paused_hosts)
 
 
 def open_transport(at: Starting, filesystem: FileSystem, *, held: Held | None = None) -> Transport:

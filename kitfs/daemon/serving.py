@@ -65,6 +65,7 @@ class Serving:
             mode=mode, not_sealed=not_sealed, fill=self._filler.status, prefetch=self._prefetcher.status,
             memory=self._shown.store.buffers.status,
             cache_failure=self._shown.store.disk.failure,
+            waits=self._shown.tree.demand.waits(), paused_hosts=self._shown.paused_hosts(),
         )  # fmt: skip
 
     def publish(

@@ -12,10 +12,11 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from kitfs.daemon.run_dir import Record
+from kitfs.kit.demand import Wait
 from kitfs.kit.kit import Kit
 from kitfs.metrics import Counters
 from kitfs.version import __version__
@@ -55,6 +56,8 @@ def status_of(
     prefetch: dict[str, Any],
     memory: dict[str, Any],
     cache_failure: str | None,
+    waits: Sequence[Wait],
+    paused_hosts: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return the object of ``kitfs status --json``, whose fields are documented in the manual.
 
@@ -83,6 +86,8 @@ def status_of(
         "integrity_failures": counters.get("integrity_failures"),
         "read_through": counters.get("read_through"),
         "cache_failure": cache_failure,
+        "waiting": _waiting(kit, waits),
+        "paused_hosts": paused_hosts,
         "log": record.log,
         "layers": [
             {
@@ -96,6 +101,19 @@ def status_of(
             for layer in kit.layers
         ],
     }
+
+
+def _waiting(kit: Kit, waits: Sequence[Wait]) -> list[dict[str, Any]]:
+    """Return for each layer how many reads wait for its bytes, and the seconds that the first of them has waited."""
+    now = time.monotonic()
+    began: dict[str, list[float]] = {}
+    for wait in waits:
+        began.setdefault(wait.digest, []).append(wait.since)
+    paths = {str(layer.digest): layer.path for layer in kit.layers}
+    return [
+        {"path": paths.get(digest), "digest": digest, "reads": len(since), "longest_s": round(now - min(since), 1)}
+        for digest, since in began.items()
+    ]
 
 
 class StatusSocket:

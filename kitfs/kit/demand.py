@@ -9,11 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from kitfs.errors import KitfsError, WhenReady, WouldBlock
 from kitfs.kit.node import Node
 
 Watcher = Callable[[Node, int, int], None]  # called with a file, an offset, and the number of bytes read there
+
+
+class Wait(NamedTuple):
+    """A read that waits for bytes of the layer ``digest`` since the monotonic time ``since``."""
+
+    digest: str
+    since: float
 
 
 class Demand:
@@ -25,7 +33,7 @@ class Demand:
 
     def __init__(self) -> None:
         self.asked: dict[str, int] = {}
-        self._waiting: list[str] = []  # for each read that waits for bytes, the digest of its layer
+        self._waiting: dict[object, Wait] = {}  # the reads that wait for bytes
         self._watchers: tuple[Watcher, ...] = ()
         self._waited = float("-inf")  # the monotonic time at which a read last stopped waiting
 
@@ -48,28 +56,40 @@ class Demand:
         except WouldBlock as e:
             if not wait:
                 raise e if e.when_ready is None else WouldBlock(partial(self._parked, digest, e.when_ready))
-            self._waiting.append(digest)
+            key = self._begin(digest)
             try:
                 data = pread(True)
             finally:
-                self._waiting.pop()
-                self._waited = time.monotonic()
+                self._end(key)
         self.asked[digest] = self.asked.get(digest, 0) + len(data)
         return data
 
     def _parked(self, digest: str, when_ready: WhenReady, ready: Callable[[KitfsError | None], None]) -> bool:
         """Call ``when_ready`` of a WouldBlock, and count the reader as waiting until ``ready`` is called."""
 
+        key = self._begin(digest)
+
         def counted(error: KitfsError | None) -> None:
-            self._waiting.pop()
-            self._waited = time.monotonic()
+            self._end(key)
             ready(error)
 
-        self._waiting.append(digest)
         if when_ready(counted):
             return True
-        self._waiting.pop()
+        self._waiting.pop(key)
         return False
+
+    def _begin(self, digest: str) -> object:
+        key = object()
+        self._waiting[key] = Wait(digest, time.monotonic())
+        return key
+
+    def _end(self, key: object) -> None:
+        del self._waiting[key]
+        self._waited = time.monotonic()
+
+    def waits(self) -> list[Wait]:
+        """Return the reads that wait for bytes now."""
+        return list(self._waiting.values())
 
     def is_waiting(self, quiet: float) -> bool:
         """Return whether a read waits for bytes now, or has waited for bytes in the last ``quiet`` seconds."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kitfs.buffers import Buffers
 from kitfs.content import Origin
@@ -86,6 +86,11 @@ class Workspace:
                     buffers=self._buffers,
                 )
             return self._client
+
+    def paused_hosts(self) -> list[dict[str, Any]]:
+        """Return the hosts that are not asked at the moment, because they failed repeatedly (``registry.breaker``)."""
+        with self._client_lock:
+            return [] if self._client is None else self._client.http.breakers.report()
 
     def _close_client(self) -> None:
         with self._client_lock:

@@ -61,7 +61,9 @@ class MountStatus:
     requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
     show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
     served uncached because the store was full or its disk failed. ``cache_failure``: why the disk of the store fails,
-    or None while it works. ``moved``: with ``check``, whether the tag now names another digest.
+    or None while it works. ``waiting``: for each layer for whose bytes reads wait, their number (``reads``) and the
+    seconds that the first of them has waited (``longest_s``). ``paused_hosts``: hosts that failed repeatedly and are
+    not asked for a while, each with the ``cause``. ``moved``: with ``check``, whether the tag now names another digest.
     """
 
     reference: str
@@ -88,6 +90,8 @@ class MountStatus:
     cache_failure: str | None = None
     worker_pid: int | None = None
     version: str | None = None
+    waiting: list[dict[str, Any]] | None = None
+    paused_hosts: list[dict[str, Any]] | None = None
     layers: tuple[MountedLayer, ...] = field(default=())
     moved: bool | None = None
 
@@ -277,6 +281,8 @@ def _status(record: Record, found: Presence) -> MountStatus:
         "cache_failure",
         "worker_pid",
         "version",
+        "waiting",
+        "paused_hosts",
     )
     return MountStatus(
         record.reference,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import ssl
 import subprocess
@@ -206,6 +207,42 @@ def test_a_silent_registry_does_not_keep_a_known_tag_from_mounting(host: Host, f
     silence.until.set()
     fake.heal()
     assert host.mount(ref, "--read-timeout", LONG).warnings == ""
+
+
+def test_the_status_says_what_waits_and_which_host_is_not_asked(
+    host: Host, fake: FakeRegistry, ref: str, kit: Kit
+) -> None:
+    """After repeated failures, the status names the host that is not asked for a while, and why.
+
+    Reads then fail with this cause. When the host works again, a read from the same mount succeeds, and the status
+    names no host. While a read waits, the status names its layer and since when it waits.
+    """
+    mount = host.mount(ref, "--read-timeout", LONG)
+    assert (host.status(mount)["waiting"], host.status(mount)["paused_hosts"]) == ([], [])
+    with FakeRegistry() as cdn:
+        fake.fail("/blobs/", Status(307, {"Location": f"https://{cdn.host}/blob"}))
+        wait_until(
+            lambda: pread(mount, 5 * MiB)[0] == "EIO" and host.status(mount)["paused_hosts"], "the host is still asked"
+        )
+        (row,) = host.status(mount)["paused_hosts"]
+        assert (row["host"], row["path"], row["failures"] >= 8) == (cdn.host, None, True)
+        assert row["cause"].startswith(f"{cdn.host}: it does not speak TLS")
+        assert row["cause"] in host.on_terminal("status", mount.path)[1]
+        is_reported(host, mount, row["cause"])
+        fake.heal()
+        fake.redirect_blobs_to(cdn)
+        wait_until(lambda: pread(mount, 5 * MiB)[0] == "right", "the host is not asked again")
+        assert host.status(mount)["paused_hosts"] == []
+        stall = Stall()
+        cdn.fail("/cdn/", stall)
+        with reader(mount / "w.bin"):
+            assert stall.reached.wait(HANGS)
+            (row,) = host.status(mount)["waiting"]
+            assert (row["path"], row["digest"], row["reads"] >= 1) == ("w.bin", kit.layers[0], True)
+            assert row["longest_s"] >= 0.0
+            assert re.search(r"waiting: .* of w\.bin for \d+ s", host.on_terminal("status", mount.path)[1])
+            cdn.heal()
+            stall.until.set()
 
 
 # -- wrong answers

@@ -20,6 +20,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from benchmarks.faults import reader
@@ -41,10 +42,13 @@ CALM: Final = NetworkFault("no fault", lambda _: None, ends="data")
 
 
 class Mounted:
-    """A mounted kit with a file of random bytes for each fault. ``files`` has a copy of each file."""
+    """A mounted kit with a file of random bytes for each fault.
 
-    def __init__(self, host: Host, net: Net, names: list[str], seed: int) -> None:
-        self.host, self.net = host, net
+    ``files`` has a copy of each file. Each fault lasts for ``seconds``.
+    """
+
+    def __init__(self, host: Host, net: Net, names: list[str], seed: int, seconds: float) -> None:
+        self.host, self.net, self.seconds = host, net, seconds
         self.files = host.root / "files"
         self.files.mkdir()
         choose = random.Random(seed)
@@ -76,7 +80,7 @@ class Mounted:
 
     def start_reader(self, name: str, seed: str) -> subprocess.Popen[str]:
         """Start a process that reads a file."""
-        words = [str(self.mount / name), str(self.files / name), seed, str(SECONDS)]
+        words = [str(self.mount / name), str(self.files / name), seed, str(self.seconds)]
         return subprocess.Popen([sys.executable, "-S", reader.__file__, *words], stdout=subprocess.PIPE, text=True)
 
 
@@ -97,7 +101,7 @@ class Round:
         cold = [mounted.start_reader(self._name, f"{self._seed}.{number}") for number in range(READERS)]
         victim = mounted.start_reader(self._name, f"{self._seed}.victim")
         cached = mounted.start_reader(CACHED, f"{self._seed}.cached")
-        time.sleep(SECONDS / 2)
+        time.sleep(mounted.seconds / 2)
         self._kill(victim)
         found = [self._result(process) for process in cold]
         times = sorted(self._result(cached, may_fail=False)["times"])
@@ -126,7 +130,7 @@ class Round:
     def _result(self, process: subprocess.Popen[str], *, may_fail: bool = True) -> dict[str, Any]:
         """Return what a reader found. A reader that does not end is killed."""
         try:
-            out, _ = process.communicate(timeout=SECONDS + DEADLINE + GRACE)
+            out, _ = process.communicate(timeout=self._mounted.seconds + DEADLINE + GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
             self._fail("a reader is stuck")
@@ -156,15 +160,14 @@ class Round:
             self._fail(f"the status names another cause: {status['last_error']}")
 
 
-def trial(count: int, seed: int) -> Figures:
-    """Break the network ``count`` times."""
+def trial(count: int, seed: int, *, plan: Sequence[NetworkFault] = PLAN, seconds: float = SECONDS) -> Figures:
+    """Break the network ``count`` times by the faults of ``plan``. Each fault lasts for ``seconds``."""
     figures = Figures()
-    plan = list(PLAN)
-    random.Random(seed).shuffle(plan)
-    chosen = [plan[number % len(plan)] for number in range(count)]
+    shuffled = random.Random(seed).sample(plan, len(plan))
+    chosen = [shuffled[number % len(plan)] for number in range(count)]
     rounds: dict[str, Round] = {}
     with Net() as net, boxed() as host:
-        mounted = Mounted(host, net, ["calm.bin", *(f"{number}.bin" for number in range(count))], seed)
+        mounted = Mounted(host, net, ["calm.bin", *(f"{number}.bin" for number in range(count))], seed, seconds)
         figures.require(mounted.is_right(CACHED), "the file to cache cannot be read")
         calm = Round(mounted, CALM, "calm.bin", seed, figures).run()
         for number, fault in enumerate(chosen):

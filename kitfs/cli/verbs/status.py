@@ -146,8 +146,6 @@ def _put_fields(one: dict[str, Any]) -> None:
 
 def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> None:
     """Write the status of a mount for people."""
-    from kitfs.fuse.mount_table import requests_waiting
-
     full = settings["no-trunc"]
     lines = {
         "reference": shown(one["reference"]),
@@ -167,9 +165,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["fetched ahead"] = _fetched_ahead(one["prefetch"])
     if one.get("not_sealed") and all(layer["state"] == "verified" for layer in one["layers"]):
         lines["not sealed"] = one["not_sealed"]
-    waiting = requests_waiting(record.dev)
-    if waiting is not None:
-        lines["waiting"] = counted(waiting, "FUSE request")
+    lines |= _network(one, record)
     if "errors" in one:
         lines["errors"] = f"{one['errors']}" + (f" (last: {shown(one['last_error'])})" if one["last_error"] else "")
     if one.get("skipped_entries"):
@@ -184,6 +180,19 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
     for name, text in lines.items():
         put(f"{name + ':':{COLUMN}}{text}")
     _put_layers(one, full=full)
+
+
+def _network(one: dict[str, Any], record: Record) -> dict[str, str]:
+    """Return the lines that say which requests wait, and which hosts are not asked."""
+    from kitfs.fuse.mount_table import requests_waiting
+
+    requests = requests_waiting(record.dev)
+    waiting = [] if requests is None else [counted(requests, "FUSE request")]
+    for row in one.get("waiting", ()):
+        what = shown(row["path"] or row["digest"])
+        waiting.append(f"{counted(row['reads'], 'read')} of {what} for {row['longest_s']:.0f} s")
+    paused = [f"{shown(row['host'])} ({shown(row['cause'])})" for row in one.get("paused_hosts", ())]
+    return {name: ", ".join(texts) for name, texts in (("waiting", waiting), ("not asked", paused)) if texts}
 
 
 def _served_by(one: dict[str, Any]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 
-from kitfs.errors import Closed, WouldBlock
+from kitfs.errors import Closed, KitfsError, WouldBlock
 from kitfs.kit.demand import Demand
 
 
@@ -46,3 +47,28 @@ def test_a_failed_read_waits_no_more_and_counts_nothing() -> None:
         demand.read("sha256:a", pread, wait=True)
     assert not demand.is_waiting(0.0)
     assert demand.asked == {}
+
+
+def test_each_read_that_waits_is_listed_until_it_ends() -> None:
+    """A read is listed with its layer while it waits, no matter in which order the reads end."""
+    demand = Demand()
+    ends: list[Callable[[KitfsError | None], None]] = []
+
+    def when_ready(ready: Callable[[KitfsError | None], None]) -> bool:
+        ends.append(ready)
+        return len(ends) < 3
+
+    def pread(wait: bool) -> bytes:
+        raise WouldBlock(when_ready)
+
+    for digest in ("sha256:a", "sha256:b", "sha256:c"):
+        with pytest.raises(WouldBlock) as blocked:
+            demand.read(digest, pread, wait=False)
+        assert blocked.value.when_ready is not None
+        assert blocked.value.when_ready(lambda _: None) == (digest != "sha256:c")
+    assert [wait.digest for wait in demand.waits()] == ["sha256:a", "sha256:b"]
+    assert demand.waits()[0].since <= demand.waits()[1].since
+    ends[0](None)
+    assert [wait.digest for wait in demand.waits()] == ["sha256:b"]
+    ends[1](Closed("gone"))
+    assert demand.waits() == []
