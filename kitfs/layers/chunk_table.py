@@ -46,7 +46,8 @@ NEAR: Final = 64 << 10  # bytes of the entries that are stored next to the head,
 
 ENTRIES: Final = "entries"  # the entries of the layer (``layers.entries``)
 FILES: Final = "files"  # the sha256 of each file (``layers.entries``)
-POINTS: Final = "points"  # the restart points of a compressed layer
+POINTS: Final = "points"  # the restart points of a gzip layer (``layers.points``), without their windows
+WINDOWS: Final = "windows"  # the windows of the restart points, each of which is read alone
 
 
 class Section(NamedTuple):

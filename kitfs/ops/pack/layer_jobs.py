@@ -220,7 +220,8 @@ def store_blob(store: Store, leases: contextlib.ExitStack, data: bytes) -> bool:
 
 def _table_maker(job: LayerJob, kit_format: KitFormat) -> contextlib.AbstractContextManager[TableMaker | None]:
     """Return a maker of the layer's chunk table, or None if the format has no chunk tables."""
-    return TableMaker(job.stream) if kit_format.chunk_tables else contextlib.nullcontext()
+    method = kit_format.compression_of(job.entry.kind)
+    return TableMaker(job.stream, method) if kit_format.chunk_tables else contextlib.nullcontext()
 
 
 def upload_layer(

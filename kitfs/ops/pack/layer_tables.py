@@ -13,12 +13,14 @@ from types import TracebackType
 from typing import Final, Self
 
 from kitfs.layers.builder import IndexBuilder
-from kitfs.layers.chunk_table import ENTRIES, FILES, BuiltTable, ChunkHasher, build
+from kitfs.layers.chunk_table import ENTRIES, FILES, POINTS, WINDOWS, BuiltTable, ChunkHasher, build
 from kitfs.layers.entries import FileHasher, encode
 from kitfs.layers.index import Extent
+from kitfs.layers.inflate import PointsMaker
+from kitfs.layers.libz import INFLATE
 from kitfs.layers.tar_header import padded
 from kitfs.oci.names import Digest
-from kitfs.ops.pack.layer_stream import LayerStream, entry_size
+from kitfs.ops.pack.layer_stream import GZIP_LEVELS, LayerStream, entry_size
 
 AHEAD: Final = 4  # pieces that the thread may be behind
 
@@ -26,9 +28,12 @@ Task = tuple[Callable[[bytes], object], bytes]
 
 
 class TableMaker:
-    """A maker of the chunk table of the layer that ``stream`` makes. Use it in a ``with`` block."""
+    """A maker of the chunk table of the layer that ``stream`` makes. Use it in a ``with`` block.
 
-    def __init__(self, stream: LayerStream) -> None:
+    ``method`` is the compression of the layer. A zstd layer needs no restart points, because it has a table of frames.
+    """
+
+    def __init__(self, stream: LayerStream, method: str) -> None:
         self._sections: dict[str, bytes] = {}
         if stream.raw:
             places = [(0, stream.size)]
@@ -36,6 +41,7 @@ class TableMaker:
             places, self._sections[ENTRIES] = _tar_entries(stream)
         self._files = FileHasher(places)
         self._chunks = ChunkHasher()
+        self._points = PointsMaker() if method in GZIP_LEVELS and INFLATE else None
         self._tasks: queue.Queue[Task | None] = queue.Queue(AHEAD)
         self._thread = threading.Thread(target=self._run, name="kitfs-chunks", daemon=True)
         self._ended = False
@@ -67,12 +73,17 @@ class TableMaker:
         """Yield the pieces of the layer's blob unchanged, and hash them."""
         for piece in pieces:
             self._tasks.put((self._chunks.update, piece))
+            if self._points is not None:
+                self._tasks.put((self._points.update, piece))
             yield piece
 
     def table(self, layer: Digest) -> BuiltTable:
         """Return the table, after the last piece. Raises LayerError for a layer that is too large for a table."""
         self._end()
         sections = {**self._sections, FILES: self._files.digests()}
+        points = None if self._points is None else self._points.points()
+        if points is not None:
+            sections[POINTS], sections[WINDOWS] = points.apart()
         return build(layer.hex, self._chunks.size, self._chunks.digests(), sections)
 
 

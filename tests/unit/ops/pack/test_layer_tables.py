@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from kitfs.layers.chunk_table import CHUNK, ENTRIES, FILES, TableHead
+from kitfs.layers.chunk_table import CHUNK, ENTRIES, FILES, POINTS, WINDOWS, TableHead
 from kitfs.layers.codec import decode
 from kitfs.layers.entries import decode as entries_of
+from kitfs.layers.libz import INFLATE
+from kitfs.layers.points import RestartPoints
 from kitfs.layers.tar import index_tar
 from kitfs.modelkit.writer import KitFormat, PackedKit
 from kitfs.oci.chunk_tables import ANNOTATION, MEDIA_TYPE, referrer_of, table_of
@@ -88,6 +90,23 @@ def test_each_layer_has_a_table_of_its_bytes(tree: Path, store: Store, form: str
             if m.kind == "file"
         ]
         assert hashes == b"".join(hashlib.sha256(content).digest() for content in contents)
+
+
+@pytest.mark.skipif(not INFLATE, reason="the system has no zlib")
+def test_a_gzip_layer_has_its_restart_points(tree: Path, store: Store) -> None:
+    """The table of a gzip layer has the points that a reader of the layer makes, and other tables have none."""
+    for layer in packed(tree, store, compression="gzip").manifest.layers:
+        data, head = table_in(store, layer)
+        places = [head.sections[name] for name in (POINTS, WINDOWS)]
+        found, windows = (place.check(data[place.offset : place.offset + place.length]) for place in places)
+        points = RestartPoints(found, lambda offset, size, of=windows: of[offset : offset + size])
+        blob = store.get(layer.digest)
+        assert blob is not None
+        plain = b"".join(decode([blob], "gzip"))
+        assert (points.blob_size, points.size) == (len(blob), len(plain))
+        assert points.sha256 == hashlib.sha256(plain).hexdigest()
+    for layer in packed(tree, store, compression="zstd").manifest.layers:
+        assert POINTS not in table_in(store, layer)[1].sections
 
 
 def test_only_the_annotations_differ_from_the_kit_without_tables(tree: Path, store: Store) -> None:
