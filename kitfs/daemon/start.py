@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from kitfs import privileges
 from kitfs.daemon.request import MountRequest
 from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.daemon.serve import serve
@@ -59,6 +60,7 @@ def _daemon(request: MountRequest, pipe: int) -> None:
     """
     status = 1
     try:
+        privileges.drop()
         os.setsid()
         os.chdir("/")
         signal.signal(signal.SIGHUP, signal.SIG_IGN)

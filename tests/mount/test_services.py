@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import CANNOT, GOLDEN
+from kitfs.privileges import KEPT
+from tests.conftest import CANNOT, GOLDEN, needs_root
 from tests.host import MOUNTED, Host, wait_until
 from tests.interpreters import REPOSITORY
 from tests.kits import build, part, write_layout
@@ -121,3 +122,15 @@ def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
     again = host.mount(reference, "--seal", "never")
     assert (again / "w.bin").read_bytes() == WEIGHTS
     assert host.kitfs("cache", "verify").returncode == 0
+
+
+def test_the_daemon_of_root_drops_privileges(host: Host) -> None:
+    """The daemon has only the capabilities that a mount needs, and no program that it starts can get others."""
+    needs_root()
+    mount = host.mount(ARCHIVE)
+    mask = sum(1 << capability for capability in KEPT)
+    for pid in host.processes():
+        shown = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert [int(shown[name], 16) & ~mask for name in ("CapEff", "CapPrm", "CapBnd")] == [0, 0, 0]
+        assert shown["NoNewPrivs"] == "1"
+    assert mount.pid in host.processes()

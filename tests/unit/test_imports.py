@@ -28,7 +28,7 @@ FLOORS = (
         "system",
         "version",
     ),
-    ("openfile", "settings_file"),
+    ("openfile", "privileges", "settings_file"),
     ("gocompat", "layers", "formats", "config"),
     ("oci",),
     ("content",),

@@ -112,7 +112,10 @@ def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_
     """
     import logging
 
+    from kitfs import privileges
     from kitfs.daemon.serve import serve
+
+    privileges.drop()
 
     def ready(record: Record, _: Sequence[str], /, *, made: bool) -> None:
         try:
