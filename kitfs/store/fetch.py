@@ -22,19 +22,16 @@ from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
-from kitfs.store.flight import SEGMENT, Flight, before_gap
+from kitfs.store.flight import SEGMENT, Flight, before_gap, let_reader_come_closer
 from kitfs.store.lanes import STRIPE
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
 from kitfs.store.sink import Cutter, Parked, Sink, Want
 from kitfs.store.stream import FetchOwner, Piece, Pieces, Stream
 
 POLL: Final = 0.005  # seconds between two checks of the marks of another process
-PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
-MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
-IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
-HURRY: Final = 0.1  # the same while other fetches wait for the memory of this flight
 CLOSE_PATIENCE: Final = 1.0  # seconds that closing waits for sources that do not answer
 SHARED: Final = 10.0  # seconds: requests are short (a segment) for so long after another process has locked a chunk
+FOLLOW: Final = 1.0  # seconds without requests ahead of readers, after a reader has waited for another process
 JOIN: Final = 8 << 20  # bytes: a reader joins a flight that is at most this far before the missing chunk
 
 
@@ -57,6 +54,7 @@ class Fetcher:
         self._readahead = Readahead()
         self._flights: list[Flight] = []
         self._short_until = 0.0  # the monotonic time until which requests are short, for the sake of other processes
+        self._follows_until = 0.0  # the monotonic time until which another process fetches ahead of readers
         self._threads: set[threading.Thread] = set()
         self._stream = Stream(source, sink, owner, name=name, rests=rests, patience=patience, start=self._start)
 
@@ -197,6 +195,7 @@ class Fetcher:
         fetched for this reader alone.
         """
         now = time.monotonic()
+        self._follows_until = now + FOLLOW
         if chunk != missing:
             chunk, since = missing, now
         if now - since > self._patience:
@@ -276,7 +275,7 @@ class Fetcher:
 
     def _continue(self, cursor: Cursor) -> None:
         """Send the next request of a sequential reader if it is due."""
-        if self._source.ranged:
+        if self._source.ranged and time.monotonic() > self._follows_until:
             self._make_room(cursor)
             if cursor.due:
                 self._read_ahead(cursor)
@@ -398,7 +397,7 @@ class Fetcher:
                 measured = 1 << 62  # measured once for each flight, because a long flight pauses later
             if cutter.at >= stop or self._sink.closed:
                 break
-            if flight.keep and not (self._may_go_on(flight) and self._lock_ahead(flight)):
+            if flight.keep and not (let_reader_come_closer(flight, self._sink) and self._lock_ahead(flight)):
                 return True
             if flight.cursor is not None and flight.keep and flight.cursor.long:
                 flight.cursor.link.lanes.received(len(view), flight.cursor.link.delay, now)
@@ -415,23 +414,6 @@ class Fetcher:
         if flight.contended:
             self._short_until = time.monotonic() + SHARED
         return going
-
-    def _may_go_on(self, flight: Flight) -> bool:
-        """Pause a flight while it is a window ahead of its reader. Returns False if it has paused too long."""
-        cursor = flight.cursor
-        if cursor is None or flight.at < max(cursor.limit, flight.needed):
-            return True
-        cursor.link.lanes.paused()
-        flight.unlock(self._sink.present)
-        began, pause = time.monotonic(), PAUSE
-        flight.held_back = True
-        while flight.at >= max(cursor.limit, flight.needed):
-            if self._sink.closed or time.monotonic() - began > (HURRY if self._sink.buffers.short else IDLE):
-                return False
-            time.sleep(pause)
-            pause = min(pause * 2, MAX_PAUSE)
-        flight.held_back = False
-        return flight.lock_again(self._sink.present)
 
     def _start(self, run: Callable[..., None], *args: object) -> None:
         """Run a function on a thread of its own, for which ``close`` waits. The caller must hold the lock."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from kitfs.errors import KitfsError
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.readahead import Cursor
+from kitfs.store.sink import Sink
 
 SEGMENT: Final = 4 << 20  # bytes that a flight locks at a time; if its process is killed, they are fetched again
 GAP: Final = 256 << 10  # bytes: a flight ends before a longer run of stored chunks; a shorter run is received again
+PAUSE: Final = 0.0005  # seconds before the first check of the position of a reader that is a window behind
+MAX_PAUSE: Final = 0.016  # seconds between two such checks at most; the pause is doubled after each check
+HOLD: Final = 0.1  # seconds after which the chunks of a paused flight are unlocked for other processes
+IDLE: Final = 5.0  # seconds after which a paused flight ends: registries close idle connections
+HURRY: Final = 0.1  # the same while other fetches wait for the memory of this flight
 
 
 class Flight:
@@ -71,7 +78,7 @@ class Flight:
         another flight has stored it.
         """
         chunk, self.contended = self._chunk, False
-        if self.locked_to >= self.stop or self.at + SEGMENT // 4 < self.locked_to * chunk:
+        if self.locked_to >= self.stop or self.at + SEGMENT // 2 < self.locked_to * chunk:
             return True
         stop = min(self.stop, max(self.locked_to, self.at // chunk) + max(1, SEGMENT // chunk))
         if present.first_missing(self.locked_to, stop - 1) is None:
@@ -115,3 +122,28 @@ def before_gap(present: ChunkMap, first: int, stop: int, chunk: int) -> int:
             return there
         at = missing
     return stop
+
+
+def let_reader_come_closer(flight: Flight, sink: Sink) -> bool:
+    """Pause a flight while it is a window ahead of its reader. Returns False if the flight should end instead.
+
+    A short pause keeps the locks of the flight. Otherwise another process that reads faster would request the next
+    chunks, and the bytes of this flight that are already under way would be lost.
+    """
+    cursor = flight.cursor
+    if cursor is None or flight.at < max(cursor.limit, flight.needed):
+        return True
+    cursor.link.lanes.paused()
+    began, pause, locked = time.monotonic(), PAUSE, True
+    flight.held_back = True
+    while flight.at >= max(cursor.limit, flight.needed):
+        paused = time.monotonic() - began
+        if sink.closed or paused > (HURRY if sink.buffers.short else IDLE):
+            return False
+        if locked and paused > HOLD:
+            flight.unlock(sink.present)
+            locked = False
+        time.sleep(pause)
+        pause = min(pause * 2, MAX_PAUSE)
+    flight.held_back = False
+    return locked or flight.lock_again(sink.present)
