@@ -73,35 +73,31 @@ def merged(facts: Iterable[Fact]) -> tuple[Fact, ...]:
     for fact in facts:
         groups.setdefault(_identity(fact), []).append(fact)
     found = [_merge(group) for group in groups.values()]
-    whole = {(fact.question, fact.kind, _place(fact)) for fact in found if fact.digest and _place(fact)}
-    loose = [
-        fact
-        for fact in found
-        if not fact.digest and fact.label != "signed" and (fact.question, fact.kind, _place(fact)) in whole
-    ]
-    kept = [fact for fact in found if not any(fact is other for other in loose)]
-    return tuple(_merge([fact, *(other for other in loose if _same_place(fact, other))]) for fact in kept)
+    whole = {_place(fact) for fact in found if fact.digest}
+    loose: dict[tuple[str, ...], list[Fact]] = {}
+    kept = []
+    for fact in found:
+        if fact.digest or fact.label == "signed" or _place(fact) not in whole:
+            kept.append(fact)
+        else:
+            loose.setdefault(_place(fact), []).append(fact)
+    return tuple(_merge([fact, *loose.get(_place(fact), ())]) if fact.digest else fact for fact in kept)
 
 
 def _identity(fact: Fact) -> tuple[str, ...]:
     """Return the key by which a fact is merged with equal facts."""
     if fact.kind in ("dataset", "parent", "source", "mlflow-run", "shared-layer"):
         where = fact.reference if fact.kind in ("parent", "shared-layer") else ""
-        return (fact.question, fact.kind, where, fact.digest or _place(fact))
-    return (fact.question, fact.kind, fact.name, fact.digest, fact.time, fact.note, *_signers(fact))
+        return (fact.question, fact.kind, where, fact.digest) if fact.digest else _place(fact)
+    signers = tuple(source.by for source in fact.sources) if fact.kind in ("signature", "approval") else ()
+    if fact.kind == "signature":  # a key that has signed in both shapes has signed once
+        return (fact.kind, *signers)
+    return (fact.question, fact.kind, fact.name, fact.digest, fact.time, fact.note, *signers)
 
 
-def _signers(fact: Fact) -> tuple[str, ...]:
-    """Return the signers of a signature or an approval, which are a part of the fact itself."""
-    return tuple(source.by for source in fact.sources) if fact.kind in ("signature", "approval") else ()
-
-
-def _place(fact: Fact) -> str:
-    return fact.reference or fact.uri or fact.name
-
-
-def _same_place(fact: Fact, loose: Fact) -> bool:
-    return bool(fact.digest) and (fact.question, fact.kind, _place(fact)) == (loose.question, loose.kind, _place(loose))
+def _place(fact: Fact) -> tuple[str, ...]:
+    """Return the kind of a fact, and where the thing is that it names."""
+    return (fact.question, fact.kind, fact.reference or fact.uri or fact.name)
 
 
 def _merge(group: list[Fact]) -> Fact:

@@ -16,7 +16,7 @@ from kitfs.oci.manifest import Descriptor, LayerType, Manifest
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
 from kitfs.ops.library.tags import kits
 from kitfs.ops.provenance.documents import facts_in
-from kitfs.ops.provenance.facts import Fact, FactSource, merged
+from kitfs.ops.provenance.facts import STRENGTH, Fact, FactSource, merged
 from kitfs.ops.provenance.reading import Documents, read_documents
 from kitfs.ops.provenance.statements import Trusted, facts_about
 from kitfs.ops.transfer.referrers import KeptReferrers
@@ -25,6 +25,7 @@ from kitfs.trust.attestations import Attestation, attestations_of
 from kitfs.trust.signatures import Signature, SignatureSource, signatures_of
 
 DERIVED: Final = (FactSource("derived", "the digests in this store"),)
+MAX_FACTS: Final = 5000  # from documents and statements
 MODEL_KINDS: Final = ("model", "modelpart")
 
 
@@ -52,11 +53,11 @@ def lineage(
     """
     found = read_documents(workspace, reference, labels, remote=remote)
     missing: list[str] = []
-    signatures: dict[Digest, Signature] = {}
+    signatures: dict[tuple[Digest, bytes], Signature] = {}
     attestations: dict[tuple[Digest, bytes], Attestation] = {}
     for place in _places(workspace, reference, found.digest, missing):
         signed = signatures_of(place, found.digest)
-        signatures |= {one.digest: one for one in signed.signatures}
+        signatures |= {(one.digest, one.value): one for one in signed.signatures}
         missing += [str(e) for e in signed.failures]
         try:
             attested = attestations_of(place, found.digest)
@@ -69,6 +70,10 @@ def lineage(
         *facts_about(list(signatures.values()), list(attestations.values()), trusted),
         *facts_in(found.manifest, found.kitfile, found.config),
     ]
+    facts.sort(key=lambda fact: STRENGTH[fact.label])  # stable: false statements cannot displace signed ones
+    if len(facts) > MAX_FACTS:
+        missing.append(f"there are more than {MAX_FACTS} facts; the others are left out")
+        del facts[MAX_FACTS:]
     facts += _shared(workspace.store, found, {fact.digest for fact in facts if fact.question == "data"})
     return Lineage(found.digest, merged(facts), tuple(dict.fromkeys(missing)))
 

@@ -34,6 +34,7 @@ from kitfs.trust.statement import PAYLOAD_TYPE
 MAX_REFERRERS: Final = (
     200  # referrers of one kit, so that a client that may push cannot make other clients fetch without limit
 )
+ATTACHED_HERE: Final = "kitfs.attached-here"  # annotation in the store's index: this store has added the referrer
 REPLACED: Final = ".sbom"  # the suffix of a tag with one document; the tags with other suffixes can have several
 SUFFIXES: Final = (".sig", ".att", REPLACED)  # suffixes of the tags of cosign before version 3
 
@@ -85,10 +86,14 @@ def attached_to(source: SignatureSource, digest: Digest, report: Report) -> list
 def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: int, report: Report) -> int:
     """Fetch the referrers of a kit of the repository ``name`` into the store, and return the number of manifests.
 
-    They stay in the store as long as the kit. Raises IntegrityError, StoreFull, or the errors of ``source``.
+    They stay in the store as long as the kit. Referrers that ``attach`` has added stay, too: the registry may not have
+    them yet. Raises IntegrityError, StoreFull, or the errors of ``source``.
     """
     found = attached_to(source, digest, report)
+    own = [one.descriptor for one in _listed(store, name, digest) if ATTACHED_HERE in one.descriptor.annotations]
     index = EMPTY
+    for entry in own:
+        index = with_entry(index, entry) or index
     for one in found:
         annotations = {**one.descriptor.annotations, REF_NAME: one.tag} if one.tag else one.descriptor.annotations
         index = with_entry(index, replace(one.descriptor, annotations=annotations)) or index
@@ -99,7 +104,7 @@ def keep(store: Store, name: str, digest: Digest, source: Source, concurrency: i
         for one in found:
             store.put(one.descriptor.digest, one.data)
         store.put(listed.digest, index)
-        if found:
+        if found or own:
             store.refs.set(name, tag_of(digest), listed.to_json())
         else:
             store.refs.delete(name, tag_of(digest))
@@ -113,7 +118,9 @@ def attach(store: Store, name: str, subject: Digest, document: Document) -> None
     """
     value = store.refs.get(name, tag_of(subject))
     before = EMPTY if value is None else _data(store, Digest.parse(value["digest"]))
-    index = with_entry(before, entry_of(IMAGE_MANIFEST, document.digest, document.manifest)) or before
+    entry = entry_of(IMAGE_MANIFEST, document.digest, document.manifest)
+    entry = replace(entry, annotations={**entry.annotations, ATTACHED_HERE: "true"})
+    index = with_entry(before, entry) or before
     listed = Descriptor(IMAGE_INDEX, Digest.of(index), len(index))
     contents = [(blob.digest, data) for blob, data in document.blobs]
     contents += [(document.digest, document.manifest), (listed.digest, index)]
@@ -130,7 +137,13 @@ def kept(store: Store, name: str, digest: Digest) -> list[Attached]:
     can be tagged with a new name before it is pushed.
     """
     tag = tag_of(digest)
-    value = store.refs.get(name, tag) or next((value for _, other, value in store.refs.items() if other == tag), None)
+    names = (other for other, found, _ in store.refs.items() if found == tag)
+    return _listed(store, name if store.refs.get(name, tag) is not None else next(names, name), digest)
+
+
+def _listed(store: Store, name: str, digest: Digest) -> list[Attached]:
+    """Return the referrers of a kit of the repository ``name``. Raises StoreError."""
+    value = store.refs.get(name, tag_of(digest))
     if value is None:
         return []
     entries = IndexManifest.parse(_data(store, Digest.parse(value["digest"]))).manifests

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kitfs.oci.names import Digest
 from kitfs.ops.provenance.facts import Fact, FactSource, merged
-from kitfs.trust.attestations import APPROVAL, PROVENANCE
+from kitfs.ops.provenance.statements import MAX_DEPENDENCIES, facts_about
+from kitfs.trust.attestations import APPROVAL, PROVENANCE, Attestation
 from kitfs.trust.bundle import bundle_of
 from kitfs.trust.keys import private_key
-from kitfs.trust.statement import PAYLOAD_TYPE, signed_bytes, statement_about
+from kitfs.trust.statement import PAYLOAD_TYPE, Statement, signed_bytes, statement_about
 from tests import kits
 from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Done, Kitfs
@@ -158,6 +161,34 @@ def test_an_approval_without_a_registry_is_kept_in_the_store(kitfs: Kitfs, tree:
     assert len(facts(kitfs("lineage", llama, "--remote", "--json"), kind="approval")) == 1
 
 
+def test_a_pull_keeps_the_approvals_of_the_store(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
+    """An approval that was made in the store stays when the referrers of the registry are pulled."""
+    pack(kitfs, "llama", "llama:v1")
+    llama = f"{fake.host}/team/llama:v1"
+    assert kitfs("push", "llama:v1", llama).code == 0
+    assert kitfs("sign", llama, "--key", "trainer.key").code == 0
+    assert kitfs("pull", llama, "--with-referrers").code == 0
+    assert kitfs("tag", llama, "copy:v1").code == 0
+    kitfs("approve", "llama:v1", "--key", "reviewer.key")
+    for _ in range(2):
+        assert kitfs("push", "llama:v1", llama, "--with-referrers").code == 0
+        assert kitfs("pull", llama, "--with-referrers").code == 0
+    done = kitfs("lineage", llama, "--key", "trainer.pub", "--key", "reviewer.pub", "--json")
+    assert [one["label"] for one in facts(done, kind="approval")] == ["signed"]
+    assert [one["label"] for one in facts(done, kind="signature")] == ["signed"]
+
+
+def test_two_keys_that_signed_under_one_tag_are_two_signers(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
+    """Signatures under cosign's tag have the same payload. A key that signed in both formats is one line."""
+    llama = f"{fake.host}/team/llama:v1"
+    pack(kitfs, "llama", llama, "--push")
+    for key, shape in (("trainer", "tag"), ("reviewer", "tag"), ("trainer", "bundle")):
+        assert kitfs("sign", llama, "--key", f"{key}.key", "--signature-format", shape).code == 0
+    done = kitfs("lineage", llama, "--key", "trainer.pub", "--key", "reviewer.pub", "--json")
+    signers = [one["sources"][0]["by"].rpartition("(")[2] for one in facts(done, kind="signature")]
+    assert sorted(signers) == ["reviewer.pub)", "trainer.pub)"]
+
+
 def test_what_the_store_has_is_shown_if_the_registry_refuses(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
     """If the registry does not answer, lineage warns and shows the statements that a pull has brought."""
     llama = f"{fake.host}/team/llama:v1"
@@ -214,6 +245,11 @@ def test_refusals(kitfs: Kitfs, tree: Path, arguments: list[str], code: int) -> 
     assert kitfs(*arguments).code == code
 
 
+WORDS = [
+    "buildDefinition", "externalParameters", "internalParameters", "resolvedDependencies", "source", "uri", "digest",
+    "annotations", "role", "reference", "name", "runDetails", "builder", "version", "metadata", "finishedOn", "note",
+    "approvedOn", "clean", "sha256",
+]  # fmt: skip
 SIGNED, STATED = FactSource("signed", "a key"), FactSource("stated", "the Kitfile")
 
 
@@ -233,3 +269,20 @@ def test_the_words_of_the_strongest_source_are_kept() -> None:
     stated = Fact("data", "dataset", (STATED,), "free of licences", digest="sha256:0")
     [fact] = merged([stated, signed])
     assert (fact.name, fact.label, fact.by) == ("train", "signed", ("a key",))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON, st.sampled_from([PROVENANCE, APPROVAL, "https://example.com/other"]))
+def test_any_predicate_gives_facts_that_are_only_stated(predicate: Any, kind: str) -> None:
+    """Whatever JSON a predicate is, it gives a bounded number of facts, which can be merged and are not signed."""
+    payload = statement_about(Digest.of(b"kit"), kind, predicate)
+    attestation = Attestation(Digest.of(payload), Statement.parse(payload), None, "")
+    found = merged(facts_about([], [attestation], []))
+    assert {fact.label for fact in found} <= {"stated"}
+    assert len(found) <= MAX_DEPENDENCIES + 2

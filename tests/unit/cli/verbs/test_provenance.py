@@ -233,3 +233,16 @@ def test_the_digest_of_a_dataset_kit_is_recorded(kitfs: Kitfs, fake: FakeRegistr
     found, lost = dependencies(json.loads(Path("p.json").read_text()))["dataset"]
     assert found["digest"] == {"sha256": Digest.parse(digest).hex}
     assert "digest" not in lost
+
+
+def test_an_import_from_git_names_the_commit(kitfs: Kitfs, tree: Path) -> None:
+    """The provenance of an import from a git repository has the commit that was imported."""
+    needs("git")
+    (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: model}\n")
+    git(tree, "init", "-q")
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "first")
+    done = kitfs("import", tree, "--tag", "net:v1", "--attestation-output", "net.json")
+    assert done.code == 0, done.err
+    source = json.loads(Path("net.json").read_text())["buildDefinition"]["externalParameters"]["source"]
+    assert source["digest"] == {"gitCommit": git(tree, "rev-parse", "HEAD")}
