@@ -126,3 +126,49 @@ def test_cosign_verifies_signatures_of_every_kind_of_key(
         box.kitfs("sign", kit, "--key", key, "--signature-format", shape, env=PASSWORD)
         done = verify_with_cosign(tmp_path, kit, public, shape)
         assert done.returncode == 0, done.stderr
+
+
+def attest_with_cosign(home: Path, kit: str, key: Path, predicate: Path, shape: str) -> None:
+    done = cosign(
+        home, "attest", "--yes", "--allow-http-registry", "--use-signing-config=false", "--tlog-upload=false",
+        f"--new-bundle-format={SHAPES[shape]}", "--type", "slsaprovenance1", "--predicate", predicate,
+        "--key", key, kit,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def directory_of(path: Path) -> Path:
+    """Make a directory with a Kitfile and a dataset."""
+    (path / "data").mkdir(parents=True)
+    (path / "data/train.csv").write_text("a,b\n")
+    (path / "Kitfile").write_text("manifestVersion: 1.0.0\ndatasets: [{name: train, path: data}]\n")
+    return path
+
+
+@pytest.mark.interop
+def test_cosign_verifies_the_provenance_and_the_approval_of_kitfs(
+    box: Host, either_registry: RegistryProcess | Server, tmp_path: Path
+) -> None:
+    """cosign verify-attestation accepts what pack --provenance=sign and approve have signed."""
+    kit, tree = f"{either_registry.host}/team/made:v1", directory_of(tmp_path / "tree")
+    box.kitfs("pack", tree, "-t", kit, "--push", "--provenance=sign", "--signing-key", KEY, env=PASSWORD)
+    box.kitfs("approve", kit, "--key", KEY, "--note", "fine", env=PASSWORD)
+    for kind in ("slsaprovenance1", "urn:kitfs:approval:v1"):
+        done = cosign(
+            tmp_path, "verify-attestation", "--allow-http-registry", "--insecure-ignore-tlog", "--key", PUB,
+            "--new-bundle-format=true", "--type", kind, kit,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lineage_reads_what_cosign_attested(
+    box: Host, either_registry: RegistryProcess | Server, tmp_path: Path, shape: str
+) -> None:
+    """Provenance that --attestation-output wrote and cosign attested is signed, in both formats of cosign."""
+    kit, tree = f"{either_registry.host}/team/made:v1", directory_of(tmp_path / "tree")
+    box.kitfs("pack", tree, "-t", kit, "--push", "--attestation-output", tmp_path / "predicate.json")
+    attest_with_cosign(tmp_path, kit, KEY, tmp_path / "predicate.json", shape)
+    lines = box.kitfs("lineage", kit, "--key", PUB).stdout.splitlines()
+    assert [line for line in lines if line.startswith("  signed   dataset train: sha256:")]
