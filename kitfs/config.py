@@ -129,6 +129,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
             default="touched",
             metavar="WHICH",
         ),
+        Option(
+            "verify",
+            Choice("auto", "strict"),
+            "When to verify bytes: when they are fetched (auto), or also whenever they are read (strict).",
+            default="auto",
+            metavar="WHEN",
+        ),
         Option("only", word, f"Select parts of the kit: {FILTER}. Repeatable.", metavar="FILTER", many=True),
         Option(
             "label",

@@ -120,6 +120,10 @@ class IntegrityError(KitfsError):
     exit_code = 6
 
 
+class WrongChunk(IntegrityError):
+    """A chunk of a blob does not have the digest that the blob's chunk table declares."""
+
+
 class StoreError(KitfsError):
     """The store (``--cache-dir``) cannot be made, read, locked or written."""
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from kitfs.kit.options import WorkspaceOptions
+from kitfs.kit.options import STRICT, WorkspaceOptions
 from kitfs.layers.growth import DEFAULT_EXPANSION
 from kitfs.layers.tar import MAX_ENTRIES
 from kitfs.registry.options import ClientOptions
@@ -55,6 +55,7 @@ class MountRequest:
     remote: bool = False
     seal: str = "auto"
     fill: str = "touched"
+    verify: str = "auto"
     log_level: str = "info"
     verify_key: str | None = None
     policy: str | None = None
@@ -94,6 +95,7 @@ class MountRequest:
             remote=settings["remote"],
             seal=settings["seal"],
             fill=settings["fill"],
+            verify=settings["verify"],
             log_level=settings["log-level"],
             verify_key=settings["verify-key"],
             policy=settings["policy"],
@@ -118,6 +120,7 @@ class MountRequest:
             max_expansion=self.max_expansion,
             verify_key=self.verify_key,
             policy=self.policy,
+            strict=self.verify == STRICT,
         )
 
     @property
@@ -153,6 +156,7 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "remote": _text(request.remote),
         "seal": request.seal,
         "fill": request.fill,
+        "verify": request.verify,
         "log-level": request.log_level,
         "verify-key": request.verify_key or "",
         "policy": request.policy or "",

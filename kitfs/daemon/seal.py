@@ -20,6 +20,7 @@ from kitfs.erofs.image import Device, Inode, write_image
 from kitfs.erofs.mounting import NewMount
 from kitfs.erofs.refusal import Reason, Refusal
 from kitfs.errors import KitfsError
+from kitfs.kit.options import STRICT
 from kitfs.store.mounted import is_open_elsewhere, new_image
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Seal:
 
     def check(self) -> None:
         """Raise Refusal if this mount can never be sealed on this system."""
+        if self._request.verify == STRICT:
+            raise Refusal(Reason.STRICT)
         if self._request.transport_name == "libfuse":
             raise Refusal(Reason.TRANSPORT)
         mounting.check_system()

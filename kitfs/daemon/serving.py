@@ -62,7 +62,8 @@ class Serving:
         at = self._at
         return status_of(
             record, self._shown.kit, at.counters, at.last_error,
-            mode=mode, not_sealed=not_sealed, fill=self._filler.status, prefetch=self._prefetcher.status,
+            mode=mode, verify=at.request.verify, not_sealed=not_sealed,
+            fill=self._filler.status, prefetch=self._prefetcher.status,
             memory=self._shown.store.buffers.status,
             cache_failure=self._shown.store.disk.failure,
             waits=self._shown.tree.demand.waits(), paused_hosts=self._shown.paused_hosts(),

@@ -13,7 +13,11 @@ from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, StoreFull, WouldBlock
 from kitfs.kit import head
 from kitfs.kit.frames import FrameFinder
+from kitfs.kit.layer_index import same_entries
+from kitfs.kit.layer_state import LayerState
+from kitfs.kit.layer_table import table_for
 from kitfs.kit.raw import raw_layer_index
+from kitfs.kit.strict import StrictReader
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource
 from kitfs.layers.growth import DEFAULT_EXPANSION, Expansion, Growth
@@ -29,7 +33,7 @@ from kitfs.store.store import Store
 TAIL: Final = 1 << 20  # bytes read after a tar's last entry: GNU tar pads to records of up to a few hundred KiB
 
 
-class Layer:
+class Layer(LayerState):
     """A layer of a kit. Its blob and its index are opened when they are first needed.
 
     ``path`` is the path that the Kitfile declares for the layer: "" for the whole context, None if no path is declared.
@@ -46,15 +50,19 @@ class Layer:
         max_entries: int,
         expansion: Expansion = DEFAULT_EXPANSION,
         kit: Reference | LayoutReference | None = None,
+        strict: bool = False,
     ) -> None:
         self.kit: Final = kit  # the reference of the kit or parent kit that the layer belongs to
-        self.descriptor: Final = entry.descriptor
+        self.descriptor = entry.descriptor
         self.type: Final = entry.type
         self.entry: Final = entry.entry
         self.path: str | None = entry.path
         self._metadata = FileMetadata.of(entry.descriptor)
         self._origin = origin
         self._store = store
+        self._table = table_for(entry.descriptor, origin, store)
+        self._strict = strict  # whether every byte is verified when it is read, also if it is in the store
+        self._strict_reader: tuple[Blob, StrictReader] | None = None
         self._max_entries = max_entries
         self._expansion = expansion
         self._frames: Final = FrameFinder(entry.type.compression, expansion)
@@ -107,6 +115,15 @@ class Layer:
         with self._lock:
             return self._open_content()
 
+    def _reader(self, content: Blob) -> Blob | StrictReader:
+        """Return the object that reads the content."""
+        if not self._strict:
+            return content
+        known = self._strict_reader
+        if known is None or known[0] is not content:
+            known = self._strict_reader = content, StrictReader(content, None if self.compressed else self._table)
+        return known[1]
+
     def _open_content(self) -> Blob:
         """Open the content without using the network. The caller must hold the lock."""
         wire = self._open_wire()
@@ -129,7 +146,7 @@ class Layer:
 
     def _open_wire(self) -> Blob:
         if self._wire is None:
-            self._wire = self._store.blob(self.digest, size=self.size, source=self.source())
+            self._wire = self._store.blob(self.digest, size=self.size, source=self.source(), table=self._table)
         return self._wire
 
     def index(self, *, wait: bool = True) -> LayerIndex:
@@ -176,20 +193,31 @@ class Layer:
         if not wait and not proven:  # the index of verified content is read from the disk at once
             raise WouldBlock
         try:
-            self._frames.find(self._open_wire(), content, wait=wait)
+            listed = self._listed(proven)
+            if listed is None:
+                self._frames.find(self._open_wire(), content, wait=wait)
             if self.type.format == "raw":
                 content.fill()
+                if self._strict:
+                    content.verify()
                 return raw_layer_index(self.path, self.descriptor.size, self._metadata, True, content.size)
-            index = self._index_of(content, self._max_entries)
-            if self.compressed and not content.ranged:
-                content.pread(index.counts.end, TAIL)  # read past the last entry, so that the decoder reaches its end
+            if listed is None:
+                listed = self._index_of(content, self._max_entries)
+                if self.compressed and not content.ranged:
+                    content.pread(listed.counts.end, TAIL)  # past the last entry, so that the decoder reaches its end
         except (LayerLimit, StoreFull) as e:
             if isinstance(e, LayerLimit):
                 self._refusal = e  # remembered, because a second attempt would meet the same limit
             self._drop_decoded()
             raise
         content.when_sealed = self._prove_soon
-        return self._keep(index, content, proven=proven)
+        return self._keep(listed, content, proven=proven)
+
+    def _listed(self, proven: bool) -> LayerIndex | None:
+        """Return the index in the layer's chunk table; None if there is no table, or if the layer itself is here."""
+        if proven or self._table is None or self.type.format == "raw":
+            return None
+        return self._table.index(self._max_entries, self.compressed)
 
     def _drop_decoded(self) -> None:
         """Remove unusable decoded content, to free its space. The caller must hold the lock."""
@@ -201,7 +229,7 @@ class Layer:
 
     def _index_of(self, content: Blob, max_entries: int) -> LayerIndex:
         try:
-            return index_tar(content, max_entries=max_entries)
+            return index_tar(self._reader(content), max_entries=max_entries)
         except LayerError as e:
             raise e.prefixed(f"layer {self.digest}")
 
@@ -211,8 +239,8 @@ class Layer:
             return None
         content = self._open_content()
         for proven in (True, False):
-            if not proven and content.sealed:
-                continue  # the content is verified now, but this index was made before
+            if not proven and (content.sealed or (self._strict and self._table is None)):
+                continue  # the content is verified now, but this index was made before; or it may never be used
             index = members.load(self._store.root, self.digest, content.directory, proven=proven)
             if index is None:
                 continue
@@ -257,7 +285,7 @@ class Layer:
                 members.keep(self._store.root, self.digest, content.directory, index, proven=True)
             members.discard(self._store.root, self.digest, content.directory, proven=False)
             self.index_is_proven = True
-            if index == made:
+            if same_entries(made, index, max_entries=self._max_entries):
                 return
             self._misfit = IntegrityError(
                 f"layer {self.digest}: its verified bytes contain other files than the bytes that were read before: "
@@ -313,6 +341,9 @@ class Layer:
         if self._agrees is None:
             if not wait:
                 raise WouldBlock
+            if self._strict or (self._table is not None and self._table.load()):
+                self.index()
+                return True
             self._agrees = bool(self.path) and head.agrees(self.wire(), self.type.compression, self.path or "")
         return self._agrees
 
@@ -326,29 +357,20 @@ class Layer:
         content = self.content()
         if not self._frames.done:
             self._frames.find(self.wire(), content, wait=wait)
-        data = read_member(content, member, offset, size, wait=wait)
+        reader = self._reader(content)
+        data = read_member(reader, member, offset, size, wait=wait)
         if len(data) < min(size, max(0, member.size - offset)):
             raise IntegrityError(f"layer {self.digest} ends before its file {member.path!r} does")
         if (
             self.compressed
             and self.type.format == "raw"
             and offset + len(data) == member.size
-            and content.pread(member.size, 1, wait=wait)
+            and reader.pread(member.size, 1, wait=wait)
         ):
             raise IntegrityError(
                 f"layer {self.digest} is longer than the {member.size} bytes that its metadata annotation declares"
             )
         return data
-
-    @property
-    def failure(self) -> IntegrityError | None:
-        """Return the error about the layer's wrong bytes; None if the bytes are not known to be wrong."""
-        if self._misfit is not None:
-            return self._misfit
-        for blob in (self._wire, self._decoded):
-            if blob is not None and blob.failure is not None:
-                return blob.failure
-        return None
 
     def check(self, *, wait: bool = True) -> None:
         """Raise IntegrityError if the layer's bytes are known to be wrong.
@@ -404,37 +426,13 @@ class Layer:
         return self.type.format == "raw" and not self.compressed
 
     def open_whole(self) -> io.FileIO | None:
-        """Open the store's file of an uncompressed layer. Returns None unless the layer is complete and verified."""
-        return None if self.compressed or not self.is_verified() else self._store.open_sealed(self.digest)
+        """Open the store's file of an uncompressed layer. Returns None unless the layer is complete and verified.
 
-    def state(self) -> str:
-        """Return the state of the content: "absent", "partial", "present", "verified" or "wrong".
-
-        A layer counts as verified only after the index in use has been compared with the verified bytes.
+        Also returns None for a strict layer, because this file could change after it was verified.
         """
-        if self.failure is not None:
-            return "wrong"
-        content = self._decoded if self.compressed else self._wire
-        state = "absent" if content is None else content.state
-        if state == "absent" and self.compressed:
-            state = "absent" if self._wire is None or self._wire.state == "absent" else "partial"
-        return "present" if state == "verified" and not self.is_verified() else state
-
-    def is_verified(self) -> bool:
-        """Return whether ``state`` is "verified". The chunk map is not read."""
-        content = self._decoded if self.compressed else self._wire
-        if self.failure is not None or content is None or not content.sealed:
-            return False
-        if self._index is not None and not self.index_is_proven:
-            self._prove_soon()
-            return False
-        return True
-
-    def fetched(self) -> int:
-        """Return how many bytes of the layer's blob (``wire``) are in the store."""
-        if self.compressed and self._decoded is not None and self._decoded.complete:
-            return self.descriptor.size
-        return 0 if self._wire is None or self.failure is not None else self._wire.fetched
+        return (
+            None if self.compressed or self._strict or not self.is_verified() else self._store.open_sealed(self.digest)
+        )
 
     def load_state(self) -> None:
         """Look up which bytes of this layer the store has, for ``state``. No request is sent to a registry."""
@@ -443,6 +441,6 @@ class Layer:
     def close(self) -> None:
         """Close the blobs."""
         with self._lock:
-            for blob in (self._decoded, self._wire):
-                if blob is not None:
-                    blob.close()
+            for part in (self._decoded, self._wire, self._table):
+                if part is not None:
+                    part.close()

@@ -59,7 +59,8 @@ class Resolver:
     401, 403 or 404 is always an error. If no digest is known, the resolver waits for the origin without a limit.
     ``admit`` is called for each kit and each parent, after its manifest is read and before anything else of it is read.
     ``admit`` raises SignatureError for a kit that may not be used. ``fallback`` supplies the manifest of a tag if
-    neither the registry nor the last known digest does.
+    neither the registry nor the last known digest does. With ``strict``, every byte of a layer is verified whenever it
+    is read.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Resolver:
         fallback: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
         patience: float = PATIENCE,
         admit: Callable[[Reference | LayoutReference, Digest], None] = lambda *_: None,
+        strict: bool = False,
     ) -> None:
         self._store = store
         self._origin_of = origin_of
@@ -84,6 +86,7 @@ class Resolver:
         self._fallback = fallback
         self._patience = patience
         self._admit = admit
+        self._strict = strict
         self.fell_back = False  # True once the last known digest of a tag was used because its registry did not answer
 
     def open(
@@ -144,6 +147,7 @@ class Resolver:
                 max_entries=self._max_entries,
                 expansion=self._expansion,
                 kit=reference,
+                strict=self._strict,
             )
             for entry in matched
             if not filters or (entry.entry is not None and selects(filters, entry.entry))

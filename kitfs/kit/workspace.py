@@ -69,6 +69,7 @@ class Workspace:
                 expansion=Expansion(options.max_expansion),
                 fallback=self._kit_storage.fallback,
                 admit=self.admit,
+                strict=options.strict,
             )
             self._stack = stack.pop_all()
 

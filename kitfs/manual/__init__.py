@@ -15,6 +15,7 @@ from importlib.resources import files
 _ORDER = (
     "scientist", "platform", "integrator",
     "mounting", "serving", "packing", "unpacking", "importing", "indexes", "images", "comparing", "signatures",
+    "verification",
     "provenance",
     "python", "server", "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries",
     "boot", "operate", "semantics", "performance", "design", "decisions",

@@ -90,7 +90,8 @@ class ReadOptions(Options, total=False):
     entries that a layer may contain. ``max_expansion``: a layer may decompress to at most this many times its
     compressed size. ``remote``: ask the registry even for a kit that is in the store. ``verify_key``: the file of a
     public key; a kit that the key has not signed raises SignatureError. ``policy``: the file of a policy.json or a
-    ClusterImagePolicy; a kit that it does not accept raises SignatureError.
+    ClusterImagePolicy; a kit that it does not accept raises SignatureError. ``verify``: "auto" verifies bytes when they
+    are fetched, "strict" also whenever they are read.
     """
 
     cache_size: int | str
@@ -99,6 +100,7 @@ class ReadOptions(Options, total=False):
     remote: bool
     verify_key: StrPath
     policy: StrPath
+    verify: Literal["auto", "strict"]
 
 
 class CopyOptions(ReadOptions, total=False):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -24,6 +24,7 @@ from kitfs.layers.spans import WrongPointsError
 from kitfs.oci.names import Digest
 from kitfs.openfile import PIECE
 from kitfs.store.blob_state import BlobState
+from kitfs.store.chunk_digests import ChunkDigests
 from kitfs.store.decoded import Choice, Decoded
 from kitfs.store.detached import DetachedEntry, open_entry
 from kitfs.store.disk import fault_of
@@ -33,6 +34,7 @@ from kitfs.store.filling import Filling
 from kitfs.store.home import Home
 from kitfs.store.meta import MAX_SIZE
 from kitfs.store.paths import origin_key
+from kitfs.store.readback import Hasher
 
 FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
 
@@ -40,19 +42,22 @@ FILL: Final = 4 << 20  # bytes that ``fill`` reads at a time
 class Blob(BlobState):
     """An open blob of ``size`` bytes (None if unknown). Without a ``source``, only stored bytes can be read.
 
-    For the decoded form of a blob, ``of`` is the compressed blob. Raises StoreError if the store cannot be used,
-    IntegrityError if a verified blob of this digest has another size, and ManifestError if ``size`` is too large.
+    For the decoded form of a blob, ``of`` is the compressed blob. With ``table``, each chunk is verified before it is
+    stored, if the table exists. Raises StoreError if the store cannot be used, IntegrityError if a verified blob of
+    this digest has another size, and ManifestError if ``size`` is too large.
     """
 
     def __init__(
-        self, home: Home, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None
-    ) -> None:
+        self, home: Home, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None,
+        table: ChunkDigests | None = None,
+    ) -> None:  # fmt: skip
         self.digest: Final = digest
         self.when_sealed: Callable[[], object] = lambda: None  # called when this object has verified its bytes
         self.generation = 0  # how often wrong or lost bytes were dropped and fetched again
         self.used = time.monotonic()  # the time of the last read, in seconds
         self._home = home
         self._plain: Final = Choice(origin_key("" if source is None else source.sender, size), size, "", source)
+        self._table = table
         self._of = of
         self._form: Final = None if of is None else Decoded(home.root, digest, of, source)
         self._dropped = False  # whether the entry was removed although the source still has the bytes
@@ -80,11 +85,13 @@ class Blob(BlobState):
 
     def _opened(self, *, detached: bool = False) -> Filling:
         choice = self._plain if self._form is None else self._form.choose()
+        if self._table is not None:
+            choice = choice._replace(origin=origin_key(f"chunk table {self._table.key}", choice.size))
         what = (self._home, self.digest, "blobs" if self._form is None else "decoded", choice.size)
         entry = DetachedEntry(*what) if detached else open_entry(*what, choice.origin, str(self), choice.source)
         if self._form is not None:
             self._form.opened(entry, choice)
-        return Filling(self._home, self, entry, choice.source, decoded=self._form is not None)
+        return Filling(self._home, self, entry, choice.source, decoded=self._form is not None, table=self._table)
 
     @property
     def instance(self) -> str:
@@ -143,6 +150,14 @@ class Blob(BlobState):
         elif self._stopped or self._current() is filling:
             raise error
 
+    def _load_table(self, filling: Filling) -> None:
+        """Fetch the head of the chunk table. If there is no table, raise Closed; the read is repeated without it."""
+        if self._table is not None and not filling.sealed and not self._table.load():
+            self._table = None
+            self.generation += 1
+            self._replace(filling)
+            raise Closed(f"{self} is fetched without a chunk table")
+
     def _detach(self, filling: Filling, error: OSError | StoreError) -> None:
         """Continue without the disk after it has failed. Raises ``error`` if the disk is not its cause."""
         cause = fault_of(error)
@@ -166,6 +181,7 @@ class Blob(BlobState):
             return self._found(filling, filling.read(offset, size))
         if not wait:
             raise WouldBlock(partial(filling.park, first, last))
+        self._load_table(filling)
         passed = filling.ensure(first, last, alone=alone)
         if self.failure is not None:
             raise self.failure
@@ -210,6 +226,7 @@ class Blob(BlobState):
                 raise self.failure
             filling = self._current()
             try:
+                self._load_table(filling)
                 is_stored = filling.fetch(offset, size, alone=alone)
             except (Closed, WrongPointsError) as e:
                 self._go_on(filling, e)
@@ -274,14 +291,14 @@ class Blob(BlobState):
             self._of.retire()
         return True
 
-    def check(self, stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Read a sealed blob back. If bytes have changed on the disk, drop the blob and return False.
+    def check(self, stopped: Callable[[], bool] = lambda: False, *, hashers: Sequence[Hasher] = ()) -> bool:
+        """Read a sealed blob back, also into ``hashers``. If bytes have changed, drop the blob and return False.
 
         Raises StoreError if the blob cannot be read, Closed if ``stopped`` returns True, and IntegrityError if the
         bytes have changed and the blob has no source.
         """
         filling = self._current()
-        if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped())) is None:
+        if not filling.sealed or (wrong := filling.read_back(lambda: self._stopped or stopped(), hashers)) is None:
             return True
         error = IntegrityError(f"{self} has changed on the disk: {wrong}; run the same command again to fetch it")
         self._drop_wrong(filling, error)
@@ -299,6 +316,11 @@ class Blob(BlobState):
         elif filling.entry.lease.condemned:
             error = IntegrityError(f"{self}: another process has found that its bytes are wrong or lost")
             self._drop_wrong(filling, error)
+
+    def drop_rotten(self, error: IntegrityError, generation: int) -> None:
+        """Drop all bytes, because some are wrong, unless ``generation`` has passed. A later read fetches them again."""
+        if self.generation == generation:
+            self._drop_wrong(self._current(), error)
 
     def _drop_wrong(self, filling: Filling, error: IntegrityError) -> None:
         """Drop wrong bytes. If the blob has no source, all later reads fail."""

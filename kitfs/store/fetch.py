@@ -22,6 +22,7 @@ from typing import Final
 
 from kitfs.content import Source
 from kitfs.errors import IntegrityError, KitfsError
+from kitfs.store.chunk_digests import Endpoints
 from kitfs.store.flight import SEGMENT, Flight, before_gap, let_reader_come_closer
 from kitfs.store.lanes import STRIPE
 from kitfs.store.readahead import MEASURED, Cursor, Readahead
@@ -56,6 +57,7 @@ class Fetcher:
         self._short_until = 0.0  # the monotonic time until which requests are short, for the sake of other processes
         self._follows_until = 0.0  # the monotonic time until which another process fetches ahead of readers
         self._threads: set[threading.Thread] = set()
+        self._endpoints = Endpoints(source)
         self._stream = Stream(source, sink, owner, name=name, rests=rests, patience=patience, start=self._start)
 
     @property
@@ -340,7 +342,7 @@ class Fetcher:
         """Fetch the chunks of a flight. An error is stored in ``flight.error``."""
         sink = self._sink
         try:
-            self._receive(flight)
+            self._endpoints.receive(self._receive, flight)
         except Exception as e:
             flight.error = sink.ended(self._name, e)
             if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
@@ -363,8 +365,8 @@ class Fetcher:
 
     def _receive(self, flight: Flight) -> None:
         """Receive the bytes of a flight. Raises errors of the source, and IntegrityError if the source ends early."""
-        asked = time.monotonic()
-        pieces = self._source.read_range(flight.first * self._sink.chunk, flight.end(self._sink.size))
+        asked, flight.at = time.monotonic(), flight.at - flight.at % self._sink.chunk  # a wrong chunk is there or later
+        pieces = self._source.read_range(flight.at, flight.end(self._sink.size))
         try:
             first = next(pieces, None)
             flight.delay = time.monotonic() - asked

@@ -10,20 +10,22 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull
+from kitfs.errors import Closed, IntegrityError, KitfsError, StoreError, StoreFull, WrongChunk
 from kitfs.layers.spans import SpanSource
 from kitfs.oci.names import Digest
+from kitfs.store.chunk_digests import ChunkDigests, Data, check_chunks
 from kitfs.store.data_file import SyncFailedError
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.entry import OpenEntry
 from kitfs.store.fetch import CLOSE_PATIENCE, Fetcher
 from kitfs.store.home import Home
 from kitfs.store.proof import Proof
-from kitfs.store.readback import wrong_bytes
+from kitfs.store.readback import Hasher, Hashers, wrong_bytes
 from kitfs.store.sink import Sink
 
 SYNC_EVERY: Final = 256 << 20  # bytes stored between two durable copies of the marks
@@ -60,11 +62,13 @@ class Filling:
 
     If ``source`` is None, only stored bytes can be read. ``decoded`` is True if the source is a decoder. ``proven`` is
     True after this process has hashed every byte and found the right digest, even if the bytes are not fsynced yet.
+    With ``table``, each chunk is verified before it is stored.
     """
 
     def __init__(
-        self, home: Home, owner: FilledBlob, entry: OpenEntry, source: Source | None, *, decoded: bool
-    ) -> None:
+        self, home: Home, owner: FilledBlob, entry: OpenEntry, source: Source | None, *, decoded: bool,
+        table: ChunkDigests | None = None,
+    ) -> None:  # fmt: skip
         self.entry: Final = entry
         self.size: int | None = entry.meta["size"]
         self.proven = entry.sealed
@@ -72,6 +76,7 @@ class Filling:
         self._home = home
         self._owner = owner
         self._decoded = decoded
+        self._has_table = table is not None
         self._hashing = threading.Lock()
         self._syncing = threading.Lock()
         self._stopped = False
@@ -86,9 +91,20 @@ class Filling:
             return
         hasher: Callable[[], object] = hashlib.sha256 if decoded else owner.digest.hasher
         self._proof = Proof(hasher, entry.body, entry.present, chunk=entry.chunk)
-        self._sink = Sink(self, entry.body, entry.present, chunk=entry.chunk, size=self.size, buffers=home.buffers)
+        check = None if table is None else partial(self._check_chunks, table)
+        self._sink = Sink(
+            self, entry.body, entry.present, chunk=entry.chunk, size=self.size, buffers=home.buffers, check=check
+        )
         if source is not None:
             self._fetcher = Fetcher(source, self._sink, self, name=str(owner), rests=decoded, patience=home.patience)
+
+    def _check_chunks(self, table: ChunkDigests, offset: int, data: Data) -> None:
+        try:
+            check_chunks(table, offset, data, str(self._owner))
+        except WrongChunk as e:
+            self._home.counters.add("integrity_failures")
+            self._home.log.error("%s; they are not stored", e)
+            raise
 
     @property
     def sealed(self) -> bool:
@@ -224,7 +240,8 @@ class Filling:
 
     def _may_lag(self) -> bool:
         read = max(self._read, self._sink.awaited)
-        return self._stored - self._proof.at < LAG * self._proof.speed and time.monotonic() - read < QUIET
+        few = self._has_table or self._stored - self._proof.at < LAG * self._proof.speed
+        return few and time.monotonic() - read < QUIET  # chunks that are verified need not be hashed soon
 
     def prove(self) -> str | None:
         """Hash all stored bytes. Return None if the digest is right, otherwise the digest that was found.
@@ -260,8 +277,8 @@ class Filling:
             self._owner.lost(self, e)
             raise
 
-    def read_back(self, stopped: Callable[[], bool]) -> str | None:
-        """Hash the file of a sealed blob. Return None if the digest is right, or else describe the fault.
+    def read_back(self, stopped: Callable[[], bool], hashers: Sequence[Hasher] = ()) -> str | None:
+        """Hash the file of a sealed blob, also with ``hashers``. Return None if the digest is right, or the fault.
 
         Raises Closed if ``stopped`` returns True meanwhile, and StoreError if the file cannot be read.
         """
@@ -272,7 +289,8 @@ class Filling:
 
         hasher = hashlib.sha256() if self._decoded else self._owner.digest.hasher()
         try:
-            return wrong_bytes(self.entry.body.read_into, self.size, hasher, self._expected, moved=go_on)
+            every = Hashers(hasher, *hashers)
+            return wrong_bytes(self.entry.body.read_into, self.size, every, self._expected, moved=go_on)
         except OSError as e:
             raise StoreError(f"{self._owner} cannot be read back: {(e.strerror or str(e)).lower()}")
 

@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from kitfs.errors import InvalidReference, StoreError
 from kitfs.oci.names import Digest
@@ -22,6 +22,30 @@ from kitfs.store.paths import entry_path
 
 ReadInto = Callable[[memoryview, int], int]
 UNREADABLE: Final = (errno.EIO, errno.EBADMSG, errno.EUCLEAN)  # the errno values if a disk has lost bytes
+
+
+class Hasher(Protocol):
+    """An object that is updated with the bytes of a file in order."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+
+class Hashers:
+    """A hash object that also updates other hashers with the bytes that it hashes."""
+
+    def __init__(self, first: Any, *others: Hasher) -> None:
+        self._first = first
+        self._others = others
+        self.name: Final[str] = first.name
+
+    def update(self, data: memoryview, /) -> None:
+        """Hash the next bytes."""
+        for hasher in (self._first, *self._others):
+            hasher.update(data)
+
+    def hexdigest(self) -> str:
+        """Return the digest of the first hash object, in hexadecimal."""
+        return str(self._first.hexdigest())
 
 
 class SealedBlob(NamedTuple):

@@ -100,12 +100,14 @@ class Sink:
     """The destination of the fetched bytes of a blob.
 
     ``body`` is the blob's file, and ``present`` has the marks of its stored chunks of ``chunk`` bytes. ``size`` is the
-    size of the blob in bytes, or None while it is unknown. ``buffers`` limits the memory of the overflow.
+    size of the blob in bytes, or None while it is unknown. ``buffers`` limits the memory of the overflow. ``check`` is
+    called with (offset, bytes) of whole chunks before they are stored or handed to a reader, and raises WrongChunk.
     """
 
     def __init__(
-        self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None, buffers: Buffers
-    ) -> None:
+        self, keeper: Keeper, body: DataFile, present: ChunkMap, *, chunk: int, size: int | None, buffers: Buffers,
+        check: Callable[[int, Data], None] | None = None,
+    ) -> None:  # fmt: skip
         self.lock = threading.Lock()
         self.present: Final = present
         self.chunk: Final = chunk
@@ -115,6 +117,7 @@ class Sink:
         self.buffers: Final = buffers
         self._keeper = keeper
         self._body = body
+        self._check = check
         self._wants: set[Want] = set()
         self._overflow: OrderedDict[int, bytes] = OrderedDict()
 
@@ -217,8 +220,13 @@ class Sink:
 
         Chunks that are stored already are not written again. If the store has no room for a chunk, or if ``keep`` is
         False, the chunk is only handed to the readers. ``locked`` is True if the chunks are locked against other
-        processes. Raises OSError and Closed.
+        processes. Raises OSError and Closed, WrongChunk for wrong bytes, and errors of the table with the digests.
         """
+        if self._check is not None:
+            self._check(first * self.chunk, data)
+        self._put(first, data, keep, locked)
+
+    def _put(self, first: int, data: Data, keep: bool, locked: bool) -> None:
         count = -(-len(data) // self.chunk)
         look = self.present.first_known if locked else self.present.first_present
         if look(first, first + count - 1) is not None:
@@ -233,7 +241,7 @@ class Sink:
     def _put_singly(self, first: int, count: int, view: memoryview, keep: bool) -> None:
         for i in range(count):
             if not self.present.has(first + i, first + i):
-                self.put(first + i, view[i * self.chunk : (i + 1) * self.chunk], keep=keep)
+                self._put(first + i, view[i * self.chunk : (i + 1) * self.chunk], keep, False)
 
     def _wake(self, first: int, stop: int) -> None:
         """Wake the readers that wait for one of the chunks [first, stop)."""

@@ -26,6 +26,7 @@ from kitfs.ownership import Unsafe, check_below, open_file, own_directory
 from kitfs.store import evict
 from kitfs.store.blob import Blob
 from kitfs.store.catalog import Catalog
+from kitfs.store.chunk_digests import ChunkDigests
 from kitfs.store.disk import RETRY, Disk
 from kitfs.store.durable import NO_SPACE
 from kitfs.store.evict import Entry
@@ -193,12 +194,15 @@ class Store:
             raise StoreError(f"cannot use the store's entry {path}: {e.strerror}")
         return path
 
-    def blob(self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None) -> Blob:
-        """Open a blob, or the decoded form of the blob ``of``.
+    def blob(
+        self, digest: Digest, *, size: int | None, source: Source | None, of: Blob | None = None,
+        table: ChunkDigests | None = None,
+    ) -> Blob:  # fmt: skip
+        """Open a blob, or the decoded form of the blob ``of``. With ``table``, chunks are verified when they arrive.
 
         The size and the digest of a decoded form are unknown until its source has been read to the end.
         """
-        blob = Blob(self, digest, size=size, source=source, of=of)
+        blob = Blob(self, digest, size=size, source=source, of=of, table=table)
         self._blobs.add(blob)
         if self._stopped:  # ``stop`` was called meanwhile and did not see this blob
             blob.close()

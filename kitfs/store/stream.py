@@ -17,7 +17,7 @@ from contextlib import closing
 from typing import Final, Protocol
 
 from kitfs.content import Source
-from kitfs.errors import IntegrityError, KitfsError
+from kitfs.errors import IntegrityError, KitfsError, WrongChunk
 from kitfs.store.sink import Cutter, Sink, Want
 
 POLL: Final = 0.005  # seconds between two checks of the stream of another process
@@ -138,7 +138,7 @@ class Stream:
             with sink.lock:
                 needed = pieces is not None or sink.wanted()
             if needed and not sink.closed and (locked or not keep):
-                locked = self._stream(run, pieces, locked, keep)
+                locked = self._streamed(run, pieces, locked, keep)
         except Exception as e:
             run.error = sink.ended(self._name, e)
             if not isinstance(e, (KitfsError, OSError)) and not sink.closed:
@@ -177,6 +177,16 @@ class Stream:
                 return False, False
             run.want.sleep(POLL)
         return True, True
+
+    def _streamed(self, run: Run, pieces: Pieces | None, locked: bool, keep: bool) -> bool:
+        """Do what ``_stream`` does. After a wrong chunk, begin again with another endpoint of the source."""
+        while True:
+            try:
+                return self._stream(run, pieces, locked, keep)
+            except WrongChunk:
+                if not self._source.distrust():
+                    raise
+                pieces = None
 
     def _stream(self, run: Run, pieces: Pieces | None, locked: bool, keep: bool) -> bool:
         """Read the source and pass its bytes to the sink. Returns whether the stream is still locked."""

@@ -62,7 +62,7 @@ LOGS = options_of(
 )
 MOUNT_OPTIONS = (
     "only", "label", "cache-size", "transport", "allow-other", "uid", "gid", "umask", "file-mode", "dir-mode",
-    "max-entries", "max-expansion", "remote", "seal", "fill", "log-level", *TRUST, *COMMON, *NETWORK,
+    "max-entries", "max-expansion", "remote", "seal", "fill", "verify", "log-level", *TRUST, *COMMON, *NETWORK,
 )  # fmt: skip
 
 

@@ -163,6 +163,8 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["filling"] = f"{short(one['fill']['layer'], full=full)} in the background"
     if one.get("prefetch", {}).get("fetched"):
         lines["fetched ahead"] = _fetched_ahead(one["prefetch"])
+    if one.get("verify") == "strict":
+        lines["verified"] = "whenever bytes are read (--verify strict)"
     if one.get("not_sealed") and all(layer["state"] == "verified" for layer in one["layers"]):
         lines["not sealed"] = one["not_sealed"]
     lines |= _network(one, record)

@@ -1,0 +1,67 @@
+"""Tell the state of a layer. ``layer.Layer`` is the layer itself, whose fields are declared here."""
+
+from __future__ import annotations
+
+from kitfs.errors import IntegrityError
+from kitfs.layers.index import LayerIndex
+from kitfs.oci.manifest import Descriptor
+from kitfs.store.blob import Blob
+
+
+class LayerState:
+    """The state of a layer: which bytes it has, and whether they are right."""
+
+    descriptor: Descriptor
+    index_is_proven: bool
+    _wire: Blob | None
+    _decoded: Blob | None
+    _index: LayerIndex | None
+    _misfit: IntegrityError | None
+
+    @property
+    def compressed(self) -> bool:
+        """Return whether the blob is a gzip or zstd stream."""
+        raise NotImplementedError
+
+    def _prove_soon(self) -> None:
+        """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
+        raise NotImplementedError
+
+    @property
+    def failure(self) -> IntegrityError | None:
+        """Return the error about the layer's wrong bytes; None if the bytes are not known to be wrong."""
+        if self._misfit is not None:
+            return self._misfit
+        for blob in (self._wire, self._decoded):
+            if blob is not None and blob.failure is not None:
+                return blob.failure
+        return None
+
+    def state(self) -> str:
+        """Return the state of the content: "absent", "partial", "present", "verified" or "wrong".
+
+        A layer counts as verified only after the index in use has been compared with the verified bytes.
+        """
+        if self.failure is not None:
+            return "wrong"
+        content = self._decoded if self.compressed else self._wire
+        state = "absent" if content is None else content.state
+        if state == "absent" and self.compressed:
+            state = "absent" if self._wire is None or self._wire.state == "absent" else "partial"
+        return "present" if state == "verified" and not self.is_verified() else state
+
+    def is_verified(self) -> bool:
+        """Return whether ``state`` is "verified". The chunk map is not read."""
+        content = self._decoded if self.compressed else self._wire
+        if self.failure is not None or content is None or not content.sealed:
+            return False
+        if self._index is not None and not self.index_is_proven:
+            self._prove_soon()
+            return False
+        return True
+
+    def fetched(self) -> int:
+        """Return how many bytes of the layer's blob (``wire``) are in the store."""
+        if self.compressed and self._decoded is not None and self._decoded.complete:
+            return self.descriptor.size
+        return 0 if self._wire is None or self.failure is not None else self._wire.fetched
