@@ -26,8 +26,8 @@ class Upgraded(NamedTuple):
 def upgrade(run: RunDir, mountpoint: str) -> Upgraded:
     """Replace the worker of the mount at ``mountpoint``. Programs can use the mount meanwhile.
 
-    Raises NotFound if kitfs has no mount there, and MountError if the worker was not replaced. Then the old worker
-    still serves the mount.
+    Raises NotFound if kitfs has no mount there, and MountError if the old worker was not replaced and still serves the
+    mount.
     """
     there = mount_at(mountpoint)
     record = record_at(run, mountpoint, there)

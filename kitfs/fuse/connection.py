@@ -46,7 +46,8 @@ _SILENT: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.NOTIFY_REPLY})
 class Continued(NamedTuple):
     """A connection that an earlier process has served: the result of its INIT.
 
-    If ``refuse`` is True, the requests of the earlier process fail with EIO, because they may have ended it.
+    If ``refuse`` is True, the requests of the earlier process fail with EIO, because one of them may have ended the
+    process.
     """
 
     agreed: Negotiated

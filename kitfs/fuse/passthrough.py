@@ -41,7 +41,7 @@ _NATIVE: Final = 1 << 63
 _BACKING_OPEN: Final = 0x4010E501  # FUSE_DEV_IOC_BACKING_OPEN = _IOW(229, 1, struct fuse_backing_map)
 _BACKING_CLOSE: Final = 0x4004E502  # FUSE_DEV_IOC_BACKING_CLOSE = _IOW(229, 2, uint32_t)
 _BACKING_MAP: Final = struct.Struct("=iIQ")  # fuse_backing_map: fd flags padding
-_SLOT: Final = struct.Struct("=QII")  # of the backing table: inode, backing id, handles; all zero in a free slot
+_SLOT: Final = struct.Struct("=QII")  # a slot of the backing table: inode, backing id, handles; all zero if free
 
 
 def inode_of(nodeid: int) -> Inode:

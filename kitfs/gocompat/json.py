@@ -57,7 +57,7 @@ def check_keys(keys: Iterable[str], known: Iterable[str], where: str) -> None:
         if meant is not None and key != meant:
             raise Ambiguous(
                 f"{where}: the key {key[:MAX_SHOWN]!r} differs from {meant!r} in case only, "
-                "and some tools read it as that key"
+                "and some tools read both as one key"
             )
 
 

@@ -73,7 +73,7 @@ def _value(text: str, known: Sequence[str]) -> str | Field:
         constant = None
     if isinstance(constant, str):
         return constant
-    raise UsageError(f"--format: {_named(text)} of Go's templates is not supported; fields and constants are")
+    raise UsageError(f"--format: {_named(text)} of Go's templates is not supported (only fields and constants are)")
 
 
 def _named(text: str) -> str:

@@ -179,7 +179,7 @@ class Tree:
         """Return the number of the lowest layer whose entries below a directory are in the tree.
 
         The directories above the entry must have been looked up. In a restored tree, an earlier process may have looked
-        them up, so they are looked up here. Raises WouldBlock and KitfsError then.
+        them up, so they are looked up here, which can raise WouldBlock and KitfsError.
         """
         if self._restored and len(self.layers) > 1:
             self._walk(directory, wait)

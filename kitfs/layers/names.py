@@ -64,9 +64,7 @@ _TEXTS: Final = {
     SkipReason.BELOW_SYMLINK: "below {detail!r}, which is a symlink",
     SkipReason.FILLED_DIRECTORY: "a file where an earlier entry is a directory that is not empty",
     SkipReason.REPLACES_ROOT: "a file in place of the root",
-    SkipReason.UNNAMED_FILE: (
-        "a single file that neither an org.cncf.model.filepath annotation nor the Kitfile gives a name"
-    ),
+    SkipReason.UNNAMED_FILE: "a file without a name in the Kitfile or in an org.cncf.model.filepath annotation",
     SkipReason.OTHER_KIND: "a {detail} where an earlier layer has something else",
 }
 

@@ -191,7 +191,7 @@ def upgrade(directory: StrPath, **options: Unpack[Options]) -> None:
     """Let the version of kitfs that is installed now serve the mount at a directory. Programs may use it meanwhile.
 
     Does nothing for a sealed mount, which needs no process. Raises NotFound if kitfs has no mount at the directory, and
-    MountError if the new version cannot serve the mount. Then the old one still serves it.
+    MountError if the new version cannot serve the mount. In that case, the old version still serves it.
     """
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.upgrade import upgrade as upgrade_one

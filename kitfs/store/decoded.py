@@ -59,8 +59,8 @@ class Decoded:
     """The decoded form of the blob ``of``. ``source`` decodes it from its beginning.
 
     ``given`` are points that are used until the store has points: those of the kit's chunk table, or points without
-    digests from the layer's own index of frames. Other kits may have other tables, so bytes that were decoded from
-    given points are shared only after the whole layer was decoded from its beginning with the same result.
+    digests from the layer's seek table. Other kits may have other tables, so bytes that were decoded from given points
+    are shared only after the whole layer was decoded from its beginning with the same result.
     """
 
     def __init__(self, root: str, digest: Digest, of: Compressed, source: Source | None) -> None:

@@ -130,7 +130,7 @@ def test_a_command_runs_with_the_paths_of_a_mount(host: Host, registry: Registry
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        (["ls"], 2, "COMMAND cannot find the kit: write {}, {model} or {main} where its path belongs"),
+        (["ls"], 2, "COMMAND does not use the kit: write {}, {model} or {main} in place of its path"),
         (["/no/such", "{}"], 127, "cannot run /no/such: no such file or directory"),
         (["/etc/passwd", "{}"], 126, "cannot run /etc/passwd: permission denied"),
     ],

@@ -80,7 +80,7 @@ def parser(draw: Callable[[Random], Any]) -> Callable[[Callable[[Any], bool]], C
 
 
 def accepts(call: Callable[[], Any], *errors: type[BaseException]) -> bool:
-    """Return whether a call returns. False: it raises one of the given errors, or KitfsError without ``errors``."""
+    """Return True if a call returns, and False if it raises one of ``errors``, which are by default KitfsError."""
     allowed = errors or (KitfsError,)
     try:
         call()

@@ -37,7 +37,7 @@ APPROVE: Final = options_of(
 )
 SBOM: Final = options_of(
     "sbom",
-    Option("format", Choice("cyclonedx"), "Format of the bill.", default="cyclonedx", metavar="FORMAT"),
+    Option("format", Choice("cyclonedx"), "Format of the bill of materials.", default="cyclonedx", metavar="FORMAT"),
 )
 
 

@@ -76,7 +76,7 @@ def run(settings: Settings, reference: str, command: Sequence[str]) -> None:
     from kitfs.daemon.resolve import temporary_directory
 
     if not any(place in word for word in command for place in ("{}", "{model}", "{main}")):
-        raise UsageError("COMMAND cannot find the kit: write {}, {model} or {main} where its path belongs")
+        raise UsageError("COMMAND does not use the kit: write {}, {model} or {main} in place of its path")
     with _signals() as signals:
         directory = temporary_directory(settings["run-dir"])
         try:

@@ -131,7 +131,9 @@ class _ImportJob:
                 "a kit in an OCI layout is imported unchanged (import it without --push and --file, and then push it)"
             )
         if self.options.provenance.wanted:
-            raise UsageError("a kit in an OCI layout was packed before, so its import has no provenance of its own")
+            raise UsageError(
+                "cannot state the provenance of a kit in an OCI layout, which was packed before (omit --provenance)"
+            )
         return import_layout(
             self.workspace,
             layout,

@@ -97,7 +97,7 @@ def import_snapshot(
         kit = kit_format.assemble(arrangement.kitfile, layers, {SOURCE: snapshot.url, REVISION: snapshot.sha})
         if len(kit.manifest_bytes) > MAX_MANIFEST:
             raise ContextError(
-                f"{len(layers)} layers are too many for one manifest (use a Kitfile with directories as entries, by -f)"
+                f"{len(layers)} layers are too many for one manifest (pass a Kitfile with directories to -f)"
             )
         if target is None:
             _store_manifest(kit, store, pins, importer.pinned, references, report)

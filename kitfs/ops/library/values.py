@@ -15,7 +15,8 @@ LEFT_OUT: Final = ("parts", "digest", "diffId")
 def values_of(kitfile: Kitfile) -> dict[str, Any]:
     """Return the values of the package and the model by paths such as ``model.parameters.lr``, at most MAX_VALUES.
 
-    The digests and the parts of the model are left out. A list has its positions in the paths of its values.
+    The digests and the parts of the model are left out. A path contains the positions in lists, such as
+    ``model.parameters.layers.0``.
     """
     fields = schema.to_json(replace(kitfile, code=(), datasets=(), docs=(), prompts=(), mcp_servers=()))
     model = {key: value for key, value in (fields.get("model") or {}).items() if key not in LEFT_OUT}

@@ -1,8 +1,8 @@
 """Write a bill of materials of a kit, as a CycloneDX 1.7 ML-BOM.
 
 Source: ``schema/bom-1.7.schema.json`` of CycloneDX/specification. The bill is made from the manifest and the Kitfile
-alone, and the same kit always has the same bill: the serial number is derived from the kit's digest, and the time is
-the one that the caller passes, or the kit's creation time. This module does no I/O.
+alone, and the same kit always has the same bill: the serial number is derived from the kit's digest, and the caller
+passes the time, or the kit's creation time is used. This module does no I/O.
 """
 
 from __future__ import annotations

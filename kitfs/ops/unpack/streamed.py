@@ -30,7 +30,7 @@ def check_size(index: LayerIndex, size: int) -> None:
 def check_room(size: int, room: int) -> None:
     """Raise LayerLimit if decoded content is larger than the room for it."""
     if size > room:
-        raise LayerLimit(f"it decompresses to more than {room} bytes, but no more are free for the unpack")
+        raise LayerLimit(f"it decompresses to more than the {room} bytes that are free for the unpack")
 
 
 class ForwardReader:

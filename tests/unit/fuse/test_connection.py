@@ -150,7 +150,10 @@ def test_directories_are_not_cached_by_kernels_that_cannot(fresh: FuseWire) -> N
 def test_the_next_process_serves_without_init(
     socket: FuseWire, fs: MemoryFileSystem, counters: Counters, table: int
 ) -> None:
-    """It asks for the unanswered requests again. With ``refuse``, they fail with EIO, and later requests do not."""
+    """The next process asks the kernel for the unanswered requests.
+
+    With ``refuse``, they fail with EIO, and later requests do not.
+    """
     agreed = abi.Negotiated(40, InitFlag.HAS_RESEND, 0)
     connection = Connection(
         cast(FileSystem, fs), [socket.fd], counters=counters, log=logging.getLogger("kitfs.test"), table=table,
