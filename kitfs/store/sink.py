@@ -227,16 +227,28 @@ class Sink:
         self._put(first, data, keep, locked)
 
     def _put(self, first: int, data: Data, keep: bool, locked: bool) -> None:
+        """Put chunks as ``put`` does. Chunks that another process has locked are stored by that process."""
         count = -(-len(data) // self.chunk)
-        look = self.present.first_known if locked else self.present.first_present
-        if look(first, first + count - 1) is not None:
-            self._put_singly(first, count, memoryview(data), keep)
-        elif keep and self._keeper.may_store() and self._write(first, count, data):
-            self._keeper.stored(len(data))
-            self._wake(first, first + count)
-        else:
-            self._keeper.read_through(len(data), full=keep)
-            self._hand_over(first, count, memoryview(data))
+        lock = keep and not locked
+        if lock and not self.present.try_lock(first, count):
+            if count > 1:
+                self._put_singly(first, count, memoryview(data), keep)
+            else:
+                self._keeper.read_through(len(data), full=False)
+                self._hand_over(first, count, memoryview(data), later=False)
+            return
+        try:
+            if (self.present.first_known if keep else self.present.first_present)(first, first + count - 1) is not None:
+                self._put_singly(first, count, memoryview(data), keep)
+            elif keep and self._keeper.may_store() and self._write(first, count, data):
+                self._keeper.stored(len(data))
+                self._wake(first, first + count)
+            else:
+                self._keeper.read_through(len(data), full=keep)
+                self._hand_over(first, count, memoryview(data), later=True)
+        finally:
+            if lock:
+                self.present.unlock(first, count)
 
     def _put_singly(self, first: int, count: int, view: memoryview, keep: bool) -> None:
         for i in range(count):
@@ -263,11 +275,13 @@ class Sink:
         for want in ready:
             want.ready(None)
 
-    def _hand_over(self, first: int, count: int, view: memoryview) -> None:
+    def _hand_over(self, first: int, count: int, view: memoryview, *, later: bool) -> None:
+        """Hand chunks to the readers that want them. With ``later``, add them to the overflow for other readers."""
         with self.lock:
             for i in range(count):
                 data = bytes(view[i * self.chunk : (i + 1) * self.chunk])
-                self._keep(first + i, data)
+                if later:
+                    self._keep(first + i, data)
                 for want in self._wants:
                     if want.first <= first + i <= want.last:
                         want.passed[first + i] = data

@@ -20,6 +20,7 @@ from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 from kitfs.store.chunk_map import ChunkMap
 from kitfs.store.flight import GAP
+from kitfs.store.meta import MIN_CHUNK
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 from tests.host import wait_until
@@ -314,6 +315,20 @@ def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> No
         assert list(pool.map(lambda s: blob.pread(*s), spans)) == [DATA[a : a + n] for a, n in spans]
     wait_until(lambda: blob.state == "verified", blob.state)
     assert source.given <= len(DATA) + (4 * source.piece if turns else 0)
+
+
+def test_a_stream_does_not_store_a_chunk_that_another_process_is_fetching(store: Store) -> None:
+    """Its readers get the bytes nevertheless."""
+    blob = opened(store, BytesSource(DATA, ranged=False))
+    chunks = -(-len(DATA) // MIN_CHUNK)
+    other = ChunkMap(blob.directory, chunks)
+    assert other.try_lock(1, 1)
+    assert blob.pread(0, len(DATA)) == DATA
+    assert [other.has(chunk, chunk) for chunk in range(chunks)] == [chunk != 1 for chunk in range(chunks)]
+    other.unlock(1, 1)
+    blob.fill()
+    blob.verify()
+    other.close()
 
 
 def test_decoded_form_is_read_up_to_where_it_stands(store: Store) -> None:
