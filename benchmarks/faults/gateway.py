@@ -40,7 +40,7 @@ class Gateway:
 
     @property
     def host(self) -> str:
-        """Return the address to which the gateway listens."""
+        """Return the address at which the gateway listens."""
         return f"127.0.0.1:{self.port}"
 
     def open(self) -> None:

@@ -72,7 +72,7 @@ def needs_daemon(home: Home, file: Path) -> bool:
 
 
 def compare(bench: Bench, mounted: Path, local: Path, *, drop: bool) -> dict[str, Sample | Absent]:
-    """Compare the three kinds of read while both files are in the page cache.
+    """Compare the three kinds of read while the mounted and the local file are in the page cache.
 
     With ``drop``, the pages of the mounted file are dropped before each read.
     """

@@ -1,7 +1,7 @@
 """Change documents and bytes so that parsers read far into them.
 
 The changes of a JSON document keep its syntax, except where a key occurs twice or a value is nested deeply. All choices
-come from a ``random.Random``. Hypothesis can pass one whose choices it controls (``strategies.randoms``).
+come from a ``random.Random``. Hypothesis can pass a Random whose choices it controls (``strategies.randoms``).
 """
 
 from __future__ import annotations

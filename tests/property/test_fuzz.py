@@ -1,7 +1,7 @@
 """Every parser of ``PARSERS`` accepts a changed input or raises its own error, and never another exception.
 
 ``KITFS_FUZZ_EXAMPLES`` sets the number of inputs for each parser. ``python -m benchmarks.faults fuzz`` tries many more,
-with limits of time and memory, but does not search the smallest input that fails.
+with limits of time and memory, but does not search for the smallest input that fails.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def run(tmp_path: Path) -> RunDir:
 def test_directory_is_private(tmp_path: Path) -> None:
     """The run-time directory is created with mode 0700.
 
-    An existing empty directory that other users may write to gets a private subdirectory. One that is not empty is
-    refused.
+    An existing empty directory that other users may write to gets a private subdirectory. Such a directory is refused
+    if it is not empty.
     """
     RunDir(str(tmp_path / "run"))
     assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700

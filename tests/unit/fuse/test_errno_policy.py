@@ -54,7 +54,7 @@ def test_each_exception_has_its_errno(policy: ErrnoPolicy, operation: str, error
 
 
 def test_a_read_of_a_released_file_is_not_an_error(policy: ErrnoPolicy, counters: Counters) -> None:
-    """A read that a killed task left behind finds its file closed. Nobody gets its EBADF, and it is not counted."""
+    """If a killed task has left a read behind, the read finds its file closed. The EBADF is not counted."""
     assert policy.errno_of("read", ClosedHandleError()) == errno.EBADF
     assert counters.get("errors") == 0
 

@@ -296,7 +296,7 @@ def test_the_next_process_knows_the_inodes_and_handles_of_the_earlier_one() -> N
 
 
 def test_a_file_in_place_of_a_directory_hides_the_same_entries_after_a_restart() -> None:
-    """Which layers count below a directory is found out again, although the directory is not looked up again."""
+    """After a restart, the tree finds again which layers count below a directory, without a lookup of the directory."""
 
     def layers() -> list[FakeLayer]:
         return [FakeLayer("", "d/a=old"), FakeLayer("", "d=file"), FakeLayer("", "d/b=new")]

@@ -165,7 +165,7 @@ def test_a_blob_without_the_disk_is_not_verified(open_store: Callable[..., Store
 
 
 def test_the_cache_is_removed_while_a_blob_is_open(open_store: Callable[..., Store]) -> None:
-    """If the cache directory is removed, open blobs can be read, new blobs are stored in a new directory."""
+    """If the cache directory is removed, open blobs can be read, and new blobs are stored in a new directory."""
     store = open_store()
     blob = store.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
     blob.pread(0, MiB)

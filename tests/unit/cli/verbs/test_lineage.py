@@ -179,7 +179,7 @@ def test_a_pull_keeps_the_approvals_of_the_store(kitfs: Kitfs, tree: Path, fake:
 
 
 def test_two_keys_that_signed_under_one_tag_are_two_signers(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
-    """Signatures under cosign's tag have the same payload. A key that signed in both formats is one line."""
+    """Signatures under cosign's tag have the same payload. A key that signed in both formats is listed once."""
     llama = f"{fake.host}/team/llama:v1"
     pack(kitfs, "llama", llama, "--push")
     for key, shape in (("trainer", "tag"), ("reviewer", "tag"), ("trainer", "bundle")):
