@@ -12,7 +12,7 @@ class Reason(Enum):
     """The reason of a ``Refusal``. The value is a message for people."""
 
     SETTING = "the mount has --seal never"
-    STRICT = "the mount has --verify strict, and nobody would verify what the kernel reads from the store"
+    STRICT = "the mount has --verify strict, but the kernel reads the store without verifying bytes"
     TRANSPORT = "the mount has --transport libfuse"
     PRIVATE = "the mount has --no-allow-other, which EROFS does not support"
     SYSTEM = "only Linux has EROFS"

@@ -214,7 +214,7 @@ class Layer(LayerState):
         return self._keep(listed, content, proven=proven)
 
     def _listed(self, proven: bool) -> LayerIndex | None:
-        """Return the index in the layer's chunk table; None if there is no table, or if the layer itself is here."""
+        """Return the index in the layer's chunk table; None if it has no table, or if ``proven``."""
         if proven or self._table is None or self.type.format == "raw":
             return None
         return self._table.index(self._max_entries, self.compressed)
@@ -240,7 +240,7 @@ class Layer(LayerState):
         content = self._open_content()
         for proven in (True, False):
             if not proven and (content.sealed or (self._strict and self._table is None)):
-                continue  # the content is verified now, but this index was made before; or it may never be used
+                continue  # the content is verified now, or must be verified before it is read
             index = members.load(self._store.root, self.digest, content.directory, proven=proven)
             if index is None:
                 continue

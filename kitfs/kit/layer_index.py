@@ -7,7 +7,7 @@ from kitfs.layers.index import LayerIndex
 
 
 def same_entries(made: LayerIndex, index: LayerIndex | None, *, max_entries: int) -> bool:
-    """Return whether ``made``, which may be made from a table, has the entries of ``index``, made from the layer.
+    """Return whether ``made``, perhaps from a chunk table, has the same entries as ``index``, made from the layer.
 
     The bytes of the two differ if the archive has entries that later entries replace.
     """

@@ -1,4 +1,4 @@
-"""Tell the state of a layer. ``layer.Layer`` is the layer itself, whose fields are declared here."""
+"""Report the state of a layer. ``layer.Layer`` is the layer itself; its fields are declared here."""
 
 from __future__ import annotations
 

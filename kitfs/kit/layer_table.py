@@ -60,7 +60,7 @@ class LayerTable:
         except (NotFound, LayerError) as e:
             self._is_missing = True
             self._store.log.warning(
-                "layer %s is verified as a whole, not chunk by chunk, since its chunk table cannot be used: %s",
+                "layer %s is verified as a whole, not chunk by chunk: its chunk table cannot be used: %s",
                 self._layer.digest, e,
             )  # fmt: skip
             return False
@@ -74,7 +74,7 @@ class LayerTable:
             number, within = divmod(first, PAGE)
             part = self._page(number)[within * DIGEST : (within + count) * DIGEST]
             if not part:
-                raise IntegrityError(f"layer {self._layer.digest} has more bytes than its chunk table has digests")
+                raise IntegrityError(f"the chunk table of layer {self._layer.digest} has too few digests")
             found += part
             first, count = first + len(part) // DIGEST, count - len(part) // DIGEST
         return bytes(found)

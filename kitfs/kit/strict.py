@@ -93,7 +93,7 @@ def _digests_of(blob: Blob) -> _Digests:
     for _ in range(ATTEMPTS):
         blob.fill()
         if not blob.complete:
-            raise StoreFull(f"{blob} cannot be verified before it is read, since the store has no room for all of it")
+            raise StoreFull(f"{blob} cannot be verified before it is read: the store has no room for all of it")
         blob.verify()
         hasher = ChunkHasher()
         if blob.check(hashers=(hasher,)):

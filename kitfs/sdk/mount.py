@@ -52,18 +52,18 @@ class MountStatus:
     log.
 
     The other fields are None or empty unless the daemon answered. ``worker_pid``: the process that serves the mount,
-    and ``version``: its version of kitfs. ``fill``: the ``mode`` of the mount's option
-    ``fill``, the digest of the ``layer`` that is being completed in the background, and the ``bytes`` that were fetched
-    in the background. ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the
-    order of reads that an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``.
-    ``memory``: the ``budget`` for bytes that are being received, and how many are ``used`` now and at the ``peak``.
-    ``uptime``: seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP
-    requests to registries. ``errors``: failed reads. ``skipped_entries``: entries of layers that the mount does not
-    show. ``integrity_failures``: blobs whose bytes did not match their digest. ``read_through``: bytes that were
-    served uncached because the store was full or its disk failed. ``cache_failure``: why the disk of the store fails,
-    or None while it works. ``waiting``: for each layer for whose bytes reads wait, their number (``reads``) and the
-    seconds that the first of them has waited (``longest_s``). ``paused_hosts``: hosts that failed repeatedly and are
-    not asked for a while, each with the ``cause``. ``moved``: with ``check``, whether the tag now names another digest.
+    and ``version``: its version of kitfs. ``fill``: the ``mode`` of the mount's option ``fill``, the digest of the
+    ``layer`` that is being completed in the background, and the ``bytes`` that were fetched in the background.
+    ``prefetch``: the ``file`` whose tensors are fetched in order, whether the mount ``replays`` the order of reads that
+    an earlier mount recorded, the bytes ``fetched`` ahead, and how many of them were ``used``. ``memory``: the
+    ``budget`` for bytes that are being received, and how many are ``used`` now and at the ``peak``. ``uptime``:
+    seconds. ``bytes_fetched``: bytes received from registries. ``requests``: HTTP requests to registries. ``errors``:
+    failed reads. ``skipped_entries``: entries of layers that the mount does not show. ``integrity_failures``: blobs
+    whose bytes did not match their digest. ``read_through``: bytes that were served uncached because the store was full
+    or its disk failed. ``cache_failure``: why the disk of the store fails, or None while it works. ``waiting``: for
+    each layer with waiting reads, the number of ``reads`` and the seconds that the first of them has waited
+    (``longest_s``). ``paused_hosts``: hosts that failed repeatedly and are not asked for a while, each with the
+    ``cause``. ``moved``: with ``check``, whether the tag now names another digest.
     """
 
     reference: str

@@ -318,7 +318,10 @@ class Blob(BlobState):
             self._drop_wrong(filling, error)
 
     def drop_rotten(self, error: IntegrityError, generation: int) -> None:
-        """Drop all bytes, because some are wrong, unless ``generation`` has passed. A later read fetches them again."""
+        """Drop all bytes, because some are wrong, unless the bytes of ``generation`` were dropped already.
+
+        A later read fetches them again.
+        """
         if self.generation == generation:
             self._drop_wrong(self._current(), error)
 

@@ -22,14 +22,14 @@ Item = TypeVar("Item")
 class ChunkDigests(Protocol):
     """The digests of the chunks of one blob.
 
-    ``key`` identifies what vouches for the digests: bytes that were verified by digests with the same key are equal.
+    Digests with the same ``key`` are equal.
     """
 
     @property
     def key(self) -> str: ...
 
     def load(self) -> bool:
-        """Get ready, which may need the network; return whether the digests exist. Raises KitfsError."""
+        """Prepare the digests, which may need the network. Return whether they exist. Raises KitfsError."""
         ...
 
     def digests(self, first: int, count: int, /) -> bytes:
@@ -51,12 +51,12 @@ def check_chunks(table: ChunkDigests, offset: int, data: Data, name: str) -> Non
 
 
 class Endpoints:
-    """The endpoints of a source that several threads read. An endpoint that has sent a wrong chunk is passed by."""
+    """The endpoints of a source that several threads read. One that has sent a wrong chunk is not used again."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._passed_by = 0  # how often the source has passed by endpoints
+        self._passed_by = 0  # how many endpoints are not used any more
 
     def receive(self, receive: Callable[[Item], object], item: Item) -> None:
         """Call ``receive(item)``, which reads the source. After WrongChunk, call it again with another endpoint.
@@ -70,7 +70,7 @@ class Endpoints:
                 return
             except WrongChunk:
                 with self._lock:
-                    if self._passed_by == before:  # no other thread has made the source pass by the endpoint meanwhile
+                    if self._passed_by == before:  # no other thread has dropped the endpoint
                         if not self._source.distrust():
                             raise
                         self._passed_by += 1

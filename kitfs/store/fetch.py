@@ -365,7 +365,7 @@ class Fetcher:
 
     def _receive(self, flight: Flight) -> None:
         """Receive the bytes of a flight. Raises errors of the source, and IntegrityError if the source ends early."""
-        asked, flight.at = time.monotonic(), flight.at - flight.at % self._sink.chunk  # a wrong chunk is there or later
+        asked, flight.at = time.monotonic(), flight.at - flight.at % self._sink.chunk  # a retry needs whole chunks
         pieces = self._source.read_range(flight.at, flight.end(self._sink.size))
         try:
             first = next(pieces, None)

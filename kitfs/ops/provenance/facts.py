@@ -96,7 +96,7 @@ def _identity(fact: Fact) -> tuple[str, ...]:
 
 
 def _place(fact: Fact) -> tuple[str, ...]:
-    """Return the kind of a fact, and where the thing is that it names."""
+    """Return the kind of a fact, and the place of the thing that it names."""
     return (fact.question, fact.kind, fact.reference or fact.uri or fact.name)
 
 

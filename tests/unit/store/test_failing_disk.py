@@ -96,7 +96,7 @@ def test_reads_go_on_without_the_disk(
 def test_a_failure_is_logged_once_and_the_disk_is_used_again(
     open_store: Callable[..., Store], disk: FailingDisk, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A failing disk is one line in the log, and another line when it works again. Then bytes are stored again."""
+    """One line is logged when the disk fails, and one line when it works again. Then bytes are stored again."""
     store = open_store(retry=-1.0)
     disk.error, disk.calls = errno.EIO, ALL
     blob = store.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
