@@ -18,7 +18,7 @@ _ORDER = (
     "verification",
     "provenance",
     "python", "server", "settings", "credentials", "monitoring", "progress", "exit-codes", "json", "kit", "registries",
-    "boot", "operate", "semantics", "performance", "design", "decisions",
+    "boot", "operate", "semantics", "security", "performance", "design", "decisions",
 )  # fmt: skip
 
 
