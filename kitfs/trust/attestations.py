@@ -96,10 +96,10 @@ def _in_layer(source: SignatureSource, layer: Descriptor, created: str) -> Itera
             )
             yield Attestation(layer.digest, Statement.parse(bundle.payload), signature, created)
     elif layer.media_type == ENVELOPE:
-        yield from _in_envelope(layer, source.blob_bytes(layer, MAX_BUNDLE))
+        yield from in_envelope(layer, source.blob_bytes(layer, MAX_BUNDLE))
 
 
-def _in_envelope(layer: Descriptor, data: bytes) -> Iterator[Attestation]:
+def in_envelope(layer: Descriptor, data: bytes) -> Iterator[Attestation]:
     """Yield the statement of a DSSE envelope, once for each of its signatures."""
     try:
         fields = loads(data)

@@ -18,15 +18,19 @@ from kitfs.daemon.run_dir import Record, RunDir
 from kitfs.errors import ContextError, UsageError
 from kitfs.metrics import Counters
 from kitfs.oci.manifest import IMAGE_MANIFEST
-from kitfs.oci.names import LayoutReference, parse_any
+from kitfs.oci.names import Digest, LayoutReference, parse_any
+from kitfs.ops.events import quiet
 from kitfs.ops.library import cache
 from kitfs.ops.library import tags as local
+from kitfs.ops.provenance.records import dvc_records
 from kitfs.ops.unpack.journal import NAME as JOURNAL
 from kitfs.ops.unpack.journal import Journal
 from kitfs.registry.credentials import Credentials
 from kitfs.registry.layout import open_layout
 from kitfs.settings_file import load_mapping
 from kitfs.store.store import Store
+from kitfs.trust.attestations import PROVENANCE
+from kitfs.trust.statement import statement_about
 from tests import kits
 from tests.property.mutations import SHA, document
 from tests.property.parsers import KIT, accepts, of, parser
@@ -44,6 +48,11 @@ JOURNAL_LINES: Final = tuple(
     )
 )  # fmt: skip
 RECORD: Final = json.dumps(asdict(Record("r.io/k:v1", SHA, "/m", 1, "kernel", "/store", "/log", 1.0))).encode()
+DVC_LOCK: Final = json.dumps({
+    "schema": "2.0",
+    "outs": [{"path": "w", "hash": "md5", "md5": "ab", "size": 9}],
+    "stages": {"train": {"deps": [{"path": "d/t.csv", "md5": "ab"}], "outs": [{"path": "m", "md5": "a.dir"}]}},
+}).encode()  # fmt: skip
 SETTINGS: Final = json.dumps({"cache-dir": "/c", "mirror": ["a=http://b"], "mount": {"seal": "never"}}).encode()
 
 
@@ -122,3 +131,13 @@ def settings_file(data: bytes) -> bool:
         file.write(data)
         file.flush()
         return accepts(lambda: load_mapping(file.name, optional=False), UsageError)
+
+
+@parser(of(DVC_LOCK))
+def dvc_lock(data: bytes) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("dvc.lock", "a.dvc"):
+            Path(folder, name).write_bytes(data)
+        found = dvc_records(folder, quiet)
+    statement_about(Digest.parse(SHA), PROVENANCE, found)
+    return bool(found)

@@ -20,15 +20,19 @@ from kitfs.gocompat.json import loads
 from kitfs.gocompat.template import parse as parse_template
 from kitfs.modelkit.filters import Filter
 from kitfs.modelkit.index import annotation_edits, label_edits, selector
+from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, parse_any
+from kitfs.ops.provenance.facts import merged
+from kitfs.ops.provenance.statements import MAX_DEPENDENCIES, facts_about
 from kitfs.registry.auth import challenges
 from kitfs.registry.blob import CONTENT_RANGE
 from kitfs.server import ranges
 from kitfs.trust import cluster_policy, containers_policy
+from kitfs.trust.attestations import APPROVAL, ENVELOPE, PROVENANCE, Attestation, in_envelope
 from kitfs.trust.bundle import Bundle, bundle_of
 from kitfs.trust.model_signing import SignedFiles, statement_of
 from kitfs.trust.simple_signing import Payload, payload_of
-from kitfs.trust.statement import Statement, statement_about
+from kitfs.trust.statement import PAYLOAD_TYPE, Statement, statement_about
 from tests.property.mutations import SHA, flipped, text
 from tests.property.parsers import accepts, of, parser
 
@@ -39,6 +43,26 @@ PEM: Final = (
     .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 )
 STATEMENT: Final = statement_about(DIGEST, "https://slsa.dev/provenance/v1", {"buildDefinition": {"buildType": "x"}})
+PROVENANCE_STATEMENT: Final = statement_about(DIGEST, PROVENANCE, {
+    "buildDefinition": {
+        "buildType": "x",
+        "externalParameters": {"source": {"uri": "https://g/m", "digest": {"gitCommit": "ab"}}},
+        "internalParameters": {"source": {"clean": True}},
+        "resolvedDependencies": [
+            {"name": "d", "digest": {"sha256": "ab" * 32, "md5": "cd"}, "annotations": {"role": "dataset"}},
+            {"uri": "oci://r.io/base", "digest": {"sha256": "ef" * 32},
+             "annotations": {"role": "parent", "reference": "r.io/base:v1"}},
+        ],
+    },
+    "runDetails": {
+        "builder": {"id": "b", "version": {"kitfs": "1"}}, "metadata": {"finishedOn": "2026-01-01T00:00:00Z"},
+    },
+})  # fmt: skip
+APPROVAL_STATEMENT: Final = statement_about(DIGEST, APPROVAL, {"approvedOn": "2026-01-01T00:00:00Z", "note": "fine"})
+ENVELOPE_OF_STATEMENT: Final = json.dumps({
+    "payloadType": PAYLOAD_TYPE, "payload": base64.b64encode(APPROVAL_STATEMENT).decode(),
+    "signatures": [{"keyid": "", "sig": "YWJj"}, {"sig": "ZGVm"}],
+}).encode()  # fmt: skip
 POLICY: Final = json.dumps({
     "default": [{"type": "reject"}],
     "transports": {"docker": {"r.io/team": [{
@@ -61,6 +85,23 @@ def bundle(data: bytes) -> bool:
 @parser(of(STATEMENT, statement_of("kit", {"a": "ab" * 32, "b": "cd" * 32})))
 def statement(data: bytes) -> bool:
     return accepts(lambda: (Statement.parse(data).is_about(DIGEST), SignedFiles.parse(Statement.parse(data))))
+
+
+@parser(of(PROVENANCE_STATEMENT, APPROVAL_STATEMENT))
+def attestation(data: bytes) -> bool:
+    def read() -> None:
+        found = Attestation(DIGEST, Statement.parse(data), None, "")
+        facts = merged(facts_about([], [found], []))
+        assert {fact.label for fact in facts} <= {"stated"}
+        assert len(facts) <= MAX_DEPENDENCIES + 2
+
+    return accepts(read)
+
+
+@parser(of(ENVELOPE_OF_STATEMENT))
+def dsse_envelope(data: bytes) -> bool:
+    layer = Descriptor(ENVELOPE, DIGEST, len(data))
+    return accepts(lambda: list(in_envelope(layer, data)))
 
 
 @parser(of(payload_of("r.io/team/kit", DIGEST)))

@@ -17,7 +17,8 @@ from kitfs.ops.events import Report, Warned
 from kitfs.ownership import read_start
 from kitfs.redaction import public
 
-MAX_FILE: Final = 8 << 20  # bytes of a file of DVC
+MAX_FILE: Final = 1 << 20  # bytes of a file of DVC
+MAX_DEPTH: Final = 100  # of nested brackets
 MAX_FILES: Final = 1000  # files of DVC that are read
 MAX_RECORDS: Final = 10_000
 SKIPPED: Final = frozenset((".git", ".dvc", ".venv", "node_modules"))
@@ -84,11 +85,25 @@ def _yaml(path: str, report: Report) -> Any:
         data = read_start(path, MAX_FILE + 1)
         if len(data) > MAX_FILE:
             raise ValueError(f"it has more than {MAX_FILE} bytes")
-        return yaml.load(data, Loader=yaml.BaseLoader)  # noqa: S506 - BaseLoader makes only strings
+        if _depth(data) > MAX_DEPTH:  # the time that PyYAML takes grows with the square of the depth
+            raise ValueError(f"its brackets are nested more than {MAX_DEPTH} deep")
+        return yaml.load(data, Loader=getattr(yaml, "CBaseLoader", yaml.BaseLoader))  # noqa: S506 - it makes strings
     except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as e:
         reason = "it is not YAML" if isinstance(e, yaml.YAMLError) else getattr(e, "strerror", None) or str(e)
         report(Warned(f"{path} is left out of the provenance: {reason}"))
         return None
+
+
+def _depth(data: bytes) -> int:
+    """Return how deep brackets are nested in a file, at most. Brackets in strings are counted, too."""
+    depth = deepest = 0
+    for byte in data:
+        if byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
 
 
 def _records(listed: Any, file: str, role: str, stage: str = "") -> Iterator[dict[str, Any]]:
@@ -103,12 +118,18 @@ def _records(listed: Any, file: str, role: str, stage: str = "") -> Iterator[dic
         is_directory = value.endswith(".dir")  # the hash of a list of files, not of bytes
         algorithm = "dvcDirectory" if is_directory else name
         place = clean_path(os.path.join(os.path.dirname(file), path))
-        annotations = {"role": role, "file": file, **({"stage": stage} if stage else {})}
-        yield {"name": place, "digest": {algorithm: value.removesuffix(".dir")}, "annotations": annotations}
+        annotations = {"role": role, "file": _unicode(file), **({"stage": _unicode(stage)} if stage else {})}
+        digest = {algorithm: _unicode(value.removesuffix(".dir"))}
+        yield {"name": _unicode(place), "digest": digest, "annotations": annotations}
 
 
 def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _unicode(text: str) -> str:
+    """Return a string that JSON can represent. Bytes of a file name that are not UTF-8 become backslash escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _text(value: Any) -> str:

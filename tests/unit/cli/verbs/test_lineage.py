@@ -7,16 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kitfs.oci.names import Digest
 from kitfs.ops.provenance.facts import Fact, FactSource, merged
-from kitfs.ops.provenance.statements import MAX_DEPENDENCIES, facts_about
-from kitfs.trust.attestations import APPROVAL, PROVENANCE, Attestation
+from kitfs.trust.attestations import APPROVAL, PROVENANCE
 from kitfs.trust.bundle import bundle_of
 from kitfs.trust.keys import private_key
-from kitfs.trust.statement import PAYLOAD_TYPE, Statement, signed_bytes, statement_about
+from kitfs.trust.statement import PAYLOAD_TYPE, signed_bytes, statement_about
 from tests import kits
 from tests.fakes.registry import FakeRegistry
 from tests.unit.cli.conftest import Done, Kitfs
@@ -245,11 +242,6 @@ def test_refusals(kitfs: Kitfs, tree: Path, arguments: list[str], code: int) -> 
     assert kitfs(*arguments).code == code
 
 
-WORDS = [
-    "buildDefinition", "externalParameters", "internalParameters", "resolvedDependencies", "source", "uri", "digest",
-    "annotations", "role", "reference", "name", "runDetails", "builder", "version", "metadata", "finishedOn", "note",
-    "approvedOn", "clean", "sha256",
-]  # fmt: skip
 SIGNED, STATED = FactSource("signed", "a key"), FactSource("stated", "the Kitfile")
 
 
@@ -269,20 +261,3 @@ def test_the_words_of_the_strongest_source_are_kept() -> None:
     stated = Fact("data", "dataset", (STATED,), "free of licences", digest="sha256:0")
     [fact] = merged([stated, signed])
     assert (fact.name, fact.label, fact.by) == ("train", "signed", ("a key",))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner),
-    max_leaves=20,
-)
-
-
-@given(JSON, st.sampled_from([PROVENANCE, APPROVAL, "https://example.com/other"]))
-def test_any_predicate_gives_facts_that_are_only_stated(predicate: Any, kind: str) -> None:
-    """Whatever JSON a predicate is, it gives a bounded number of facts, which can be merged and are not signed."""
-    payload = statement_about(Digest.of(b"kit"), kind, predicate)
-    attestation = Attestation(Digest.of(payload), Statement.parse(payload), None, "")
-    found = merged(facts_about([], [attestation], []))
-    assert {fact.label for fact in found} <= {"stated"}
-    assert len(found) <= MAX_DEPENDENCIES + 2
