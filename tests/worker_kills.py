@@ -43,6 +43,7 @@ while not stop.is_set():
     data, where = whole[path], os.path.join(root, path)
     offset = pick.randrange(len(data) + 1)
     size = pick.choice((1, 4096, 70000, 1 << 20))
+    time.sleep(0.001)
     began = time.monotonic()
     if way == 'pread':
         os.posix_fadvise(opened[path], 0, 0, os.POSIX_FADV_DONTNEED)
@@ -78,15 +79,18 @@ class Kills(NamedTuple):
     longest: float
 
 
-def kill_workers(host: Host, mount: Mounted, expected: dict[str, str], *, kills: int, between: float = 1.5) -> Kills:
+def kill_workers(
+    host: Host, mount: Mounted, expected: dict[str, str], *, kills: int, seed: int = 0, between: float = 1.5
+) -> Kills:
     """Kill the worker of a mount ``kills`` times, at random moments, while programs use the mount.
 
-    ``expected`` maps paths in the mount to the sha256 of the files' bytes. Between two kills, at most ``between``
-    seconds pass after the next worker has been started. Raises AssertionError if a program fails.
+    ``expected`` maps paths in the mount to the sha256 of the files' bytes. Each kill comes at most ``between`` seconds
+    after the next worker was started, and possibly before that worker serves the mount. Raises AssertionError if a
+    program fails.
     """
     facts = host.root / "expected.json"
     facts.write_text(json.dumps(expected))
-    pick = random.Random(0)
+    pick = random.Random(seed)
     command = [sys.executable, "-c", PROGRAM, str(mount.path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     programs = [subprocess.Popen([*command, way, str(facts)], **pipes) for way in WAYS]  # type: ignore[call-overload]
