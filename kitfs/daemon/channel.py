@@ -36,6 +36,11 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
 
+    @classmethod
+    def of(cls, fd: int) -> Channel:
+        """Return the channel of a descriptor."""
+        return cls(socket.socket(fileno=fd))
+
     def fileno(self) -> int:
         return self._socket.fileno()
 

@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Final
 
@@ -15,7 +15,6 @@ from kitfs.escaping import LogFormatter
 from kitfs.ownership import Unsafe, open_file
 
 LOG_BYTES: Final = 16 << 20
-FORMAT: Final = "%(asctime)s %(levelname)s %(message)s"
 
 
 class LogFile(logging.handlers.RotatingFileHandler):
@@ -36,18 +35,6 @@ class LogFile(logging.handlers.RotatingFileHandler):
         return open(fd, "a", encoding="utf-8", errors="backslashreplace")
 
 
-def add_line(path: str, level: str, text: str) -> None:
-    """Write one line into a log, from a process that does not keep the log open. A full disk is ignored."""
-    line = logging.LogRecord("kitfs", logging.getLevelNamesMapping()[level], "", 0, text, None, None)
-    with suppress(OSError, MountError):
-        file = LogFile(path)
-        try:
-            file.setFormatter(LogFormatter(FORMAT))
-            file.emit(line)
-        finally:
-            file.close()
-
-
 @contextmanager
 def daemon_log(path: str, level: str, last_error: logging.Handler, stderr: bool) -> Iterator[logging.Logger]:
     """Yield the daemon's logger, which writes into the file at ``path``, and to stderr if ``stderr`` is True.
@@ -65,7 +52,7 @@ def daemon_log(path: str, level: str, last_error: logging.Handler, stderr: bool)
         assert file.stream is not None
         os.dup2(file.stream.fileno(), 2)
     for handler in handlers:
-        handler.setFormatter(LogFormatter(FORMAT))
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
     try:
         yield log

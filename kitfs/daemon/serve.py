@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from kitfs.daemon.request import MountRequest, terms_of
 from kitfs.daemon.run_dir import Lock, Record, RunDir
-from kitfs.daemon.supervisor import Supervisor, fork
+from kitfs.daemon.small import ReadyMount, replace_program
+from kitfs.daemon.supervisor import Running, Supervisor, fork
 from kitfs.errors import MountError, error_from_json
 from kitfs.system import allow_many_files, notify_systemd
 
@@ -100,7 +101,7 @@ def _live(
         in_worker()
         work_first(channel, request, run, lock.nonce, pid=pid, foreground=foreground)
 
-    mount = _Mount(request, run, ready, foreground)
+    mount = _Mount(run, request.mountpoint, ready, foreground=foreground)
     supervisor = Supervisor(*fork(work), mount, lock=lock.fd)
     outcome = supervisor.run()
     if outcome.error:
@@ -115,44 +116,26 @@ def _live(
     notify_systemd("STOPPING=1")
 
 
-class _Mount:
-    """The mount of a supervisor (``supervisor.Mount``)."""
+class _Mount(ReadyMount):
+    """The mount of a supervisor that has just been started."""
 
-    def __init__(self, request: MountRequest, run: RunDir, ready: Ready, foreground: bool) -> None:
+    def __init__(self, run: RunDir, mountpoint: str, ready: Ready, *, foreground: bool) -> None:
+        super().__init__({}, run.file(mountpoint, "log"))
+        self._mountpoint = mountpoint
+        self._is_ready = ready
         self._foreground = foreground
-        self._run = run
-        self._ready = ready
-        self._log = run.file(request.mountpoint, "log")
-        self._record: Record | None = None
 
     def ready(self, message: dict[str, Any]) -> None:
-        self._record = Record(**message["record"])
+        self._record = message["record"]
         if not self._foreground:
             with suppress(OSError), open(self._log, "ab") as log:
                 os.dup2(log.fileno(), 2)  # for the messages of a worker that cannot start
         notify_systemd("READY=1")
-        self._ready(self._record, message["warnings"], made=True)
+        self._is_ready(Record(**self._record), message["warnings"], made=True)
 
-    def note(self, level: str, text: str) -> None:
-        from kitfs.daemon.logs import add_line
-
-        add_line(self._log, level, text)
-
-    def end(self) -> None:
-        from kitfs.daemon.presence import leave
-        from kitfs.fuse.mount_table import mount_at
-        from kitfs.fuse.mounting import unmount
-
-        record = self._record
-        if record is None:
-            return
-        there = mount_at(record.mountpoint)
-        try:
-            if there is not None and there.number == record.number:
-                unmount(record.mountpoint, lazy=True)
-        except MountError as e:
-            self.note("ERROR", str(e))
-        leave(self._run, record)
+    def settle(self, running: Running) -> None:
+        if not self._foreground:  # otherwise the caller waits for the end of the mount in this program
+            replace_program(running, self._log, self._mountpoint)
 
 
 def _of_another(run: RunDir, mountpoint: str) -> Record | None:

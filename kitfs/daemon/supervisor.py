@@ -38,6 +38,7 @@ LONGEST_PAUSE: Final = 30.0  # seconds
 FRUITLESS: Final = 5  # deaths at once of workers that served the mount, after which waiting requests are refused
 GONE: Final = 1.5  # seconds without a worker, after which clients of the status socket get an answer
 UPGRADE_PATIENCE: Final = 120.0  # seconds in which the worker of an upgrade must have opened the kit
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})  # the signals that end a mount
 WORKER: Final = ("-P", "-m", "kitfs.daemon.worker")  # the arguments of Python for another worker
 
 
@@ -64,11 +65,23 @@ class Outcome(NamedTuple):
     error: dict[str, Any] = {}  # noqa: RUF012 - the default is never changed
 
 
+class Running(NamedTuple):
+    """A supervisor that runs: its worker, the channel to it, and a signal that was not passed to the worker yet."""
+
+    pid: int
+    channel: int
+    handover: Handover
+    signal: int | None
+
+
 class Mount(Protocol):
     """The methods through which a supervisor uses the parts of kitfs that it does not import."""
 
     def ready(self, message: dict[str, Any]) -> None:
         """Handle the message ``ready`` of the first worker."""
+
+    def settle(self, running: Running) -> None:
+        """Continue the supervisor in a smaller program, if possible. Returns if this program must continue it."""
 
     def note(self, level: str, text: str) -> None:
         """Write a line into the log of the mount."""
@@ -87,15 +100,20 @@ class _Worker:
 
 
 class Supervisor:
-    """The supervisor of a mount, whose first worker has just been started as the child ``pid``."""
+    """The supervisor of a mount, whose first worker is the child ``pid``.
 
-    def __init__(self, pid: int, channel: Channel, mount: Mount, *, lock: int) -> None:
+    ``lock`` is the descriptor of the mount's lock. ``handover`` is given if the worker serves the mount already.
+    """
+
+    def __init__(
+        self, pid: int, channel: Channel, mount: Mount, *, lock: int, handover: Handover | None = None
+    ) -> None:
         self._mount = mount
         self._lock = lock
-        self._serving: _Worker | None = _Worker(pid, channel)
+        self._serving: _Worker | None = _Worker(pid, channel, 0.0 if handover is None else time.monotonic())
         self._next: _Worker | None = None  # a worker that opens the kit
         self._client: socket.socket | None = None  # asked for the upgrade that is in progress
-        self._handover: Handover | None = None
+        self._handover = handover
         self._at_once = 0  # deaths at once, and failed starts, in a row
         self._fruitless = 0  # deaths at once of workers that served the mount, in a row
         self._start = 0.0  # the monotonic time at which the next worker is started, if no worker exists
@@ -109,11 +127,19 @@ class Supervisor:
         for end in (self._wake, self._woken):
             end.setblocking(False)
 
-    def run(self) -> Outcome:
-        """Supervise the workers until the mount has ended. Installs handlers for SIGTERM and SIGINT."""
+    def run(self, *, pending: int | None = None) -> Outcome:
+        """Supervise the workers until the mount has ended.
+
+        Installs handlers for SIGTERM and SIGINT, and lets these signals through. ``pending`` is a signal that arrived
+        before.
+        """
         signal.set_wakeup_fd(self._woken.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in SIGNALS:
             signal.signal(number, self._signalled)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        if pending is not None:
+            self._signal = pending
+            self._pass_signal()
         while self._outcome is None:
             for ready in self._wait():
                 if ready == self._wake.fileno():
@@ -211,6 +237,8 @@ class Supervisor:
             if fds:
                 self._handover = Handover(message["state"], (self._lock, *fds))
             self._mount.ready(message)
+            if self._handover is not None:
+                self._mount.settle(Running(worker.pid, worker.channel.fileno(), self._handover, self._signal))
         self._answer({"upgraded": worker.pid, "version": message["version"]})
 
     def _started(self) -> _Worker | None:

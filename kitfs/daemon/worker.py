@@ -57,7 +57,7 @@ def main() -> NoReturn:
     """Continue the mount of an earlier worker, as a child of the supervisor."""
     from kitfs.daemon.continuing import Inherited, continue_mount
 
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel.of(int(sys.argv[1]))
     state, fds = channel.receive()
     if not state:
         os._exit(0)
