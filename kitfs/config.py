@@ -29,6 +29,7 @@ from kitfs.parsers import (
     LEVEL,
     Choice,
     boolean,
+    duration,
     mirror,
     mode,
     natural,
@@ -204,6 +205,20 @@ OPTIONS: Final[Mapping[str, Option]] = {
             many=True,
         ),
         Option(
+            "mirror-tags",
+            boolean,
+            "Let mirrors also say what a tag means. Otherwise only the registry does.",
+            default="false",
+            flag=True,
+        ),
+        Option(
+            "max-tag-age",
+            duration,
+            "While a registry cannot be reached, use the last known digest of a tag for this time.",
+            default="30d",
+            metavar="TIME",
+        ),
+        Option(
             "read-timeout",
             seconds,
             "A request fails if no byte arrives for this time.",
@@ -240,7 +255,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 
 NETWORK: Final = (
-    "config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "read-timeout", "memory-budget",
+    "config", "plain-http", "tls-verify", "tls-cert", "cert", "key", "proxy", "mirror", "mirror-tags",
+    "max-tag-age", "read-timeout", "memory-budget",
 )  # fmt: skip
 STORE: Final = ("settings", "cache-dir")
 COMMON: Final = (*STORE, "run-dir")

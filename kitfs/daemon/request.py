@@ -167,6 +167,8 @@ def terms_of(request: MountRequest, salt: str) -> dict[str, str]:
         "key": client.key or "",
         "proxy": _without_user(client.proxy or "", salt),
         "mirror": " ".join(f"{host}={urls}" for host, urls in sorted(mirrors.items())),
+        "mirror-tags": _text(client.mirror_tags),
+        "max-tag-age": _text(client.max_tag_age),
         "read-timeout": _text(client.read_timeout),
         "memory-budget": str(client.memory_budget),
     }

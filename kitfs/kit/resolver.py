@@ -36,6 +36,7 @@ from kitfs.modelkit.index import KitIndex, is_kit_index, select
 from kitfs.modelkit.layers import has_kitfile, kit_layers, kitfile_of
 from kitfs.oci.manifest import Descriptor, Manifest, check_media_type
 from kitfs.oci.names import LOCAL, Digest, LayoutReference, Reference
+from kitfs.registry.options import MAX_TAG_AGE
 from kitfs.store.store import Store
 
 MAX_CONFIG: Final = 8 << 20  # bytes of a config: a thousand times what kit writes, and small enough to hold in memory
@@ -55,12 +56,13 @@ class Resolver:
 
     A kit that was packed or pulled on this machine is opened from the store. ``origin_of`` returns the origin of any
     other reference: its registry or its layout. A tag is resolved at its registry. If the registry is unreachable, or
-    does not answer within ``patience`` seconds, the last known digest of the tag is used, with a warning. An answer of
-    401, 403 or 404 is always an error. If no digest is known, the resolver waits for the origin without a limit.
-    ``admit`` is called for each kit and each parent, after its manifest is read and before anything else of it is read.
-    ``admit`` raises SignatureError for a kit that may not be used. ``fallback`` supplies the manifest of a tag if
-    neither the registry nor the last known digest does. With ``strict``, every byte of a layer is verified whenever it
-    is read.
+    does not answer within ``patience`` seconds, the last known digest of the tag is used, with a warning, unless it is
+    older than ``max_tag_age`` seconds. (An attacker who blocks the registry could otherwise keep a host on an old kit
+    for ever.) An answer of 401, 403 or 404 is always an error. If no digest is known, the resolver waits for the origin
+    without a limit. ``admit`` is called for each kit and each parent, after its manifest is read and before anything
+    else of it is read. ``admit`` raises SignatureError for a kit that may not be used. ``fallback`` supplies the
+    manifest of a tag if neither the registry nor the last known digest does. With ``strict``, every byte of a layer is
+    verified whenever it is read.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Resolver:
         clock: Callable[[], float] = time.time,
         fallback: Callable[[Reference, KitfsError], tuple[Descriptor, bytes] | None] = lambda *_: None,
         patience: float = PATIENCE,
+        max_tag_age: float = MAX_TAG_AGE,
         admit: Callable[[Reference | LayoutReference, Digest], None] = lambda *_: None,
         strict: bool = False,
     ) -> None:
@@ -85,6 +88,7 @@ class Resolver:
         self._clock = clock
         self._fallback = fallback
         self._patience = patience
+        self._max_tag_age = max_tag_age
         self._admit = admit
         self._strict = strict
         self.fell_back = False  # True once the last known digest of a tag was used because its registry did not answer
@@ -255,7 +259,8 @@ class Resolver:
             )
         except (Unavailable, RateLimited, NotFound, Unauthorized) as e:
             found = None
-            if known is not None and not isinstance(e, (NotFound, Unauthorized)):
+            expired = known is not None and known.age > self._max_tag_age
+            if known is not None and not expired and not isinstance(e, (NotFound, Unauthorized)):
                 self.fell_back = True
                 self._log.warning(
                     "%s: using %s, the digest of the tag %s ago: %s", reference, known.digest, human_age(known.age), e
@@ -265,6 +270,9 @@ class Resolver:
             if other is not None:
                 self._keep(other[0].digest, other[1])
                 return other[0].digest, other[1]
+            if found is None and known is not None and expired and not isinstance(e, (NotFound, Unauthorized)):
+                age = human_age(known.age)
+                raise Unavailable(f"{e}; the last known digest of the tag is {age} old, which --max-tag-age forbids")
             if found is None:
                 raise
             return found

@@ -68,6 +68,7 @@ class Workspace:
                 max_entries=options.max_entries,
                 expansion=Expansion(options.max_expansion),
                 fallback=self._kit_storage.fallback,
+                max_tag_age=options.client.max_tag_age,
                 admit=self.admit,
                 strict=options.strict,
             )

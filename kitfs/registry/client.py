@@ -76,7 +76,7 @@ class RegistryClient:
         mirrors = self.options.mirrors.get(registry, ())
         patience = CONNECT_BUDGET / (len(mirrors) + 1)
         made = (self._endpoint(url.rstrip("/"), name, patience=patience) for url in mirrors)
-        endpoints = [replace(mirror, restart=patience) for mirror in made]
+        endpoints = [replace(mirror, restart=patience, resolves=self.options.mirror_tags) for mirror in made]
         url = self.http.url_of(api_host(registry))
         endpoint = self._endpoint(url, name, patience=patience, host=api_host(registry))
         if reference.named_by not in ("", registry):

@@ -52,7 +52,8 @@ class Endpoint:
     ``patience``: the seconds in which a refused connection is retried; the endpoints of a repository share them.
     ``restart``: the same for an endpoint that has responded before and may be restarting. A mirror has fewer seconds,
     because another endpoint can respond. ``led_from``: the address scope of the registry whose content names this
-    endpoint, or None if the user named it (see ``addresses``).
+    endpoint, or None if the user named it (see ``addresses``). ``resolves``: whether this endpoint may say what a tag
+    means.
     """
 
     base: str
@@ -60,6 +61,7 @@ class Endpoint:
     auth: RegistryAuth | TokenAuth
     patience: float
     led_from: AddressScope | None = None
+    resolves: bool = True
     restart: float = RESTART_BUDGET
 
     def scoped(self, scope: str) -> Endpoint:

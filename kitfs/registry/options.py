@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from kitfs.buffers import DEFAULT_BUDGET, MIN_BUDGET
 from kitfs.config import Settings
 from kitfs.errors import UsageError
 from kitfs.version import __version__
+
+MAX_TAG_AGE: Final = 30 * 86_400.0  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,10 @@ class ClientOptions:
     """The options for connections to registries.
 
     ``plain_http``: None means plain HTTP for loopback hosts only. ``mirrors``: maps a host to the base URLs that are
-    tried before the host, in order. Timeouts are in seconds. ``read_timeout`` applies to the head of a response and to
-    each window of its body (see ``registry.pace``).
+    tried before the host, in order. ``mirror_tags``: whether mirrors may say what a tag means; blobs and manifests with
+    a known digest are always requested from mirrors. ``max_tag_age``: the seconds for which the last known digest of a
+    tag is used while its registry cannot be reached. Timeouts are in seconds. ``read_timeout`` applies to the head of a
+    response and to each window of its body (see ``registry.pace``).
     """
 
     plain_http: bool | None = None
@@ -28,6 +32,8 @@ class ClientOptions:
     key: str | None = None
     proxy: str | None = None
     mirrors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    mirror_tags: bool = False
+    max_tag_age: float = MAX_TAG_AGE
     read_timeout: float = 60.0
     connect_timeout: float = 5.0
     memory_budget: int = DEFAULT_BUDGET
@@ -57,6 +63,8 @@ class ClientOptions:
             key=settings[key],
             proxy=settings["proxy"],
             mirrors=mirrors,
+            mirror_tags=settings["mirror-tags"],
+            max_tag_age=settings["max-tag-age"],
             read_timeout=settings["read-timeout"],
             memory_budget=settings["memory-budget"],
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import httpx
@@ -58,8 +59,12 @@ class Repository:
         return Repository(self._http, self._name, self.endpoints[-1:], self._lessons)
 
     def apart(self) -> tuple[Repository, ...]:
-        """Return one repository for each endpoint: for each mirror in order, and last for the registry."""
-        return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in self.endpoints)
+        """Return one repository for each endpoint: for each mirror in order, and last for the registry.
+
+        These repositories return what their endpoint has under a tag, so the caller must verify it.
+        """
+        each = (replace(one, resolves=True) for one in self.endpoints)
+        return tuple(Repository(self._http, self._name, (one,), self._lessons) for one in each)
 
     def resolve(self, identifier: str) -> Descriptor:
         """Return the descriptor of a tag or digest. Raises the errors of ``manifest``."""
@@ -68,9 +73,12 @@ class Repository:
     def manifest(self, identifier: str) -> tuple[Descriptor, bytes]:
         """Fetch a manifest or index by tag or digest, and verify its digest.
 
+        A tag is resolved only by the registry itself, and by mirrors that may do so (``Endpoint.resolves``).
+
         Raises NotFound, ManifestError, IntegrityError or RegistryError.
         """
-        return self._first(lambda e: self._manifest(e, identifier))
+        may_answer = tuple(e for e in self.endpoints if ":" in identifier or e.resolves)
+        return self._first(lambda e: self._manifest(e, identifier), may_answer)
 
     def _manifest(self, endpoint: Endpoint, identifier: str) -> tuple[Descriptor, bytes]:
         what = self._named(identifier)
@@ -339,20 +347,21 @@ class Repository:
                 response.close()
         raise AssertionError("unreachable")
 
-    def _first(self, attempt: Callable[[Endpoint], T]) -> T:
-        """Return the result of the first endpoint that succeeds.
+    def _first(self, attempt: Callable[[Endpoint], T], endpoints: tuple[Endpoint, ...] = ()) -> T:
+        """Return the result of the first endpoint that succeeds, of all endpoints or of ``endpoints``.
 
         If all fail, raises the registry's own error with the cause of every endpoint.
         """
         causes: list[KitfsError] = []
-        for endpoint in self.endpoints:
+        asked = endpoints or self.endpoints
+        for endpoint in asked:
             try:
                 return attempt(endpoint)
             except UsageError:
                 raise  # a certificate or credential file cannot be read, so every endpoint would fail
             except KitfsError as e:
                 causes.append(e)
-        raise combined(causes, self.endpoints)
+        raise combined(causes, asked)
 
 
 def media_type_of(response: httpx.Response) -> str:

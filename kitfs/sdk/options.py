@@ -41,7 +41,9 @@ class Options(StoreOptions, total=False):
     (the default only for loopback addresses). ``tls_verify``: check the registry's certificate. ``tls_cert``: files of
     additional CA certificates to trust. ``cert`` and ``key``: files of a client certificate and its key. ``proxy``: the
     URL of a proxy. ``mirror``: URLs of mirrors that are tried before a host, as
-    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``read_timeout``: a request fails
+    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``mirror_tags``: mirrors may also say
+    what a tag means. ``max_tag_age``: while a registry cannot be reached, the last known digest of a tag is used for
+    this time, in seconds or as "30d". ``read_timeout``: a request fails
     when no byte arrives for this many seconds. ``memory_budget``: the most memory for bytes that are being received, in
     bytes or as "64MiB".
     """
@@ -55,6 +57,8 @@ class Options(StoreOptions, total=False):
     key: StrPath
     proxy: str
     mirror: str | Sequence[str] | Mapping[str, str | Sequence[str]]
+    mirror_tags: bool
+    max_tag_age: float | str
     read_timeout: float
     memory_budget: int | str
 

@@ -36,7 +36,9 @@ def test_a_golden_kit_mounts_as_recorded(
 ) -> None:
     """With each transport and user, paths, types, sizes, modes and digests are those of trees/NAME.json."""
     mirror = f"registry.golden.test={golden_registry.url}"
-    mount = anybody.mount(f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--transport", transport)
+    mount = anybody.mount(
+        f"registry.golden.test/golden/{name}:v1", "--mirror", mirror, "--mirror-tags", "--transport", transport
+    )
     assert mount.digest == GOLDEN_KITS[name]["manifest"]
     found = anybody.scan(mount)
     assert (trees.without(found, "Kitfile") if name in MODELPACKS else found) == expected(name)

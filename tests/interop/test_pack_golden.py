@@ -38,7 +38,7 @@ def mirror() -> Iterator[tuple[str, str]]:
         for blob in (about["config"], *about["layers"]):
             registry.put_blob("golden/parts", trees.blob_of(archive, blob["digest"]))
         registry.put_manifest("golden/parts", trees.blob_of(archive, about["manifest"]), tag="v1")
-        yield "--mirror", f"registry.golden.test={registry.url}"
+        yield "--mirror-tags", f"--mirror=registry.golden.test={registry.url}"
 
 
 def blob(box: Host, digest: str) -> bytes:

@@ -115,7 +115,7 @@ def test_pull_brings_the_parent_of_a_kit(golden_registry: RegistryProcess, box: 
     """
     ref = f"{golden_registry.host}/golden/child:v1"
     parent = GOLDEN_KITS["parts"]["reference"]
-    mirror = ("--mirror", f"{parent.partition('/')[0]}={golden_registry.url}")
+    mirror = ("--mirror", f"{parent.partition('/')[0]}={golden_registry.url}", "--mirror-tags")
     done = box.kitfs("pull", ref, *mirror)
     assert (
         done.stdout == f"Pulling {ref}\nPulling referenced image {parent}\nPulled {GOLDEN_KITS['child']['manifest']}\n"

@@ -45,14 +45,14 @@ def test_a_golden_kit_unpacks_as_recorded(golden_registry: RegistryProcess, box:
 
     A second unpack reads from the store and transfers nothing.
     """
-    mirror = f"registry.golden.test={golden_registry.url}"
+    mirror = ("--mirror", f"registry.golden.test={golden_registry.url}", "--mirror-tags")
     expected = trees.masked(trees.golden(GOLDEN, name))
     if name in MODELPACKS:
         expected = trees.without(expected, "data", "data/rows.csv")  # modctl did not pack it into a layer
     for out in (box.root / "one", box.root / "two"):
-        box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror)
+        box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, *mirror)
         assert trees.scan(out) == expected
-    done = box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, "--mirror", mirror, "-o", "--json")
+    done = box.kitfs("unpack", f"registry.golden.test/golden/{name}:v1", "-d", out, *mirror, "-o", "--json")
     told = json.loads(done.stdout)
     assert set(told) == {"reference", "digest", "directory", "layers"}
     assert (told["reference"], told["digest"]) == (

@@ -430,7 +430,7 @@ def test_a_mirror_that_stops_while_mounted(host: Host, fake: FakeRegistry, ref: 
     """
     with FakeRegistry() as mirror:
         mirror.put_kit("team/kit", kit, "v1")
-        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--read-timeout", LONG)
+        mount = host.mount(ref, f"--mirror={fake.host}={mirror.url}", "--mirror-tags", "--read-timeout", LONG)
         assert pread(mount, 0)[0] == "right"
         assert fake.served() == []
         mirror.stop()

@@ -195,7 +195,7 @@ def test_mirrors_are_tried_in_order_and_their_failures_named(host: Host, fake: F
     """
     with FakeRegistry() as empty, FakeRegistry() as dead:
         dead.stop()
-        mirrors = [f"--mirror=up.example.test={one.url}" for one in (dead, empty)]
+        mirrors = ["--mirror-tags", *(f"--mirror=up.example.test={one.url}" for one in (dead, empty))]
         mount = host.mount("up.example.test/team/kit:v1", *mirrors, f"--mirror=up.example.test={fake.url}")
         assert digest_by(reader(mount / "w.bin")) == DIGEST
         done = host.kitfs("mount", "up.example.test/team/none:v1", host.mnt / "none", *mirrors, check=False)

@@ -47,7 +47,7 @@ def test_a_parent_from_a_mirror_is_found_offline(own_registry: RegistryProcess, 
     own_registry.push(parent, "team/parent")
     child = build([part("docs", "README.md", b"#\n", format="raw")], parent="registry.parent.test/team/parent:v1")
     ref = own_registry.push(child, "team/child")
-    mirror = ("--mirror", f"registry.parent.test={own_registry.url}", "--read-timeout", "2")
+    mirror = ("--mirror", f"registry.parent.test={own_registry.url}", "--mirror-tags", "--read-timeout", "2")
     mount = host.mount(ref, *mirror)
     before = host.scan(mount)
     assert sorted(trees.without(before, "Kitfile")) == ["README.md", "m", "m/w.bin"]

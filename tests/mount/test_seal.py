@@ -128,7 +128,7 @@ def test_a_sealed_golden_kit_is_the_kit_that_fuse_shows(
 ) -> None:
     """A sealed mount and a FUSE mount of a golden kit have equal names, metadata, attributes and bytes."""
     ref = f"registry.golden.test/golden/{name}:v1"
-    mirror = ("--mirror", f"registry.golden.test={golden_registry.url}")
+    mirror = ("--mirror", f"registry.golden.test={golden_registry.url}", "--mirror-tags")
     host.kitfs("pull", ref, *mirror)  # reads do not complete a layer whose files are hidden by other layers
     shown = fill(host, ref, *mirror)
     sealed = mount_sealed(host, ref, *mirror)

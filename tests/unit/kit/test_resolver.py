@@ -40,6 +40,7 @@ from kitfs.modelkit.index import KIT_INDEX
 from kitfs.oci.manifest import Descriptor
 from kitfs.oci.names import Digest, LayoutReference, Reference
 from kitfs.registry.layout import open_layout
+from kitfs.registry.options import MAX_TAG_AGE
 from kitfs.store import members
 from kitfs.store.store import Store
 from tests import kits
@@ -94,8 +95,10 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path)
 
 
-def resolver(registry: Registry, store: Store, now: float = 1000.0, patience: float = 60.0) -> Resolver:
-    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now, patience=patience)
+def resolver(
+    registry: Registry, store: Store, now: float = 1000.0, patience: float = 60.0, max_tag_age: float = MAX_TAG_AGE
+) -> Resolver:
+    return Resolver(store, registry.origin_of, log=LOG, clock=lambda: now, patience=patience, max_tag_age=max_tag_age)
 
 
 def paths(kit: Kit) -> Sequence[str | None]:
@@ -130,6 +133,28 @@ def test_tag_means_its_last_digest_when_the_registry_is_away(
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "3 h ago" in warnings[0]
+
+
+@pytest.mark.parametrize("age", [-1.0, 0.0, 1.0])
+def test_a_digest_of_a_tag_that_is_too_old_is_not_used(registry: Registry, store: Store, age: float) -> None:
+    """If the last known digest is older than ``max_tag_age``, the error of the registry is raised. It names the option.
+
+    When the registry responds again, the digest can be used for the same time again.
+    """
+    ref = registry.put("r.io/a", kits.build([model("w.bin")]))
+    digest = resolver(registry, store, 1000.0).open(ref).digest
+    registry.failure = Unavailable("r.io is away")
+    late = resolver(registry, store, 1000.0 + 7 * 86_400 + age, max_tag_age=7 * 86_400.0)
+    if age <= 0:
+        assert late.open(ref).digest == digest
+        return
+    with pytest.raises(Unavailable, match=r"r.io is away; .* 7 d old, which --max-tag-age forbids"):
+        late.open(ref)
+    assert late.open(Reference.parse(f"r.io/a@{digest}")).digest == digest
+    registry.failure = None
+    assert late.open(ref).digest == digest
+    registry.failure = Unavailable("r.io is away")
+    assert late.open(ref).digest == digest
 
 
 def test_a_silent_registry_is_not_waited_for_where_the_tag_is_known(

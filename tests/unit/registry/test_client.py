@@ -228,7 +228,7 @@ def test_a_refused_connection_is_retried_within_one_budget(fake: FakeRegistry, r
     The registry and its mirrors share a budget of retries.
     """
     fake.stop()
-    mirrored = repository(mirrors={fake.host: (fake.url, fake.url)})
+    mirrored = repository(mirrors={fake.host: (fake.url, fake.url)}, mirror_tags=True)
     assert sum(endpoint.patience for endpoint in mirrored.endpoints) == pytest.approx(CONNECT_BUDGET)
     with pytest.raises(Unavailable, match=r"cannot reach .*: connection refused"):
         mirrored.manifest("v1")
@@ -288,10 +288,38 @@ def test_mirrors_are_asked_in_order_before_the_host(fake: FakeRegistry, reposito
     """Mirrors are tried in their order before the host. The URL of a mirror may have a path."""
     with FakeRegistry(prefix="/proxy/up") as first, FakeRegistry() as second:
         second.put_manifest("team/kit", BODY, tag="v1")
-        one = repository(mirrors={fake.host: (f"{first.url}/", second.url)})
+        one = repository(mirrors={fake.host: (f"{first.url}/", second.url)}, mirror_tags=True)
         assert one.manifest("v1")[1] == BODY
         assert [s.path for s in first.served()] == ["/proxy/up/v2/team/kit/manifests/v1"]
         assert fake.served() == []
+
+
+def test_a_mirror_does_not_say_what_a_tag_means(fake: FakeRegistry, repository: Repositories) -> None:
+    """A tag is resolved by the registry itself. A mirror delivers only manifests and blobs whose digest is known."""
+    digest = fake.put_manifest("team/kit", BODY, tag="v1")
+    with FakeRegistry() as mirror:
+        mirror.put_manifest("team/kit", b"{}", tag="v1")
+        mirror.put_manifest("team/kit", BODY)
+        mirror.put_blob("team/kit", BODY)
+        one = repository(mirrors={fake.host: (mirror.url,)})
+        assert one.manifest("v1")[1] == BODY
+        assert mirror.served() == []
+        fake.forget()
+        assert one.manifest(digest)[1] == BODY
+        assert one.blob_bytes(descriptor(BODY), 1 << 20) == BODY
+        assert fake.served() == []
+
+
+def test_a_tag_is_not_resolved_by_a_mirror_if_the_registry_is_away(
+    fake: FakeRegistry, repository: Repositories
+) -> None:
+    """If the registry cannot be reached, a mirror may resolve the tag only if that was allowed."""
+    fake.stop()
+    with FakeRegistry() as mirror:
+        mirror.put_manifest("team/kit", BODY, tag="v1")
+        with pytest.raises(Unavailable, match="connection refused"):
+            repository(mirrors={fake.host: (mirror.url,)}).manifest("v1")
+        assert repository(mirrors={fake.host: (mirror.url,)}, mirror_tags=True).manifest("v1")[1] == BODY
 
 
 def test_a_mirror_that_lies_is_passed_over(fake: FakeRegistry, repository: Repositories) -> None:
@@ -311,7 +339,7 @@ def test_when_all_fail_each_is_named(fake: FakeRegistry, repository: Repositorie
     with FakeRegistry() as mirror:
         mirror.stop()
         with pytest.raises(NotFound) as caught:
-            repository(mirrors={fake.host: (mirror.url,)}).manifest("v1")
+            repository(mirrors={fake.host: (mirror.url,)}, mirror_tags=True).manifest("v1")
     assert f"mirror {mirror.host}: team/kit:v1: cannot reach {mirror.host}: connection refused" in str(caught.value)
     assert f"; {fake.host}: team/kit:v1: {fake.host}: not found" in str(caught.value)
 
