@@ -40,7 +40,8 @@ class LayerState:
     def state(self) -> str:
         """Return the state of the content: "absent", "partial", "present", "verified" or "wrong".
 
-        A layer counts as verified only after the index in use has been compared with the verified bytes.
+        A layer is verified if its digest is right and the index in use has been compared with its bytes, or if its
+        chunk table has verified every byte.
         """
         if self.failure is not None:
             return "wrong"
@@ -48,10 +49,15 @@ class LayerState:
         state = "absent" if content is None else content.state
         if state == "absent" and self.compressed:
             state = "absent" if self._wire is None or self._wire.state == "absent" else "partial"
+        if state == "present" and content is not None and content.has_verified_chunks:
+            return "verified"
         return "present" if state == "verified" and not self.is_verified() else state
 
     def is_verified(self) -> bool:
-        """Return whether ``state`` is "verified". The chunk map is not read."""
+        """Return whether the digest of the layer is verified, and the index in use belongs to it.
+
+        The chunk map is not read.
+        """
         content = self._decoded if self.compressed else self._wire
         if self.failure is not None or content is None or not content.sealed:
             return False

@@ -46,6 +46,12 @@ class BlobState:
             return "verified" if filling.sealed else "present"
         return "partial" if filling.fetched else "absent"
 
+    @property
+    def has_verified_chunks(self) -> bool:
+        """Return whether every byte is stored, and a chunk table has verified it, even if the blob is not sealed."""
+        filling = self._current()
+        return self.failure is None and filling.has_table and filling.complete
+
     def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
         """Announce a reader that reads everything from ``start`` on; fetch at most ``most`` bytes ahead of it."""
         self._current().will_read(start, most)

@@ -76,7 +76,7 @@ class Filling:
         self._home = home
         self._owner = owner
         self._decoded = decoded
-        self._has_table = table is not None
+        self.has_table: Final = table is not None
         self._hashing = threading.Lock()
         self._syncing = threading.Lock()
         self._stopped = False
@@ -240,7 +240,7 @@ class Filling:
 
     def _may_lag(self) -> bool:
         read = max(self._read, self._sink.awaited)
-        few = self._has_table or self._stored - self._proof.at < LAG * self._proof.speed
+        few = self.has_table or self._stored - self._proof.at < LAG * self._proof.speed
         return few and time.monotonic() - read < QUIET  # chunks that are verified need not be hashed soon
 
     def prove(self) -> str | None:

@@ -79,6 +79,16 @@ def test_verified_chunks_are_shared_by_tables_not_by_endpoints(store: Store) -> 
         assert len(other.asked) == 1
 
 
+def test_chunks_that_a_table_has_verified_stand_for_the_blob(store: Store) -> None:
+    """Before the digest of the whole blob is computed, it is known that all of its bytes are right."""
+    with unverified(store):
+        blob = blob_of(store, BytesSource(DATA))
+        blob.pread(0, CHUNK)
+        assert not blob.has_verified_chunks
+        blob.fill()
+        assert (blob.has_verified_chunks, blob.sealed) == (True, False)
+
+
 def test_without_its_table_a_blob_is_fetched_as_any_other(store: Store) -> None:
     """If the table does not exist, the bytes are stored for the endpoint that sends them."""
     with unverified(store):
