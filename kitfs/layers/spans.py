@@ -111,18 +111,22 @@ class SpanSource:
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[int, bytes | bytearray]]:
         """Yield (offset, bytes) for every span from ``start`` to ``stop``, which are the borders of spans."""
+        first = self.points.position(start)
+        alone = self.points.position(stop) - first <= ALONE
+        if not alone:
+            self._blob.will_read(first)
         if self.points.sha256:
-            yield from self._checked(start, stop)
+            yield from self._checked(start, stop, alone)
             return
         while start < stop:  # without digests, every frame is decoded alone, so that its size is checked
             end = self.points.piece(start, start + 1)[1]
-            with closing(self._decoded(start, end)) as pieces:
+            with closing(self._decoded(start, end, alone)) as pieces:
                 yield start, b"".join(pieces)
             start = end
 
-    def _checked(self, start: int, stop: int) -> Iterator[tuple[int, bytearray]]:
+    def _checked(self, start: int, stop: int, alone: bool) -> Iterator[tuple[int, bytearray]]:
         span = bytearray()
-        with closing(self._decoded(start, stop)) as pieces:
+        with closing(self._decoded(start, stop, alone)) as pieces:
             for piece in pieces:
                 view = memoryview(piece)
                 while len(view):
@@ -138,16 +142,18 @@ class SpanSource:
         if start < stop:
             raise WrongPointsError(f"the compressed bytes end before byte {start} of the decoded bytes")
 
-    def _decoded(self, start: int, stop: int) -> Generator[memoryview, None, None]:
+    def _decoded(self, start: int, stop: int, alone: bool) -> Generator[memoryview, None, None]:
         """Yield the decoded bytes from ``start`` to ``stop`` in pieces. Raises WrongPointsError if that fails.
 
-        Without digests, whole frames must contain exactly these bytes.
+        Without digests, whole frames must contain exactly these bytes. With ``alone``, no later bytes of the blob are
+        fetched ahead.
         """
         exact = not self.points.sha256
         try:
             point = self.points.before(start)
             at = point.out
-            for piece in decode(self._compressed(point, stop, exact), self.points.compression, start=point):
+            compressed = self._compressed(point, stop, exact, alone)
+            for piece in decode(compressed, self.points.compression, start=point):
                 view = memoryview(piece)[max(0, start - at) : stop - at]
                 at += len(piece)
                 if len(view):
@@ -159,7 +165,7 @@ class SpanSource:
         if exact and at != stop:
             raise WrongPointsError(f"a frame does not end at byte {stop} of the decoded bytes")
 
-    def _compressed(self, point: Point, stop: int, exact: bool) -> Iterator[bytes]:
+    def _compressed(self, point: Point, stop: int, exact: bool, alone: bool) -> Iterator[bytes]:
         """Yield the compressed bytes from a point on: first those that are needed up to ``stop``, then a few more.
 
         With ``exact``, there is a point at ``stop``, and no bytes after that point are yielded.
@@ -168,10 +174,7 @@ class SpanSource:
         needed, size = self.points.position(stop), self.points.blob_size
         if needed == size and not exact and needed - self.points.position(stop - 1) > ALONE:
             needed = max(at, self.points.position(stop - 1))  # much padding may follow the last block
-        alone = needed - at <= ALONE
-        if not alone:
-            self._blob.will_read(at)
-        elif needed > at:
+        if alone and needed > at:
             self._blob.fetch(at, needed - at, alone=True)
         step = STEP
         while at < (needed if exact else size):
