@@ -12,11 +12,11 @@ from typing import Final
 from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, KitfsError, LayerError, LayerLimit, StoreError, StoreFull, WouldBlock
 from kitfs.kit import head
-from kitfs.kit.frames import FrameFinder
 from kitfs.kit.layer_index import same_entries
 from kitfs.kit.layer_state import LayerState
 from kitfs.kit.layer_table import table_for
 from kitfs.kit.raw import raw_layer_index
+from kitfs.kit.restart import RestartFinder
 from kitfs.kit.strict import StrictReader
 from kitfs.layers.access import Closed, closed_to_others
 from kitfs.layers.codec import DecodedSource
@@ -65,7 +65,7 @@ class Layer(LayerState):
         self._strict_reader: tuple[Blob, StrictReader] | None = None
         self._max_entries = max_entries
         self._expansion = expansion
-        self._frames: Final = FrameFinder(entry.type.compression, expansion)
+        self._restart: Final = RestartFinder(entry.type.compression, expansion, self._table)
         self._lock = threading.Lock()  # guards the fields below; a read whose index and blobs are open does not take it
         self._wire: Blob | None = None
         self._decoded: Blob | None = None
@@ -195,7 +195,7 @@ class Layer(LayerState):
         try:
             listed = self._listed(proven)
             if listed is None:
-                self._frames.find(self._open_wire(), content, wait=wait)
+                self._restart.find(self._open_wire(), content, wait=wait)
             if self.type.format == "raw":
                 content.fill()
                 if self._strict:
@@ -355,8 +355,8 @@ class Layer(LayerState):
         if not wait and self._decoded is None and self._wire is None:
             raise WouldBlock
         content = self.content()
-        if not self._frames.done:
-            self._frames.find(self.wire(), content, wait=wait)
+        if not self._restart.done:
+            self._restart.find(self.wire(), content, wait=wait)
         reader = self._reader(content)
         data = read_member(reader, member, offset, size, wait=wait)
         if len(data) < min(size, max(0, member.size - offset)):

@@ -7,13 +7,16 @@ every part is verified by itself. Threading: any thread may call every method, a
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Final
 
 from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, LayerError, LayerLimit, NotFound
-from kitfs.layers.chunk_table import DIGEST, ENTRIES, PAGE, Section, TableHead
+from kitfs.layers.chunk_table import DIGEST, ENTRIES, PAGE, POINTS, WINDOWS, Section, TableHead
 from kitfs.layers.entries import decode
 from kitfs.layers.index import SIZE_MAX, LayerIndex
+from kitfs.layers.libz import INFLATE
+from kitfs.layers.points import RestartPoints
 from kitfs.oci.chunk_tables import NamedTable, table_of
 from kitfs.oci.manifest import Descriptor
 from kitfs.store.blob import Blob
@@ -105,6 +108,25 @@ class LayerTable:
         except LayerError as e:
             self._store.log.warning("layer %s is indexed from its own bytes: %s", self._layer.digest, e)
             return None
+
+    def points(self) -> RestartPoints | None:
+        """Return the restart points of a gzip layer; None if the table has none that can be used on this host.
+
+        Their windows are read when they are needed, and are not verified. Raises as ``load`` does.
+        """
+        if not INFLATE or not self.load() or self._head is None:
+            return None
+        place, windows = self._head.sections.get(POINTS), self._head.sections.get(WINDOWS)
+        if place is None or windows is None:
+            return None
+        try:
+            return RestartPoints(self._part(place), partial(self._window, windows))
+        except ValueError as e:
+            self._store.log.warning("layer %s is decoded from its beginning: %s", self._layer.digest, e)
+            return None
+
+    def _window(self, place: Section, offset: int, length: int) -> bytes:
+        return self._opened().pread(place.offset + offset, length, alone=True)
 
     def _part(self, place: Section) -> bytes:
         """Read a part of the table and verify it. Wrong bytes are fetched again from another endpoint, if possible."""

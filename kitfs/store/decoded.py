@@ -29,6 +29,7 @@ from kitfs.store.entry import OpenEntry
 from kitfs.store.kept import Kept
 from kitfs.store.paths import entry_path, origin_key
 
+REST: Final = 1 << 20  # bytes of a blob that no span needs, such as its trailer: they are fetched to verify the blob
 POINTS: Final = Kept("points", limit=1 << 30)
 
 
@@ -40,6 +41,11 @@ class Compressed(CompressedBlob, Protocol):
 
     @property
     def instance(self) -> str: ...
+
+    @property
+    def fetched(self) -> int: ...
+
+    def fill(self) -> None: ...
 
     def verify(self) -> None: ...
 
@@ -147,6 +153,8 @@ class Decoded:
         if points is not None and points.sha256 and points is not self.given:
             return True
         if not self._of.sealed:
+            if points is not None and points.blob_size - self._of.fetched <= REST:
+                self._of.fill()
             self._of.verify()
         if points is not None and points.sha256:
             return self._same(points)

@@ -160,3 +160,27 @@ def test_a_strict_read_waits_for_the_digest_of_a_layer_without_a_table(place: Pl
         with pytest.raises((errors.IntegrityError, errors.LayerError)):
             kit.read("w.bin", 0, 10)
         assert kit.read("data/one.txt", 0, 3) == b"one"
+
+
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_a_compressed_kit_is_as_lazy_as_a_tar(tmp_path: Path, compression: str) -> None:
+    """A cold read of 4 KiB in the middle of a layer moves a few MiB of it. When all is read, the layer is verified."""
+    content = random.Random(6).randbytes(9 << 20)
+    at = 5 << 20
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "w.bin").write_bytes(content)
+    (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\n")
+    options: dict[str, Any] = {"config": tmp_path / "home"}
+    with FakeRegistry() as registry:
+        reference = f"{registry.host}/team/kit:v1"
+        method = "gzip-fastest" if compression == "gzip" else compression
+        kitfs.pack(tree, reference, push=True, compression=method, cache_dir=tmp_path / "packer", **options)
+        (layer,) = json.loads(registry.manifest("team/kit", "v1")[0])["layers"]
+        with kitfs.open(reference, cache_dir=tmp_path / "fresh", **options) as kit, kit.open("w.bin") as file:
+            file.seek(at)
+            assert file.read(4096) == content[at : at + 4096]
+            assert 0 < registry.moved(layer["digest"]) < 6 << 20
+            assert kit.read("w.bin") == content
+            wait_until(lambda: kit.layers[0].state == "verified", "the layer was not verified")
+            assert registry.moved(layer["digest"]) <= layer["size"] + (1 << 20)
