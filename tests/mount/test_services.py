@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kitfs.privileges import KEPT
+from kitfs import privileges
 from tests.conftest import CANNOT, GOLDEN, needs_root
 from tests.host import MOUNTED, Host, wait_until
 from tests.interpreters import REPOSITORY
@@ -100,6 +100,18 @@ def test_systemd_accepts_the_unit(tmp_path: Path, name: str) -> None:
     assert [line for line in done.stderr.splitlines() if "kitfs" in line and "EnvironmentFile" not in line] == []
 
 
+def test_the_unit_of_a_mount_has_the_capabilities_that_the_daemon_keeps() -> None:
+    """The bounding set has the capabilities of ``privileges.KEPT``, and CAP_SETPCAP, which dropping needs.
+
+    No setting makes a mount namespace, in which the mount would be invisible to other programs.
+    """
+    text = (REPOSITORY / "systemd" / "kitfs@.service").read_text()
+    settings = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    named = {getattr(privileges, name.removeprefix("CAP_"), name) for name in settings["CapabilityBoundingSet"].split()}
+    assert named == {*privileges.KEPT, "CAP_SETPCAP"}
+    assert not [name for name in settings if name.startswith(("Protect", "Private", "ReadOnly", "ReadWrite"))]
+
+
 def test_a_store_is_read_back_while_a_kit_is_mounted(host: Host) -> None:
     """``cache verify`` finds bytes of a mounted kit that changed on disk, and fetches them again from its layout.
 
@@ -128,7 +140,7 @@ def test_the_daemon_of_root_drops_privileges(host: Host) -> None:
     """The daemon has only the capabilities that a mount needs, and no program that it starts can get others."""
     needs_root()
     mount = host.mount(ARCHIVE)
-    mask = sum(1 << capability for capability in KEPT)
+    mask = sum(1 << capability for capability in privileges.KEPT)
     for pid in host.processes():
         shown = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         assert [int(shown[name], 16) & ~mask for name in ("CapEff", "CapPrm", "CapBnd")] == [0, 0, 0]
