@@ -19,17 +19,17 @@ PUBLIC = {
     "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitFact", "KitLineage", "KitSignature", "KitSummary", "KitVersion", "Kitfile", "KitfsError",
     "LayerInfo", "Mount", "MountOptions", "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry",
-    "RemovedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions", "__version__", "approve",
-    "cache", "collect_garbage", "convert", "diff", "errors", "events", "export", "generate_key_pair", "history",
-    "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list", "login", "logout", "logs", "mount",
-    "mounts", "open", "pack", "pull", "push", "remove", "sbom", "seal", "serve", "sign", "status", "tag", "unmount",
-    "unpack", "upgrade", "verify", "warm",
+    "RemovedKit", "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions",
+    "__version__", "approve", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
+    "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list",
+    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom", "seal",
+    "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
 }  # fmt: skip
 
 # verb without a function of the same name → the public name to use instead, or None if none is needed
 INSTEAD = {
     "cat": "Kit.read", "ls": "Kit.listdir", "umount": "unmount", "version": "__version__", "demo": None, "help": None,
-    "completion": None, "import": "import_kit", "generate-key-pair": "generate_key_pair",
+    "completion": None, "import": "import_kit", "generate-key-pair": "generate_key_pair", "run": "resolve",
 }  # fmt: skip
 
 
