@@ -9,8 +9,9 @@ read in this way.
 Each piece costs its reader a fixed time, so a fast body is received in large pieces: a piece has the bytes that arrive
 within ``WAIT``. A large piece ends at a multiple of ``UNIT``, so that the store can write whole chunks.
 
-On one core over loopback, 1 GiB takes 0.7 s in this way, and 2.5 s through httpcore. Buffers larger than 1 MiB do not
-fit in the processor's cache and cost more. Threading: a body belongs to one thread.
+On one core over loopback, 1 GiB takes 0.7 s in this way, and 2.5 s through httpcore. Pieces of 4 MiB do not fit in the
+processor's fastest caches, but threads that take turns in Python cost more: with pieces of 1 MiB, a cold read of 1 GiB
+through a mount took 13 % longer. Threading: a body belongs to one thread.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from kitfs.registry.early_answer import SYSTEM_READ
 from kitfs.registry.pace import Pace
 from kitfs.registry.pool import translated_errors
 
-BUFFER: Final = 1 << 20  # most bytes received at once
+BUFFER: Final = 4 << 20  # most bytes received at once
 UNIT: Final = 128 << 10  # bytes: the store's chunks are not larger, except those of a blob of more than 64 GiB
-WAIT: Final = 0.004  # seconds for which the bytes of a fast body are waited for
+WAIT: Final = 0.008  # seconds for which the bytes of a fast body are waited for
 LARGE: Final = (
     12 << 20
 )  # fewest bytes of a body for which a separate connection is worth its round trips and slow start

@@ -36,9 +36,9 @@ def test_a_large_body_arrives_unchanged_in_pieces_of_the_buffer(tls: bool, repos
 
 
 @pytest.mark.parametrize(
-    ("mib_per_second", "step"), [(5, 0), (50, UNIT), (120, 3 * UNIT), (240, 7 * UNIT), (1000, BUFFER)]
+    ("mib_per_second", "step"), [(5, 0), (50, 3 * UNIT), (120, 7 * UNIT), (240, 15 * UNIT), (1000, BUFFER)]
 )
-def test_the_pieces_of_a_fast_body_are_what_arrives_within_4_ms(mib_per_second: int, step: int) -> None:
+def test_the_pieces_of_a_fast_body_are_what_arrives_within_8_ms(mib_per_second: int, step: int) -> None:
     """The pieces of a slow body are yielded as they arrive.
 
     The pieces of a fast body end at multiples of the store's chunk size.
