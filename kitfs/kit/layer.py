@@ -422,17 +422,19 @@ class Layer(LayerState):
 
     @property
     def whole_file(self) -> bool:
-        """Return whether the blob is a single file. This is the case if the layer is raw and not compressed."""
-        return self.type.format == "raw" and not self.compressed
+        """Return whether the blob is a single file that others may read, which is raw and not compressed.
+
+        The file of a strict layer is only read by this object, because it could change after it was verified.
+        """
+        return self.type.format == "raw" and not self.compressed and not self._strict
 
     def open_whole(self) -> io.FileIO | None:
         """Open the store's file of an uncompressed layer. Returns None unless the layer is complete and verified.
 
-        Also returns None for a strict layer, because this file could change after it was verified.
+        Also returns None for a strict layer.
         """
-        return (
-            None if self.compressed or self._strict or not self.is_verified() else self._store.open_sealed(self.digest)
-        )
+        is_usable = not self.compressed and not self._strict and self.is_verified()
+        return self._store.open_sealed(self.digest) if is_usable else None
 
     def load_state(self) -> None:
         """Look up which bytes of this layer the store has, for ``state``. No request is sent to a registry."""
