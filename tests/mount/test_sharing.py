@@ -25,7 +25,7 @@ from tests.relay import Relay
 pytestmark = [pytest.mark.mount, pytest.mark.interop]
 KiB, MiB = 1 << 10, 1 << 20
 CHUNK = 32 * KiB
-LOST = 24 * MiB  # in the buffers of requests that four processes give up when they meet, on a busy machine
+LOST = 16 * MiB  # in the buffers of requests that four processes give up when they meet, on a busy machine
 WINDOW = 4 * MiB  # the longest range of one request
 READ = "import hashlib,sys; print(hashlib.file_digest(open(sys.argv[1], 'rb'), 'sha256').hexdigest())"
 READ_AT = """
