@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
@@ -59,6 +59,8 @@ def serve(
     tls_cert: StrPath | None = None,
     tls_key: StrPath | None = None,
     htpasswd: StrPath | None = None,
+    access: StrPath | None = None,
+    immutable_tags: Sequence[str] = (),
     read_only: bool = False,
     min_age: float = DAY,
     **options: Unpack[StoreOptions],
@@ -70,9 +72,10 @@ def serve(
 
     ``root``: the store to serve; the default is that of ``cache_dir``. ``port``: 0 chooses a free port. ``tls_cert``
     and ``tls_key``: files of a certificate chain and its key. ``htpasswd``: a file with user names and bcrypt hashes;
-    only these users may log in. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for which unused blobs
-    stay. The registry logs to stderr. Raises StoreError, and UsageError for an address, a file or a certificate that
-    cannot be used.
+    only these users may log in. ``access``: a file with the rights of users by repository. ``immutable_tags``: patterns
+    of tags that can be neither moved nor deleted. ``read_only``: refuse pushes and deletions. ``min_age``: seconds for
+    which unused blobs stay. The registry logs to stderr. Raises StoreError, and UsageError for an address, a file or a
+    certificate that cannot be used.
     """
     settings = settings_of(options, StoreOptions)
     directory = os.path.abspath(settings["cache-dir"] if root is None else os.fspath(root))
@@ -82,8 +85,9 @@ def serve(
         "port": port,
         "read_only": read_only,
         "min_age": min_age,
+        "immutable_tags": list(immutable_tags),
     }
-    files = {"tls_cert": tls_cert, "tls_key": tls_key, "htpasswd": htpasswd}
+    files = {"tls_cert": tls_cert, "tls_key": tls_key, "htpasswd": htpasswd, "access": access}
     request |= {name: os.path.abspath(os.fspath(path)) for name, path in files.items() if path is not None}
     command = [sys.executable, "-m", "kitfs.sdk.registry_process", json.dumps(request)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

@@ -25,6 +25,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from kitfs.errors import KitfsError, StoreFull
 from kitfs.oci.manifest import IMAGE_INDEX, MAX_MANIFEST
 from kitfs.server import ranges
+from kitfs.server.access import Access, Right
 from kitfs.server.api_errors import UNSUPPORTED, ApiError, of_error, out_of_descriptors
 from kitfs.server.bodies import await_to_end, pieces, receive, send
 from kitfs.server.htpasswd import Htpasswd
@@ -64,6 +65,12 @@ ROUTES: Final = tuple(
         (r"/v2/(?P<name>.+)/blobs/(?P<ident>[^/]+)", "blob"),
     )
 )
+USER: Final = "kitfs.user"  # the key under which a request has its user
+RIGHTS_OF: Final[Mapping[tuple[str, str], Right]] = {  # all other requests need the right to push
+    **{(kind, "GET"): "pull" for kind in ("tags", "manifest", "referrers", "blob")},
+    ("manifest", "DELETE"): "delete",
+    ("blob", "DELETE"): "delete",
+}
 WRITES: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -74,8 +81,9 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.StreamResponse]]
 class App:
     """The request handler for aiohttp's low-level server.
 
-    ``patience``: a request or response fails if no byte of its body is received or sent for this many seconds.
-    ``uploads``: the most uploads that stay open between two chunks.
+    ``access``: the rights of the users; None means that every user may do everything. ``patience``: a request or
+    response fails if no byte of its body is received or sent for this many seconds. ``uploads``: the most uploads that
+    stay open between two chunks.
     """
 
     def __init__(
@@ -85,6 +93,7 @@ class App:
         *,
         log: logging.Logger,
         htpasswd: Htpasswd | None = None,
+        access: Access | None = None,
         read_only: bool = False,
         patience: float = PATIENCE,
         uploads: int = MAX_OPEN,
@@ -93,6 +102,7 @@ class App:
         self._pool = pool
         self._log = log
         self._logins = None if htpasswd is None else Logins(htpasswd, pool)
+        self._access = access
         self._read_only = read_only
         self._patience = patience
         self._uploads = OpenUploads(uploads)
@@ -117,7 +127,7 @@ class App:
         self._running += 1
         try:
             try:
-                user = await self._admitted(request)
+                user = request[USER] = await self._admitted(request)
                 response = await self._routed(request)
             except (ConnectionError, TimeoutError):
                 raise
@@ -219,9 +229,21 @@ class App:
                 )
                 raise ApiError(405, UNSUPPORTED, reason, headers={"Allow": ", ".join(sorted(allowed))})
             found = match.groupdict()
-            name = found.get("name", "")
-            return await handlers[method](request, repository_name(name) if name else "", found.get("ident", ""))
+            name = repository_name(found["name"]) if "name" in found else ""
+            if name:
+                await self._check_access(request, name, RIGHTS_OF.get((kind, method), "push"))
+            return await handlers[method](request, name, found.get("ident", ""))
         raise ApiError(404, "NAME_UNKNOWN", "this resource does not exist: the API of this OCI registry begins at /v2/")
+
+    def _may_read(self, request: web.BaseRequest) -> Callable[[str], bool]:
+        """Return a function that returns whether the user of a request may pull from a repository."""
+        access, user = self._access, request[USER]
+        return lambda name: access is None or access.may(user, name, "pull")
+
+    async def _check_access(self, request: web.BaseRequest, name: str, right: Right) -> None:
+        """Raise ApiError if the user of a request does not have a right in a repository."""
+        if self._access is not None and not await self._run(self._access.may, request[USER], name, right):
+            raise ApiError(403, "DENIED", f"{request[USER]} may not {right} in {name}")
 
     # Reading
 
@@ -276,7 +298,8 @@ class App:
         return listed(request, page, {"name": name, "tags": page.names})
 
     async def _catalog(self, request: web.BaseRequest, _: str, __: str) -> web.StreamResponse:
-        page = await self._run(self._registry.catalog, counted(request), request.query.get("last"))
+        last, may_read = request.query.get("last"), self._may_read(request)
+        page = await self._run(self._registry.catalog, counted(request), last, may_read)
         return listed(request, page, {"repositories": page.names})
 
     async def _referrers(self, request: web.BaseRequest, name: str, ident: str) -> web.StreamResponse:
@@ -319,7 +342,8 @@ class App:
     async def _begin(self, request: web.BaseRequest, name: str, _: str) -> web.StreamResponse:
         mount = request.query.get("mount")
         if mount is not None:
-            digest = await self._run(self._registry.mount, name, mount, request.query.get("from"))
+            source, may_read = request.query.get("from"), self._may_read(request)
+            digest = await self._run(self._registry.mount, name, mount, source, may_read)
             if digest is not None:
                 return created(name, str(digest))
         digest_text = request.query.get("digest")

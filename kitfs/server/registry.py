@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+from collections.abc import Callable
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from kitfs.errors import IntegrityError, InvalidReference, StoreError
@@ -40,7 +42,10 @@ NOTED: Final = 60.0  # seconds after a use of a blob in which further reads are 
 
 
 class Registry:
-    """The registry over a store. It neither reads nor writes files outside the store."""
+    """The registry over a store. It neither reads nor writes files outside the store.
+
+    A tag that matches a pattern of ``immutable_tags`` can be neither moved to another manifest nor deleted.
+    """
 
     def __init__(
         self,
@@ -49,9 +54,11 @@ class Registry:
         log: logging.Logger | None = None,
         min_age: float = MIN_AGE,
         collect_every: float = COLLECT_EVERY,
+        immutable_tags: tuple[str, ...] = (),
     ) -> None:
         self._store = store
         self._links = store.repositories
+        self._immutable = immutable_tags
         self._room = ServerRoom(store, log=log or store.log, min_age=min_age, collect_every=collect_every)
 
     def expect(self, size: int) -> None:
@@ -93,9 +100,12 @@ class Registry:
                 raise unknown_blob(digest_text)
         self._room.note_removal()
 
-    def mount(self, repository: str, digest_text: str, source: str | None) -> Digest | None:
+    def mount(
+        self, repository: str, digest_text: str, source: str | None, may_read: Callable[[str], bool] = lambda _: True
+    ) -> Digest | None:
         """Link a blob of the repository ``source`` (None: any repository) into another repository.
 
+        A blob is taken only from repositories for which ``may_read`` returns True.
         Returns None if ``source`` does not have the blob. The client must then upload the blob.
         """
         name = repository_name(repository)
@@ -109,7 +119,7 @@ class Registry:
             return None
         try:
             for other in sources:
-                if is_repository(other) and self._links.use_blob(other, digest):
+                if is_repository(other) and may_read(other) and self._links.use_blob(other, digest):
                     self._room.retry(lambda: self._links.add_blob(name, digest))
                     return digest
         finally:
@@ -216,6 +226,8 @@ class Registry:
         def put() -> None:
             with self._links.locked(name):
                 self._check_parts(name, manifest, media_type)
+                for tag in tags:
+                    self._check_mutable(name, tag, digest)
                 ingest = self._store.ingest(make_room=lambda: False)  # space is freed after the lock is released
                 try:
                     ingest.write(data)
@@ -252,6 +264,23 @@ class Registry:
                 400, "MANIFEST_BLOB_UNKNOWN", f"blob unknown to registry: {', '.join(missing[:3])}", detail=errors
             )
 
+    def _meant(self, name: str, tag: str) -> str | None:
+        """Return the digest of a tag, or None for a tag that does not exist or is damaged."""
+        with contextlib.suppress(StoreError):
+            return (self._links.get(name, TAGS, tag) or {}).get("digest")
+        return None
+
+    def _check_mutable(self, name: str, tag: str, digest: Digest | None) -> None:
+        """Raise ApiError if an immutable tag exists and its digest is not ``digest`` (None to delete the tag)."""
+        if not any(fnmatchcase(tag, pattern) for pattern in self._immutable):
+            return
+        meant = self._meant(name, tag)
+        if meant is not None and meant != digest:
+            raise ApiError(
+                409, "DENIED", f"the tag {tag} is immutable in this registry: push under another tag",
+                detail={"tag": tag, "digest": meant},
+            )  # fmt: skip
+
     def delete_manifest(self, repository: str, reference: str) -> None:
         """Remove a tag, or remove a manifest by its digest together with every tag that points to it."""
         name = repository_name(repository)
@@ -259,18 +288,18 @@ class Registry:
             raise unknown_name(name)
         with self._links.locked(name):
             if ":" not in reference:
+                self._check_mutable(name, reference, None)
                 if not TAG.fullmatch(reference) or not self._links.unlink(name, TAGS, reference):
                     raise unknown_manifest(reference)
                 return
             digest = digest_of(reference)
             if link_name(digest) not in self._links.listed(name, MANIFESTS):
                 raise unknown_manifest(reference)
-            for tag in self._links.listed(name, TAGS):
-                meant = None
-                with contextlib.suppress(StoreError):  # a damaged tag must not prevent the removal of the manifest
-                    meant = self._links.get(name, TAGS, tag)
-                if meant is not None and meant.get("digest") == digest:
-                    self._links.unlink(name, TAGS, tag)
+            tags = [tag for tag in self._links.listed(name, TAGS) if self._meant(name, tag) == digest]
+            for tag in tags:
+                self._check_mutable(name, tag, None)
+            for tag in tags:
+                self._links.unlink(name, TAGS, tag)
             with contextlib.suppress(ApiError):
                 subject = subject_of(read_manifest(self._store.get(digest) or b"{}", "")[0])
                 if subject is not None:
@@ -287,9 +316,9 @@ class Registry:
             raise unknown_name(name)
         return page_of(self._links.listed(name, TAGS), count, last)
 
-    def catalog(self, count: int | None, last: str | None) -> Page:
-        """Return at most ``count`` repositories that follow ``last``."""
-        return page_of(self._links.names(), count, last)
+    def catalog(self, count: int | None, last: str | None, may_read: Callable[[str], bool] = lambda _: True) -> Page:
+        """Return at most ``count`` repositories that follow ``last`` and for which ``may_read`` returns True."""
+        return page_of([name for name in self._links.names() if may_read(name)], count, last)
 
     def referrers(
         self, repository: str, digest_text: str, artifact_type: str | None, last: str | None = None

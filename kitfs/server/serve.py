@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from kitfs.errors import StoreError, UsageError
+from kitfs.server.access import Access
 from kitfs.server.app import App
 from kitfs.server.collect import MIN_AGE
 from kitfs.server.connections import Acceptor, Connections, budget
@@ -48,7 +49,7 @@ FILES: Final = 65_536  # descriptors that the server tries to get: two for each 
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """The options of ``kitfs serve``. ``port`` 0 means any free port."""
+    """The options of ``kitfs serve``. ``port`` 0 means any free port. ``immutable_tags`` are patterns."""
 
     root: str
     host: str = "127.0.0.1"
@@ -56,6 +57,8 @@ class ServeRequest:
     tls_cert: str | None = None
     tls_key: str | None = None
     htpasswd: str | None = None
+    access: str | None = None
+    immutable_tags: tuple[str, ...] = ()
     read_only: bool = False
     min_age: float = MIN_AGE  # seconds for which the blobs of removed kits stay
 
@@ -92,14 +95,20 @@ def serve(request: ServeRequest, *, log: logging.Logger, ready: Callable[[str], 
     """
     context = _tls(request)
     users = Htpasswd(request.htpasswd, log=log) if request.htpasswd else None
+    if request.access and users is None:
+        raise UsageError("--access needs the users of --htpasswd")
+    access = Access(request.access, log=log) if request.access else None
     allow_files(FILES)
     listening = _listen(request.host, request.port)
     with contextlib.closing(listening), contextlib.ExitStack() as stack:
         store = _opened(request, log)
         stack.callback(store.close)
         pool = stack.enter_context(ThreadPoolExecutor(THREADS, thread_name_prefix="kitfs-serve"))
-        registry = Registry(store, log=log, min_age=request.min_age)
-        app = App(registry, pool, log=log, htpasswd=users, read_only=request.read_only, uploads=budget().uploads)
+        registry = Registry(store, log=log, min_age=request.min_age, immutable_tags=tuple(request.immutable_tags))
+        app = App(
+            registry, pool, log=log, htpasswd=users, access=access, read_only=request.read_only,
+            uploads=budget().uploads,
+        )  # fmt: skip
         host, port = listening.getsockname()[:2]
         for line in exposed(host, port, tls=context is not None, users=users is not None, read_only=request.read_only):
             log.warning("%s", line)

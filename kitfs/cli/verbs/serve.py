@@ -15,7 +15,7 @@ from kitfs.cli.options import takes
 from kitfs.cli.output import counted, flush, human_size, put, put_json, put_json_text
 from kitfs.config import STORE, Option, Settings, options_of
 from kitfs.errors import UsageError
-from kitfs.parsers import boolean, duration, listen, path
+from kitfs.parsers import boolean, duration, listen, path, word
 
 ROOT, MIN_AGE = options_of(
     "serve",
@@ -40,6 +40,14 @@ SERVE = options_of(
     Option("tls-cert", path, "Serve TLS with this certificate chain.", metavar="FILE", is_file=True),
     Option("tls-key", path, "Key of the certificate.", metavar="FILE", is_file=True),
     Option("htpasswd", path, "Admit only the users in this htpasswd file (bcrypt).", metavar="FILE", is_file=True),
+    Option("access", path, "Give the users of --htpasswd rights by repository.", metavar="FILE", is_file=True),
+    Option(
+        "immutable-tags",
+        word,
+        "Refuse to move or delete tags that match this pattern. Repeatable.",
+        metavar="PATTERN",
+        many=True,
+    ),
     Option("read-only", boolean, "Refuse pushes and deletes.", default="false", flag=True),
 )
 
@@ -94,6 +102,8 @@ def serve(settings: Settings) -> None:
         tls_cert=settings["tls-cert"],
         tls_key=settings["tls-key"],
         htpasswd=settings["htpasswd"],
+        access=settings["access"],
+        immutable_tags=settings["immutable-tags"],
         read_only=settings["read-only"],
         min_age=settings["min-age"],
     )
