@@ -8,6 +8,7 @@ read only in ``_pieces``. Threading: any number of threads may read at the same 
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Generator
@@ -24,6 +25,7 @@ from kitfs.registry.http import Endpoint, HttpClient, combined
 from kitfs.registry.http_errors import Broken, Stalled, check_encoding, host_of, mapped, shown
 from kitfs.registry.pace import LEAST
 
+LOG: Final = logging.getLogger("kitfs")
 MAX_FRUITLESS: Final = 3  # attempts in a row without progress after which an endpoint is abandoned
 PROGRESS: Final = (
     LEAST  # fewest bytes of an attempt that count as progress; with one byte per request, a read would never end
@@ -144,7 +146,8 @@ class RemoteBlob:
     """A Source for a blob at ``endpoints``, which are tried in order. ``request`` sends the requests.
 
     ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds. The minimum speed is measured
-    over this time. ``ranged`` becomes False when a registry returns the whole blob instead of a range.
+    over this time. ``log`` is told which mirrors are not used any more. ``ranged`` becomes False when a registry
+    returns the whole blob instead of a range.
     """
 
     def __init__(
@@ -155,7 +158,9 @@ class RemoteBlob:
         *,
         what: str,
         timeout: float,
+        log: logging.Logger = LOG,
     ) -> None:
+        self._log = log
         self._request = request
         self._endpoints = endpoints
         self._size = descriptor.size
@@ -186,10 +191,16 @@ class RemoteBlob:
 
     def distrust(self) -> bool:
         """Stop using the mirrors that have sent bytes. Return False if only the registry itself has sent bytes."""
-        bad = {endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used}
-        self._passed_by |= bad
+        bad = [endpoint for endpoint in self._endpoints[:-1] if endpoint in self._used]
+        for endpoint in bad:
+            self._drop(endpoint, "it has sent bytes with a wrong digest")
         self._used.clear()
         return bool(bad)
+
+    def _drop(self, mirror: Endpoint, why: str) -> None:
+        """Stop using a mirror for this blob, and say so in the log."""
+        self._passed_by.add(mirror)
+        self._log.warning("%s: the mirror %s is not used for this blob any more: %s", self._what, mirror.host, why)
 
     def read_range(self, start: int, stop: int | None, /) -> Generator[tuple[int, memoryview], None, None]:
         """Yield (offset, bytes) of [start, stop), or of the whole blob if ranges are not available.
@@ -202,6 +213,7 @@ class RemoteBlob:
         stop = self._size if stop is None else min(stop, self._size)
         rest = Remaining(start, stop, whole=False) if self._ranged else Remaining(0, self._size, whole=True)
         causes: list[KitfsError] = []
+        asked: list[Endpoint] = []
         for endpoint in self._endpoints:
             if endpoint in self._passed_by:
                 continue
@@ -210,7 +222,10 @@ class RemoteBlob:
                 return
             except KitfsError as e:
                 causes.append(e)
-        raise combined(causes, tuple(e for e in self._endpoints if e not in self._passed_by))
+                asked.append(endpoint)
+                if isinstance(e, IntegrityError) and endpoint != self._endpoints[-1]:
+                    self._drop(endpoint, str(e))
+        raise combined(causes, tuple(asked))
 
     def _resumed(self, endpoint: Endpoint, rest: Remaining) -> Generator[tuple[int, memoryview], None, None]:
         """Yield the remaining bytes from one endpoint, with as many requests as necessary.

@@ -112,7 +112,8 @@ class Repository:
             raise failure(response, what)
 
         known: BlobRequest = RequestAtRedirect(self._http, request, what)
-        return RemoteBlob(known, self.endpoints, descriptor, what=what, timeout=self._http.options.read_timeout)
+        timeout, log = self._http.options.read_timeout, self._http.log
+        return RemoteBlob(known, self.endpoints, descriptor, what=what, timeout=timeout, log=log)
 
     def blob_bytes(self, descriptor: Descriptor, limit: int) -> bytes:
         """Fetch a small blob, and verify its digest and size.

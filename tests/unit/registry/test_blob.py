@@ -370,6 +370,30 @@ def test_all_endpoints_causes_are_named(fake: FakeRegistry, repository: Reposito
     assert f"; {fake.host}: " in message
 
 
+def test_a_mirror_that_lies_is_dropped_for_the_blob_and_named(
+    fake: FakeRegistry, repository: Repositories, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mirror whose bytes were wrong, or whose blob has another size, is not asked for this blob any more.
+
+    One line of the log names the mirror and the blob. The mirror is still asked for other blobs.
+    """
+    for reason, size in (("wrong digest", 0), ("bytes, but the descriptor declares", 7)):
+        caplog.clear()
+        with FakeRegistry() as mirror:
+            mirror.put_blob("team/kit", DATA + b"x" * size, digest=descriptor(DATA).digest)
+            blob = blob_of(fake, repository, mirrors={fake.host: (mirror.url,)})
+            assert read(blob, 0, 100) == DATA[:100]
+            assert blob.distrust() == (size == 0)
+            mirror.forget()
+            assert read(blob, 100, 200) == DATA[100:200]
+            assert mirror.served() == []
+            (line,) = [record.getMessage() for record in caplog.records]
+            assert f"the mirror {mirror.host} is not used for this blob any more" in line
+            assert (reason in line, str(descriptor(DATA).digest) in line) == (True, True)
+            assert read(blob_of(fake, repository, mirrors={fake.host: (mirror.url,)}), 0, 1) == DATA[:1]
+            assert mirror.served() != []
+
+
 def test_two_mirrors_on_one_host_keep_their_own_targets(fake: FakeRegistry, repository: Repositories) -> None:
     """A redirect target of one mirror is not used for another mirror on the same host."""
     with FakeRegistry(prefix="/a") as one, FakeRegistry() as cdn:
