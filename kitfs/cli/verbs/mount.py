@@ -108,10 +108,8 @@ def mount_in_daemon(request: MountRequest, announce: Callable[[Record], None]) -
 def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_json: bool) -> NoReturn:
     """Mount a kit in this process, and exit when the mount ends.
 
-    If stdout cannot be written, the mount continues, and a warning is logged.
+    If stdout cannot be written, the mount continues, and a warning is written to stderr.
     """
-    import logging
-
     from kitfs import privileges
     from kitfs.daemon.serve import serve
 
@@ -121,7 +119,7 @@ def serve_here(request: MountRequest, announce: Callable[[Record], None], *, as_
         try:
             announce(record)
         except Unwritable as e:
-            logging.getLogger("kitfs").warning("%s; the mount continues", e)
+            say(f"kitfs: WARNING {e}; the mount continues")  # only the worker writes a log
 
     code = 0
     try:
