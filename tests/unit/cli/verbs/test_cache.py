@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import kits
+from tests.fakes.faults import Status
 from tests.fakes.registry import FakeRegistry
 from tests.stores import rot
 from tests.unit.cli.conftest import Kitfs
@@ -91,7 +92,7 @@ def test_a_changed_blob_is_fetched_again(kitfs: Kitfs, registry: FakeRegistry, f
 
 
 @pytest.mark.parametrize("form", ["blobs", "decoded"])
-def test_a_changed_blob_without_its_registry_is_an_integrity_error(
+def test_a_changed_blob_that_its_registry_lacks_is_an_integrity_error(
     kitfs: Kitfs, registry: FakeRegistry, fetched: str, tmp_path: Path, form: str
 ) -> None:
     """If a changed blob cannot be fetched, cache verify removes it, prints why, and exits with 6.
@@ -105,7 +106,7 @@ def test_a_changed_blob_without_its_registry_is_an_integrity_error(
     )[:1]
     digest = f"sha256:{directory.name}"
     rot(tmp_path / "store", digest, form=form)
-    registry.stop()
+    registry.fail("/blobs/", Status(404))
     done = kitfs("cache", "verify", "--progress", "none")
     assert (done.code, done.out) == (6, ""), done.err
     assert len(done.err.splitlines()) == 2, done.err
@@ -179,5 +180,6 @@ def test_gc_deletes_blobs_of_an_older_version(
     assert (done["files"], left.exists()) == (1, False)
     assert done["freed"] > 300_000
     assert not list((tmp_path / "store/blobs/sha256").glob(f"*/{old.removeprefix('sha256:')}"))
-    registry.stop()
+    before = len(registry.served("/blobs/"))
     assert kitfs("cat", fetched, "d").out == "new"
+    assert len(registry.served("/blobs/")) == before, "a blob of the newer kit was deleted"
