@@ -8,7 +8,7 @@ One repetition is one fault of ``network_plan``, in an order that the seed decid
 - ``kitfs status`` answers, and names the cause of the errors.
 
 When the fault has ended, the same mount returns the whole file. ``cached_p99_ms`` compares the reads of the cached file
-without a fault and with the worst fault.
+without a fault, with the median fault and with the worst fault.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -176,10 +177,10 @@ def trial(count: int, seed: int, *, plan: Sequence[NetworkFault] = PLAN, seconds
         host.umount(mounted.mount)
     slowest = max(rounds, key=lambda name: rounds[name].cached_p99)
     last = max(rounds, key=lambda name: rounds[name].recovery)
+    median = statistics.median(one.cached_p99 for one in rounds.values())
+    p99s = {"no fault": calm.cached_p99, "median fault": median, slowest: rounds[slowest].cached_p99}
     figures.more |= {
-        "cached_p99_ms": {
-            "no fault": round(calm.cached_p99 * 1000, 2), slowest: round(rounds[slowest].cached_p99 * 1000, 2)
-        },
+        "cached_p99_ms": {name: round(seconds * 1000, 2) for name, seconds in p99s.items()},
         "longest_recovery_s": {last: round(rounds[last].recovery, 2)},
-    }  # fmt: skip
+    }
     return figures
