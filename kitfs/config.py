@@ -207,14 +207,14 @@ OPTIONS: Final[Mapping[str, Option]] = {
         Option(
             "mirror-tags",
             boolean,
-            "Let mirrors also say what a tag means. Otherwise only the registry does.",
+            "Let mirrors resolve tags, too. By default, only the registry does.",
             default="false",
             flag=True,
         ),
         Option(
             "max-tag-age",
             duration,
-            "While a registry cannot be reached, use the last known digest of a tag for this time.",
+            "How long the last known digest of a tag is used while its registry cannot be reached.",
             default="30d",
             metavar="TIME",
         ),

@@ -422,7 +422,7 @@ class Layer(LayerState):
 
     @property
     def whole_file(self) -> bool:
-        """Return whether the blob is a single file that others may read, which is raw and not compressed.
+        """Return whether others may read the blob as a file: the layer is raw, not compressed and not strict.
 
         The file of a strict layer is only read by this object, because it could change after it was verified.
         """

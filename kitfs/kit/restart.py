@@ -12,7 +12,7 @@ from kitfs.layers.points import RestartPoints
 from kitfs.layers.seekable import frames
 from kitfs.store.blob import Blob
 
-SMALL: Final = 1 << 20  # bytes of a layer that is decoded from its beginning as fast as points are fetched
+SMALL: Final = 1 << 20  # bytes: decoding a smaller layer from its beginning is as fast as fetching points
 
 
 class RestartFinder:

@@ -146,8 +146,8 @@ class RemoteBlob:
     """A Source for a blob at ``endpoints``, which are tried in order. ``request`` sends the requests.
 
     ``what``: the name of the blob in messages. ``timeout``: the read timeout in seconds. The minimum speed is measured
-    over this time. ``log`` is told which mirrors are not used any more. ``ranged`` becomes False when a registry
-    returns the whole blob instead of a range.
+    over this time. ``log`` gets a line about each mirror that is not used any more. ``ranged`` becomes False when a
+    registry returns the whole blob instead of a range.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ FIELDS: Final = ("users", "repositories", "rights")
 
 
 class Rule(NamedTuple):
-    """Users, by pattern, that have rights in repositories, by pattern."""
+    """A rule: users that match a pattern have rights in repositories that match a pattern."""
 
     users: tuple[str, ...]
     repositories: tuple[str, ...]

@@ -33,7 +33,7 @@ FORMS: Final[dict[str, dict[str, Any]]] = {
 
 
 class Flip(NamedTuple):
-    """What a repetition does: the kit by its tag, the place of the flip, and the value of ``--verify``."""
+    """The choices of a repetition: the tag of the kit, the place of the flip, and the value of ``--verify``."""
 
     tag: str
     place: str

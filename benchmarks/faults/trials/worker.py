@@ -1,8 +1,8 @@
 """Kill the worker of a mount at random moments while programs use the mount, and check that they see no error.
 
-One repetition is one ``kill -9`` of the worker. Five programs read open files, open files, read mapped files, list
-directories and look names up meanwhile. None of their operations fails or returns wrong bytes, and none takes ``STALL``
-seconds or longer.
+One repetition is one ``kill -9`` of the worker. Five programs read files that stay open, open files, read mapped files,
+list directories and look names up meanwhile. None of their operations fails or returns wrong bytes, and none takes
+``STALL`` seconds or longer.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ def test_source_without_ranges_is_streamed_once(store: Store, turns: bool) -> No
 
 
 def test_a_stream_does_not_store_a_chunk_that_another_process_is_fetching(store: Store) -> None:
-    """Its readers get the bytes nevertheless."""
+    """The readers of the stream get the bytes of that chunk nevertheless."""
     blob = opened(store, BytesSource(DATA, ranged=False))
     chunks = -(-len(DATA) // MIN_CHUNK)
     other = ChunkMap(blob.directory, chunks)
