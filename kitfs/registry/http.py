@@ -52,8 +52,7 @@ class Endpoint:
     ``patience``: the seconds in which a refused connection is retried; the endpoints of a repository share them.
     ``restart``: the same for an endpoint that has responded before and may be restarting. A mirror has fewer seconds,
     because another endpoint can respond. ``led_from``: the address scope of the registry whose content names this
-    endpoint, or None if the user named it (see ``addresses``). ``resolves``: whether this endpoint may say what a tag
-    means.
+    endpoint, or None if the user named it (see ``addresses``). ``resolves``: whether this endpoint may resolve tags.
     """
 
     base: str

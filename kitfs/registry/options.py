@@ -19,9 +19,9 @@ class ClientOptions:
     """The options for connections to registries.
 
     ``plain_http``: None means plain HTTP for loopback hosts only. ``mirrors``: maps a host to the base URLs that are
-    tried before the host, in order. ``mirror_tags``: whether mirrors may say what a tag means; blobs and manifests with
-    a known digest are always requested from mirrors. ``max_tag_age``: the seconds for which the last known digest of a
-    tag is used while its registry cannot be reached. Timeouts are in seconds. ``read_timeout`` applies to the head of a
+    tried before the host, in order. ``mirror_tags``: whether mirrors may resolve tags; blobs and manifests with a known
+    digest are always requested from mirrors. ``max_tag_age``: the seconds for which the last known digest of a tag is
+    used while its registry cannot be reached. Timeouts are in seconds. ``read_timeout`` applies to the head of a
     response and to each window of its body (see ``registry.pace``).
     """
 

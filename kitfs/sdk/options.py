@@ -40,12 +40,11 @@ class Options(StoreOptions, total=False):
     to requests to registries. ``config``: the directory of kit's credentials.json. ``plain_http``: use HTTP without TLS
     (the default only for loopback addresses). ``tls_verify``: check the registry's certificate. ``tls_cert``: files of
     additional CA certificates to trust. ``cert`` and ``key``: files of a client certificate and its key. ``proxy``: the
-    URL of a proxy. ``mirror``: URLs of mirrors that are tried before a host, as
-    ``{"registry.example.com": ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``mirror_tags``: mirrors may also say
-    what a tag means. ``max_tag_age``: while a registry cannot be reached, the last known digest of a tag is used for
-    this time, in seconds or as "30d". ``read_timeout``: a request fails
-    when no byte arrives for this many seconds. ``memory_budget``: the most memory for bytes that are being received, in
-    bytes or as "64MiB".
+    URL of a proxy. ``mirror``: URLs of mirrors that are tried before a host, as ``{"registry.example.com":
+    ["http://mirror:5000"]}`` or as "HOST=URL" strings. ``mirror_tags``: mirrors may resolve tags, too. ``max_tag_age``:
+    while a registry cannot be reached, the last known digest of a tag is used for this time, in seconds or as "30d".
+    ``read_timeout``: a request fails when no byte arrives for this many seconds. ``memory_budget``: the most memory for
+    bytes that are being received, in bytes or as "64MiB".
     """
 
     run_dir: StrPath
