@@ -65,7 +65,7 @@ ROUTES: Final = tuple(
         (r"/v2/(?P<name>.+)/blobs/(?P<ident>[^/]+)", "blob"),
     )
 )
-USER: Final = "kitfs.user"  # the key under which a request has its user
+USER: Final = web.RequestKey("user", str)  # the key under which a request has its user
 RIGHTS_OF: Final[Mapping[tuple[str, str], Right]] = {  # all other requests need the right to push
     **{(kind, "GET"): "pull" for kind in ("tags", "manifest", "referrers", "blob")},
     ("manifest", "DELETE"): "delete",

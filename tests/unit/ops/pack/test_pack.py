@@ -724,7 +724,7 @@ def test_two_packs_of_one_tree_at_once(tree: Path) -> None:
         ended = [process.communicate(timeout=90) for process in running]
         assert [(process.returncode, err) for process, (_, err) in zip(running, ended, strict=True)] == [(0, "")] * 3
         assert len({out.splitlines()[-1] for out, _ in ended}) == 1
-        assert len(list(host.cache.glob("blobs/*/*/*/sealed"))) == 4
+        assert len(list(host.cache.glob("blobs/*/*/*/sealed"))) == 6  # manifest, config, two layers and their tables
         assert os.listdir(host.cache / "ingest") == []
         for what in ("docs layer", "code layer"):
             assert sum(out.count(f"Saved {what}") for out, _ in ended) == 1
