@@ -43,7 +43,7 @@ def _picture(height: int, title: str, parts: Iterable[str]) -> str:
 
 
 def machine_line(about: dict[str, Any]) -> str:
-    """Return a line that names the machine and the model size of a picture."""
+    """Return a line that says how values were measured: the machine, the size of the model, and the number of runs."""
     on = about["machine"]
     return f"{on['cpu']}, {on['memory']}, Linux {on['kernel']}; model of {about['mib']} MiB, medians of {about['runs']}"
 

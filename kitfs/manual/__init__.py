@@ -40,8 +40,8 @@ def read(topic: str) -> str:
 def wrapped(text: str, columns: int) -> str:
     """Return a Markdown text with its paragraphs and list items wrapped to ``columns``.
 
-    Headings, blocks of code, comments, pictures and tables stay as they are. Code in a line is not broken unless it is
-    long.
+    Headings, blocks of code, comments, pictures and tables stay as they are. Inline code is not broken unless it is
+    longer than half of ``columns``.
     """
     lines: list[str] = []
     paragraph: list[str] = []

@@ -98,8 +98,8 @@ def kit_layers(manifest: Manifest, kitfile: Kitfile) -> tuple[LayerEntry, ...]:
 def _take(candidates: list[Entry], annotated: str | None, *, keep_last: bool) -> Entry | None:
     """Remove and return the entry of a layer: the candidate with its annotated path, or else the first candidate.
 
-    With ``keep_last``, the last candidate is not removed. Equal files make several layers with one digest, so a
-    manifest can have more layers with this digest than the Kitfile has entries.
+    With ``keep_last``, the last candidate is returned but not removed, because a manifest can have more layers with one
+    digest (those of equal files) than the Kitfile has entries with it.
     """
     if not candidates:
         return None

@@ -1,10 +1,11 @@
 """Accept the connections of the server, and close idle connections when file descriptors run out.
 
 When asyncio reaches the limit of descriptors, it logs a traceback for each waiting connection, hundreds per second.
-Therefore at most ``most`` connections are open, which leaves descriptors for the files that requests open. When
+Therefore no more than ``most`` connections are open, which leaves descriptors for the files that requests open. When
 ``most`` connections are open, the connection that has been idle longest is closed to accept a new connection. If no
-connection has been idle for ``SPARED`` seconds, new connections wait in the kernel's queue. The same happens when the
-whole system has no descriptors left. At most one warning is logged per ``SAID_EVERY`` seconds.
+connection has been idle for ``SPARED`` seconds, new connections wait in the kernel's queue. When the whole system has
+no descriptors left, an idle connection is closed, if there is one, and new connections wait. At most one warning is
+logged per ``SAID_EVERY`` seconds.
 
 Threading: only the event loop's thread may use this module.
 """

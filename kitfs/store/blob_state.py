@@ -28,12 +28,12 @@ class BlobState:
 
     @property
     def complete(self) -> bool:
-        """Return whether every byte is in the store."""
+        """Return whether every byte of the blob is in the store."""
         return self._current().complete
 
     @property
     def fetched(self) -> int:
-        """Return how many bytes are in the store."""
+        """Return how many bytes of the blob are in the store."""
         return self._current().fetched
 
     @property

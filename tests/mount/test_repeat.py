@@ -266,9 +266,9 @@ def test_another_option_is_another_request(host: Host, option: list[str], told: 
 
 
 def test_allow_other_is_compared_too(host: Host) -> None:
-    """If only allow_other differs, the request is another one.
+    """A request that differs only in allow_other is a different request, and is refused.
 
-    A request without the option means the user's default.
+    A request without the option counts as one with the user's default.
     """
     needs_root()
     mount = host.mount(ARCHIVE)
@@ -296,7 +296,7 @@ def test_a_request_is_the_same_however_it_is_spelled(host: Host) -> None:
 
 
 def test_passwords_are_compared_and_not_kept(host: Host) -> None:
-    """If only the password of the proxy differs, the request is another one.
+    """A request that differs only in the password of the proxy is a different request.
 
     The run-time directory contains no passwords.
     """

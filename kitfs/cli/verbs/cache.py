@@ -98,7 +98,8 @@ def cache_verify(settings: Settings) -> None:
         put(f"verified {total}{healed}")
     if wrong:
         raise IntegrityError(
-            f"{len(wrong)} of {total} changed on the disk, and are missing from the store or still shown by a mount"
+            f"{len(wrong)} of {total} changed on the disk, "
+            "and could not be fetched again or are still shown by a sealed mount"
         )
 
 

@@ -183,7 +183,10 @@ def _differing(kit: Kit, other: Kit) -> list[Layer]:
 
 
 def _files(workspace: Workspace, kit: Kit, layers: Sequence[Layer], unread: Mapping[str, str]) -> KitFiles:
-    """List the files of the ``layers`` of a kit, without layers whose path is ``unread`` in one of the two versions."""
+    """List the files of the ``layers`` of a kit, without the layers that ``unread`` names.
+
+    ``unread`` maps the path (or digest) of each layer that cannot be read in one of the two versions to the reason.
+    """
     chosen = tuple(layer for layer in layers if (layer.path or layer.digest) not in unread)
     part = replace(kit, layers=chosen, kitfile_bytes=None)
     return KitFiles(part, tree_of(part, counters=workspace.counters, log=workspace.log))

@@ -101,7 +101,7 @@ def verify_model(
         if not difference:
             return SignedModel(kit.digest, key.name, len(listed.files), Digest.of(data), data)
         differences.append(difference)
-    raise SignatureError(f"{kit.digest} has other files than {key.name} has signed: {differences[-1]}")
+    raise SignatureError(f"the files of {kit.digest} are not those that {key.name} signed: {differences[-1]}")
 
 
 def digests_of(workspace: Workspace, kit: Kit, report: Report) -> dict[str, str]:

@@ -138,7 +138,7 @@ def _remote(
 
 
 def _referenced(dataset: Dataset, kit: Kit, context: StepContext, chain: tuple[str, ...], path: str) -> list[Step]:
-    """List the steps for the datasets of a kit to which a dataset refers.
+    """List the steps that unpack the datasets of another kit, to which ``dataset`` of ``kit`` refers.
 
     Raises ManifestError if the chain of references is too long or has a cycle.
     """
