@@ -103,7 +103,7 @@ def test_a_store_of_another_user_is_refused(host: Host, change: Callable[[Path],
         [line] = done.stderr.splitlines()
         assert (done.returncode, done.stdout) == (7, "")
         assert line.startswith(f"kitfs: cache directory {host.cache} cannot be used: ")
-        assert ("another user" if change is others_directory else "other users may write") in line
+        assert ("another user" if change is others_directory else "other users can write") in line
         assert "--cache-dir" in line
 
 

@@ -155,7 +155,7 @@ def test_authorization_stays_with_its_host(fake: FakeRegistry, repository: Repos
     with FakeRegistry() as cdn, FakeRegistry() as mirror:
         fake.redirect_blobs_to(cdn)
         mirror.require_basic({"other": "secret"})
-        team = repository(auths={fake.host: AUTH}, mirrors={fake.host: (mirror.url,)})
+        team = repository(auths={fake.host: AUTH}, mirrors={fake.host: (mirror.url,)}, mirror_tags=True)
         assert team.manifest("v1")[1] == MANIFEST
         assert read(team) == DATA
         assert team.blob_bytes(BLOB, MiB) == DATA
