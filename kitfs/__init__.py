@@ -7,11 +7,11 @@
 
 Each verb of the command line has a function: ``open`` (for ls and cat), ``mount``, ``unmount``, ``mounts``, ``status``,
 ``logs``, ``unpack``, ``init``, ``pack``, ``import_kit``, ``push``, ``pull``, ``export``, ``convert``, ``list``,
-``info``, ``inspect``, ``diff``, ``history``, ``tag``, ``remove``, ``sign``, ``verify``, ``generate_key_pair``,
-``lineage``, ``approve``, ``sbom``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for serve gc). The verbs
-of ``kitfs index`` and ``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the command line are
-keyword arguments (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in ``kitfs.kitfile``,
-and the events of ``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
+``info``, ``inspect``, ``diff``, ``history``, ``tag``, ``remove``, ``sign``, ``verify``, ``chunk_table``,
+``generate_key_pair``, ``lineage``, ``approve``, ``sbom``, ``login``, ``logout``, ``serve`` and ``collect_garbage`` (for
+serve gc). The verbs of ``kitfs index`` and ``kitfs cache`` are in ``kitfs.index`` and ``kitfs.cache``. Options of the
+command line are keyword arguments (``kitfs.sdk.options``). Errors are in ``kitfs.errors``, the parts of a Kitfile in
+``kitfs.kitfile``, and the events of ``progress=`` in ``kitfs.events``. Every name is imported when it is first used.
 
 Threading: any thread may call the functions, and many threads may share a Kit. A file object of a kit, or a Mount, may
 be used by only one thread at a time.
@@ -85,7 +85,9 @@ if TYPE_CHECKING:
     from kitfs.sdk.signing import verify as verify
     from kitfs.sdk.tensors import Tensor as Tensor
     from kitfs.sdk.tensors import TensorInfo as TensorInfo
+    from kitfs.sdk.transfer import ChunkTables as ChunkTables
     from kitfs.sdk.transfer import ConvertedImage as ConvertedImage
+    from kitfs.sdk.transfer import chunk_table as chunk_table
     from kitfs.sdk.transfer import convert as convert
     from kitfs.sdk.transfer import export as export
     from kitfs.sdk.transfer import pull as pull
@@ -138,21 +140,21 @@ MODULES = {  # public name → its module and its name there; a value without a 
         "serve": ("CollectedGarbage", "Registry", "collect_garbage", "serve"),
         "tensors": ("Tensor", "TensorInfo"),
         "signing": ("KitSignature", "generate_key_pair", "sign", "verify"),
-        "transfer": ("ConvertedImage", "convert", "export", "pull", "push", "warm"),
+        "transfer": ("ChunkTables", "ConvertedImage", "chunk_table", "convert", "export", "pull", "push", "warm"),
         "unpack": ("unpack",),
     }.items()
     for name in names
 }
 
 __all__ = [
-    "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
+    "ChunkTables", "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitFact", "KitLineage", "KitSignature", "KitSummary", "KitVersion", "Kitfile", "KitfsError",
     "LayerInfo", "Mount", "MountOptions", "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry",
     "RemovedKit", "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions",
-    "__version__", "approve", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
-    "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list",
-    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom", "seal",
-    "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
+    "__version__", "approve", "cache", "chunk_table", "collect_garbage", "convert", "diff", "errors", "events",
+    "export", "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage",
+    "list", "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom",
+    "seal", "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
 ]  # fmt: skip
 
 

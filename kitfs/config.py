@@ -270,6 +270,7 @@ OWNERS: Final = frozenset(  # verbs that have options of their own, as their key
         "status",
         "logs",
         "pack",
+        "chunk-table",
         "import",
         "init",
         "list",

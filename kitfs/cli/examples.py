@@ -28,7 +28,7 @@ TASKS: Final = (  # in the order of --help: the most frequent tasks come first
         ),
     ),
     ("Make a kit and share it", ("init", "pack", "push", "pull", "import", "export", "convert")),
-    ("Trust kits", ("sign", "verify", "lineage", "approve", "sbom", "generate-key-pair")),
+    ("Trust kits", ("sign", "verify", "chunk-table", "lineage", "approve", "sbom", "generate-key-pair")),
     ("Look after kits", ("list", "info", "inspect", "diff", "history", "tag", "remove", "index", "cache")),
     ("Registries", ("login", "logout", "serve")),
     ("Learn", ("demo", "help", "completion", "version")),
@@ -56,6 +56,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "seal": ("kitfs seal /models", "kitfs seal /models --json"),
     "upgrade": ("kitfs upgrade /models", "kitfs upgrade --all --json"),
     "warm": (f"kitfs warm {KIT}", f"kitfs warm {KIT} --only model --cache-size 200GiB"),
+    "chunk-table": (f"kitfs chunk-table {KIT}", f"kitfs chunk-table {KIT} --push"),
     "logs": ("kitfs logs /models", "kitfs logs -f /models"),
     "ls": (f"kitfs ls {KIT}", f"kitfs ls -lhR {KIT} model"),
     "cat": (

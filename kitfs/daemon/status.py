@@ -99,6 +99,7 @@ def status_of(
                 "size": layer.descriptor.size,
                 "fetched": layer.fetched(),
                 "state": layer.state(),
+                "proof": layer.proof,
             }
             for layer in kit.layers
         ],

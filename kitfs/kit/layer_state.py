@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from kitfs.errors import IntegrityError
+from kitfs.kit.layer_table import LayerTable
 from kitfs.layers.index import LayerIndex
 from kitfs.oci.manifest import Descriptor
 from kitfs.store.blob import Blob
@@ -16,6 +19,7 @@ class LayerState:
     _wire: Blob | None
     _decoded: Blob | None
     _index: LayerIndex | None
+    _table: LayerTable | None
     _misfit: IntegrityError | None
 
     @property
@@ -26,6 +30,14 @@ class LayerState:
     def _prove_soon(self) -> None:
         """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
         raise NotImplementedError
+
+    @property
+    def proof(self) -> Literal["manifest", "host", "digest"]:
+        """Return what vouches for a part of the layer: the chunk table of the manifest, or that of this host.
+
+        The result is "digest" if the layer has no table that can be used, and can only be verified as a whole.
+        """
+        return "digest" if self._table is None or self._table.is_missing else self._table.proof
 
     @property
     def failure(self) -> IntegrityError | None:

@@ -1,14 +1,15 @@
-"""Read the chunk table of a layer (``layers.chunk_table``), whose parts are fetched when they are first needed.
+"""Read the chunk table of a layer (``layers.chunk_table``), whose parts are read when they are first needed.
 
-The manifest of the kit names the table and the digest of its head, and the head has the digests of the other parts. So
-every part is verified by itself. Threading: any thread may call every method, and no lock is held during I/O.
+The manifest of the kit names the table and the digest of its head (``NamedLayerTable``), or this host has made the
+table after it had verified the layer (``HostTable``). The head has the digests of the other parts, so every part is
+verified by itself. Threading: any thread may call every method, and no lock is held during I/O.
 """
 
 from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from kitfs.content import Origin, Source
 from kitfs.errors import IntegrityError, LayerError, LayerLimit, NotFound
@@ -19,49 +20,55 @@ from kitfs.layers.libz import INFLATE
 from kitfs.layers.points import RestartPoints
 from kitfs.oci.chunk_tables import NamedTable, table_of
 from kitfs.oci.manifest import Descriptor
+from kitfs.oci.names import Digest
+from kitfs.store import kept_tables
 from kitfs.store.blob import Blob
+from kitfs.store.kept_tables import TableFile
 from kitfs.store.store import Store
 
 MAX_PAGES: Final = 64  # pages in memory: 2 MiB, for 2 GiB of the layer
 
 
 class LayerTable:
-    """The chunk table ``named`` of a layer. It is read from the store, or from ``origin``."""
+    """The chunk table of a layer. ``head`` and ``head_size``: the digest and the size (in bytes) of the table's head.
 
-    def __init__(self, named: NamedTable, layer: Descriptor, origin: Origin, store: Store) -> None:
-        self._named = named
+    ``proof`` says what vouches for the head: the kit's manifest, or this host, which has verified the layer.
+    """
+
+    proof: Literal["manifest", "host"]
+
+    def __init__(self, layer: Descriptor, store: Store, head: Digest, head_size: int) -> None:
         self._layer = layer
-        self._origin = origin
         self._store = store
-        self._lock = threading.Lock()  # guards ``_blob`` and changes of ``_pages``
-        self._blob: Blob | None = None
-        self._source: Source | None = None
+        self._digest = head
+        self._head_size = head_size
+        self._lock = threading.Lock()  # guards changes of ``_pages``, and ``_blob`` of a table that the manifest names
         self._head: TableHead | None = None
-        self._is_missing = False
+        self.is_missing = False  # whether ``load`` has found that the table cannot be used
         self._pages: dict[int, bytes] = {}
 
     def __repr__(self) -> str:
-        return f"<LayerTable {self._named.blob.digest[:19]} of layer {self._layer.digest[:19]}>"
+        return f"<{type(self).__name__} with head {self.key[:19]} of layer {self._layer.digest[:19]}>"
 
     @property
     def key(self) -> str:
         """Return the digest of the head, which vouches for every digest in the table."""
-        return str(self._named.head)
+        return str(self._digest)
 
     def load(self) -> bool:
         """Fetch the head. Returns False if the table does not exist, or if it is not a table of this layer.
 
         Raises IntegrityError for wrong bytes, and the errors of the origin.
         """
-        if self._head is not None or self._is_missing:
-            return not self._is_missing
-        size = self._named.head_size
+        if self._head is not None or self.is_missing:
+            return not self.is_missing
         try:
-            head = TableHead(self._part(Section(0, size, bytes.fromhex(self._named.head.hex))))
+            self._open()
+            head = TableHead(self._part(Section(0, self._head_size, bytes.fromhex(self._digest.hex))))
             if (head.size, head.layer) != (self._layer.size, self._layer.digest.hex):
                 raise LayerError(f"the chunk table belongs to the layer {head.layer}")
         except (NotFound, LayerError) as e:
-            self._is_missing = True
+            self.is_missing = True
             self._store.log.warning(
                 "layer %s is verified as a whole, not chunk by chunk: its chunk table cannot be used: %s",
                 self._layer.digest, e,
@@ -126,6 +133,33 @@ class LayerTable:
             return None
 
     def _window(self, place: Section, offset: int, length: int) -> bytes:
+        """Read a part of a section. The part is not verified."""
+        raise NotImplementedError
+
+    def _part(self, place: Section) -> bytes:
+        """Read a part of the table and verify it. Raises as ``load`` does."""
+        raise NotImplementedError
+
+    def _open(self) -> None:
+        """Prepare the table for its first use. Raises LayerError if it cannot be used."""
+
+    def close(self) -> None:
+        """Close the table."""
+
+
+class NamedLayerTable(LayerTable):
+    """The chunk table that the kit's manifest names. It is read from the store, or from ``origin``."""
+
+    proof = "manifest"
+
+    def __init__(self, named: NamedTable, layer: Descriptor, origin: Origin, store: Store) -> None:
+        super().__init__(layer, store, named.head, named.head_size)
+        self._named = named
+        self._origin = origin
+        self._blob: Blob | None = None
+        self._source: Source | None = None
+
+    def _window(self, place: Section, offset: int, length: int) -> bytes:
         return self._opened().pread(place.offset + offset, length, alone=True)
 
     def _part(self, place: Section) -> bytes:
@@ -168,7 +202,34 @@ class LayerTable:
                 self._blob.close()
 
 
+class HostTable(LayerTable):
+    """The chunk table ``file``, which this host has made after it had verified the layer. The store keeps the table."""
+
+    proof = "host"
+
+    def __init__(self, file: TableFile, layer: Descriptor, store: Store) -> None:
+        super().__init__(layer, store, Digest.of(file.read(0, file.head_size)), file.head_size)
+        self._file = file
+
+    def _open(self) -> None:
+        if not self._file.is_whole():
+            kept_tables.discard(self._store.root, self._layer.digest)
+            raise LayerError("its file in the store has changed on the disk (make it again with kitfs chunk-table)")
+
+    def _part(self, place: Section) -> bytes:
+        return place.check(self._file.read(place.offset, place.length))
+
+    def _window(self, place: Section, offset: int, length: int) -> bytes:
+        return self._file.read(place.offset + offset, length)
+
+
 def table_for(layer: Descriptor, origin: Origin, store: Store) -> LayerTable | None:
-    """Return the chunk table that the manifest names for a layer; None if it names none."""
+    """Return the chunk table of a layer: the table that the manifest names, or else the table that this host has made.
+
+    Returns None if there is neither.
+    """
     named = table_of(layer.annotations)
-    return None if named is None else LayerTable(named, layer, origin, store)
+    if named is not None:
+        return NamedLayerTable(named, layer, origin, store)
+    file = kept_tables.load(store.root, layer.digest)
+    return None if file is None else HostTable(file, layer, store)

@@ -103,9 +103,25 @@ def referrer_of(kit: Descriptor, manifest: Manifest) -> bytes | None:
         if table is not None:
             blob = table.blob
             tables[blob.digest] = Descriptor(blob.media_type, blob.digest, blob.size, {LAYER: str(layer.digest)})
-    if not tables:
-        return None
+    return _list_of(tuple(tables.values()), kit, manifest) if tables else None
+
+
+def unbound_referrer_of(kit: Descriptor, manifest: Manifest, tables: Mapping[Digest, NamedTable]) -> bytes:
+    """Return the manifest that refers to a kit and lists ``tables`` of its layers, which the kit does not name.
+
+    ``tables`` maps the digest of a layer to its table. The descriptor of a table has ``ANNOTATION``, as the descriptor
+    of a layer would have it.
+    """
+    listed = tuple(
+        Descriptor(
+            MEDIA_TYPE, table.blob.digest, table.blob.size, {LAYER: str(layer), ANNOTATION: annotation_of(table)}
+        )
+        for layer, table in tables.items()
+    )
+    return _list_of(listed, kit, manifest)
+
+
+def _list_of(tables: tuple[Descriptor, ...], kit: Descriptor, manifest: Manifest) -> bytes:
     created = {name: value for name, value in manifest.annotations.items() if name == CREATED}
     subject = Descriptor(kit.media_type or IMAGE_MANIFEST, kit.digest, kit.size)
-    config = EMPTY_CONFIG
-    return Manifest(config, tuple(tables.values()), IMAGE_MANIFEST, MEDIA_TYPE, subject, created).to_json()
+    return Manifest(EMPTY_CONFIG, tables, IMAGE_MANIFEST, MEDIA_TYPE, subject, created).to_json()

@@ -30,7 +30,9 @@ class MountedLayer:
     """A layer of a mounted kit.
 
     ``size``: the layer's bytes at the registry. ``fetched``: how many of them are in the store. ``path`` and ``state``:
-    as in LayerInfo.
+    as in LayerInfo. ``proof``: by what a part of the layer is verified: the chunk table of the "manifest", the chunk
+    table that this "host" made, or nothing but the "digest" of the whole layer; None if an earlier version of kitfs
+    serves the mount.
     """
 
     path: str
@@ -39,6 +41,7 @@ class MountedLayer:
     size: int
     fetched: int
     state: str
+    proof: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

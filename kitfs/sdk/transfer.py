@@ -44,6 +44,22 @@ class ConvertedImage:
     existed: int
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkTables:
+    """The result of ``chunk_table``, for the kit with the manifest ``digest``.
+
+    ``made``: the digests of the layers whose tables were made now. ``kept``: the layers whose tables this host had made
+    before. ``named``: the layers whose tables the manifest names. ``pushed``: the digest of the manifest that lists the
+    tables at the registry, or None if it was not pushed.
+    """
+
+    digest: str
+    made: tuple[str, ...]
+    kept: tuple[str, ...]
+    named: tuple[str, ...]
+    pushed: str | None
+
+
 def push(
     reference: str,
     destination: str | None = None,
@@ -129,6 +145,36 @@ def warm(
     ):
         run(workspace.store, kit, concurrency=settings["concurrency"], report=report)
         return str(kit.digest)
+
+
+def chunk_table(
+    reference: str,
+    *,
+    labels: Mapping[str, str] | None = None,
+    push: bool = False,
+    progress: Progress = False,
+    **options: Unpack[CopyOptions],
+) -> ChunkTables:
+    """Make a chunk table for each layer of a kit that has none, so that parts of the layer can be verified.
+
+    Each of these layers is fetched and verified as a whole first. The store keeps the tables, also when the layers are
+    evicted, and uses them for every later reader and mount. ``push``: also write the tables to the registry of
+    ``reference``, in a manifest that refers to the kit. ``labels``: select one kit of an index. ``progress``: see
+    ``kitfs.sdk.progress``. Raises the errors of ``warm``, LayerError for a layer that is not a readable archive, and
+    with ``push`` the errors of ``kitfs.push``.
+    """
+    from kitfs.ops.transfer.host_tables import make_tables
+
+    settings = settings_of(options, CopyOptions)
+    target = remote_reference(reference, "push the chunk tables of") if push else None
+    with (
+        workspace_of(settings) as workspace,
+        _opened(workspace, reference, (), labels, remote=settings["remote"]) as kit,
+        reporting(progress, f"chunk-table {reference}") as report,
+    ):
+        done = make_tables(workspace, kit, push_to=target, concurrency=settings["concurrency"], report=report)
+    made, kept, named = (tuple(map(str, digests)) for digests in (done.made, done.kept, done.named))
+    return ChunkTables(str(done.digest), made, kept, named, None if done.pushed is None else str(done.pushed))
 
 
 def export(

@@ -31,8 +31,8 @@ from kitfs.oci.names import Digest
 FORMS: Final = ("blobs", "decoded")
 UNPROVEN: Final = "unproven"
 DIRECTORIES: Final = (*FORMS, UNPROVEN, "refs", "indexes", "pins", "ingest")  # made when a store is opened
-LATER: Final = ("catalog", "members", "points", "served")  # made when they are first used
-SMALL_FILES: Final = ("refs", "indexes", "pins", "served", "members", "points")  # directories of small files
+LATER: Final = ("catalog", "members", "points", "served", "tables")  # made when they are first used
+SMALL_FILES: Final = ("refs", "indexes", "pins", "served", "members", "points", "tables")  # directories of small files
 TRASH: Final = "dead-"  # the prefix of the names of removed entries in ``ingest``
 
 

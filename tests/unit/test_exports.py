@@ -16,20 +16,21 @@ from kitfs.config import OPTIONS
 from kitfs.sdk import options
 
 PUBLIC = {
-    "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
+    "ChunkTables", "CollectedGarbage", "ConvertedImage", "CopyOptions", "FileInfo", "ImportedKit", "Inspection", "Kit",
     "KitDifference", "KitFact", "KitLineage", "KitSignature", "KitSummary", "KitVersion", "Kitfile", "KitfsError",
     "LayerInfo", "Mount", "MountOptions", "MountStatus", "Options", "PullOptions", "ReadOptions", "Registry",
     "RemovedKit", "ResolvedKit", "SealOptions", "StoreOptions", "Tensor", "TensorInfo", "TransferOptions",
-    "__version__", "approve", "cache", "collect_garbage", "convert", "diff", "errors", "events", "export",
-    "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage", "list",
-    "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom", "seal",
-    "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
+    "__version__", "approve", "cache", "chunk_table", "collect_garbage", "convert", "diff", "errors", "events",
+    "export", "generate_key_pair", "history", "import_kit", "index", "info", "init", "inspect", "kitfile", "lineage",
+    "list", "login", "logout", "logs", "mount", "mounts", "open", "pack", "pull", "push", "remove", "resolve", "sbom",
+    "seal", "serve", "sign", "status", "tag", "unmount", "unpack", "upgrade", "verify", "warm",
 }  # fmt: skip
 
 # verb without a function of the same name → the public name to use instead, or None if none is needed
 INSTEAD = {
     "cat": "Kit.read", "ls": "Kit.listdir", "umount": "unmount", "version": "__version__", "demo": None, "help": None,
     "completion": None, "import": "import_kit", "generate-key-pair": "generate_key_pair", "run": "resolve",
+    "chunk-table": "chunk_table",
 }  # fmt: skip
 
 

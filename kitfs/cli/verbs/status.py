@@ -181,7 +181,7 @@ def _put_for_people(one: dict[str, Any], record: Record, settings: Settings) -> 
         lines["tag"] = _moved(one).strip()
     for name, text in lines.items():
         put(f"{name + ':':{COLUMN}}{text}")
-    _put_layers(one, full=full)
+    _put_layers(one, full=full, with_proof=any(x.get("proof", "manifest") != "manifest" for x in one.get("layers", ())))
 
 
 def _network(one: dict[str, Any], record: Record) -> dict[str, str]:
@@ -237,14 +237,15 @@ def _duration(seconds: float) -> str:
     return f"{days} d {hours} h" if days else f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
-def _put_layers(one: dict[str, Any], *, full: bool) -> None:
+def _put_layers(one: dict[str, Any], *, full: bool, with_proof: bool = False) -> None:
     if one.get("layers"):
         put("")
         rows = [
             (x["path"] or ".", x["state"], human_size(x["fetched"]), human_size(x["size"]), x["digest"][:19])
+            + ((x.get("proof", ""),) if with_proof else ())
             for x in one["layers"]
         ]
-        put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST"), rows, full=full)
+        put_table(("LAYER", "STATE", "HERE", "SIZE", "DIGEST", *(("PROOF",) if with_proof else ())), rows, full=full)
 
 
 VERBS = (status,)

@@ -1,4 +1,4 @@
-"""Run the verbs pack, push, pull and warm. Their output on stdout is that of kit."""
+"""Run the verbs pack, push, pull, warm and chunk-table. Their output on stdout is that of kit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ PACK = options_of(
     ),
     Option("kit-version", word, "Write the manifest as this version of kit does.", metavar="VERSION"),
     *PROVENANCE,
+)
+
+CHUNK_TABLE = options_of(
+    "chunk-table",
+    Option("push", boolean, "Also write the tables to the registry.", default="false", flag=True),
 )
 
 
@@ -204,4 +209,39 @@ def warm(settings: Settings, reference: str) -> None:
         report.end(f"Warmed {report.short(kit.digest)}", event="done", reference=display(source), digest=kit.digest)
 
 
-VERBS = (pack, push, pull, warm)
+@click.command("chunk-table", cls=Command, short_help="Make the chunk tables of a kit that was packed without them.")
+@click.argument("reference", metavar="REF", shell_complete=references)
+@takes(
+    *CHUNK_TABLE, "label", "cache-size", "max-entries", "remote", "concurrency", "progress", "no-trunc", "json",
+    *STORE, *NETWORK,
+)  # fmt: skip
+def chunk_table(settings: Settings, reference: str) -> None:
+    """Make a chunk table for each layer of the kit REF that has none, so that parts of the layer can be verified.
+
+    Each of these layers is fetched and verified as a whole first. The store keeps the tables, also when the layers are
+    evicted, and later mounts that use the store verify each chunk of these layers before a program reads it. With
+    --push, the tables are also written to the registry, in a manifest that refers to the kit.
+    """
+    from kitfs.modelkit.index import selector
+    from kitfs.oci.names import Reference
+    from kitfs.ops.transfer.host_tables import make_tables
+    from kitfs.system import allow_many_files
+
+    source = named(reference)
+    target = None
+    if settings["push"]:
+        target = registry_target(None, source if isinstance(source, Reference) else None, task="pushing")
+    labels = selector(settings["label"])
+    allow_many_files()
+    with workspace_of(settings) as workspace, reporter_of(settings) as report:
+        report(Noted(f"Making chunk tables of {display(source)}"))
+        opened = workspace.resolver.open(source, labels=labels, remote=settings["remote"])
+        with closing(opened) as kit, exit_on_interrupt(report):
+            done = make_tables(workspace, kit, push_to=target, concurrency=settings["concurrency"], report=report)
+        counts = f"{len(done.made)} made, {len(done.kept)} made before, {len(done.named)} in the manifest"
+        pushed = "" if done.pushed is None else f"; pushed as {report.short(done.pushed)}"
+        fields = {**done._asdict(), "made": list(done.made), "kept": list(done.kept), "named": list(done.named)}
+        report.end(f"Chunk tables: {counts}{pushed}", event="done", reference=display(source), **fields)
+
+
+VERBS = (pack, push, pull, warm, chunk_table)

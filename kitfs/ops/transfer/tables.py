@@ -53,7 +53,12 @@ def push_table_list(
     if data is None:
         return
     try:
-        target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), mount_from=mount_from, hints=hints)
-        target.put_manifest(Digest.of(data), IMAGE_MANIFEST, data)
+        put_list(target, data, mount_from=mount_from, hints=hints)
     except RegistryError as e:
         report(Warned(f"the registry may delete the chunk tables of the kit, because it refused the list of them: {e}"))
+
+
+def put_list(target: Destination, data: bytes, *, mount_from: Sequence[str] = (), hints: Hints | None) -> Digest:
+    """Push a manifest that lists chunk tables, and return its digest. Raises RegistryError."""
+    target.upload(EMPTY_CONFIG, lambda offset: iter([EMPTY[offset:]]), mount_from=mount_from, hints=hints)
+    return target.put_manifest(Digest.of(data), IMAGE_MANIFEST, data)
