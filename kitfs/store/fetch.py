@@ -268,6 +268,10 @@ class Fetcher:
         if present.has(missing, missing):  # the chunk was stored while this thread took the lock
             present.unlock(missing, locked_to - missing)
             return None
+        stop = before_gap(present, missing, stop, sink.chunk)  # the same may be true of later chunks
+        if stop < locked_to:
+            present.unlock(stop, locked_to - stop)
+            locked_to = stop
         ahead = cursor if stop > wanted else None
         flight = Flight(missing, stop, sink.chunk, locked_to=locked_to, cursor=ahead)
         if cursor is not None:
@@ -391,7 +395,10 @@ class Fetcher:
                 )
             stop = flight.end(self._sink.size)
             view = view[: stop - offset]
-            cutter.take(view, locked=flight.keep and cutter.at + len(view) <= flight.locked_to * self._sink.chunk)
+            goes_on = not flight.keep or self._lock_ahead(flight, offset + len(view))
+            if not goes_on:
+                view = view[: max(0, flight.locked_to * self._sink.chunk - offset)]
+            cutter.take(view, locked=flight.keep and offset + len(view) <= flight.locked_to * self._sink.chunk)
             flight.at = cutter.at
             now = time.monotonic()
             if cutter.at >= measured:
@@ -399,7 +406,7 @@ class Fetcher:
                 measured = 1 << 62  # measured once for each flight, because a long flight pauses later
             if cutter.at >= stop or self._sink.closed:
                 break
-            if flight.keep and not (let_reader_come_closer(flight, self._sink) and self._lock_ahead(flight)):
+            if not goes_on or (flight.keep and not let_reader_come_closer(flight, self._sink)):
                 return True
             if flight.cursor is not None and flight.keep and flight.cursor.long:
                 flight.cursor.link.lanes.received(len(view), flight.cursor.link.delay, now)
@@ -407,12 +414,9 @@ class Fetcher:
         cutter.end()
         return cutter.at >= flight.end(self._sink.size) or self._sink.closed
 
-    def _lock_ahead(self, flight: Flight) -> bool:
-        """Lock the next segment if the flight is close to it.
-
-        Returns False if the flight should end before that segment.
-        """
-        going = flight.lock_ahead(self._sink.present)
+    def _lock_ahead(self, flight: Flight, to: int) -> bool:
+        """Lock the next segment before the bytes up to the offset ``to`` are stored, as ``Flight.lock_ahead`` does."""
+        going = flight.lock_ahead(self._sink.present, to)
         if flight.contended:
             self._short_until = time.monotonic() + SHARED
         return going

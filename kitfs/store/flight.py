@@ -71,21 +71,27 @@ class Flight:
         stop = self.stop * self._chunk
         return stop if size is None else min(stop, size)
 
-    def lock_ahead(self, present: ChunkMap) -> bool:
-        """Lock the next segment if the flight is close to it.
+    def is_ahead(self) -> bool:
+        """Return whether the flight has received more than the window of its reader, up to the end of a chunk."""
+        limit = self.needed if self.cursor is None else max(self.cursor.limit, self.needed)
+        return self.at // self._chunk * self._chunk >= limit
 
-        Returns False if the flight should end before that segment, because another process is fetching the segment, or
-        another flight has stored it.
+    def lock_ahead(self, present: ChunkMap, to: int) -> bool:
+        """Lock the next segment if the flight is close to it after it has stored the bytes up to the offset ``to``.
+
+        The caller stores these bytes afterwards. If it stored them first, another process could lock the chunk after
+        them. Returns False if the flight should end before the next segment, because another process is fetching the
+        segment, or another flight has stored it.
         """
         chunk, self.contended = self._chunk, False
-        if self.locked_to >= self.stop or self.at + SEGMENT // 2 < self.locked_to * chunk:
+        if self.locked_to >= self.stop or to + SEGMENT // 2 < self.locked_to * chunk:
             return True
-        stop = min(self.stop, max(self.locked_to, self.at // chunk) + max(1, SEGMENT // chunk))
+        stop = min(self.stop, max(self.locked_to, to // chunk) + max(1, SEGMENT // chunk))
         if present.first_missing(self.locked_to, stop - 1) is None:
-            return self.at < self.locked_to * chunk
+            return to < self.locked_to * chunk
         if not present.try_lock(self.locked_to, stop - self.locked_to):
             self.contended = True
-            return self.at < self.locked_to * chunk
+            return to < self.locked_to * chunk
         done = self.at // chunk
         if done > self.locked:
             present.unlock(self.locked, done - self.locked)
@@ -131,12 +137,12 @@ def let_reader_come_closer(flight: Flight, sink: Sink) -> bool:
     chunks, and the bytes of this flight that are already under way would be lost.
     """
     cursor = flight.cursor
-    if cursor is None or flight.at < max(cursor.limit, flight.needed):
+    if cursor is None or not flight.is_ahead():
         return True
     cursor.link.lanes.paused()
     began, pause, locked = time.monotonic(), PAUSE, True
     flight.held_back = True
-    while flight.at >= max(cursor.limit, flight.needed):
+    while flight.is_ahead():
         paused = time.monotonic() - began
         if sink.closed or paused > (HURRY if sink.buffers.short else IDLE):
             return False
