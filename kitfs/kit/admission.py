@@ -59,9 +59,9 @@ class Admission:
     def _check(self, policy: Policy, rule: Rule, asked: Reference | LayoutReference, digest: Digest) -> None:
         if rule.always_holds:
             return
-        refused = f"{_shown(asked)} ({digest}) is refused: {rule.name} demands"
         if not rule.needs_signatures:
-            raise SignatureError(f"{refused} {demanded(rule.open)}")
+            raise SignatureError(f"{_shown(asked)} ({digest}) is refused: {rule.refusal}")
+        refused = f"{_shown(asked)} ({digest}) is refused: {rule.name} demands"
         if isinstance(asked, Reference) and asked.registry == LOCAL:
             raise SignatureError(
                 f"{refused} {demanded(rule.open)}; signatures are at a registry, and this reference has no registry"

@@ -276,8 +276,9 @@ class Registry:
             return
         meant = self._meant(name, tag)
         if meant is not None and meant != digest:
+            advice = "it cannot be deleted" if digest is None else "push under another tag"
             raise ApiError(
-                409, "DENIED", f"the tag {tag} is immutable in this registry: push under another tag",
+                409, "DENIED", f"the tag {tag} is immutable in this registry: {advice}",
                 detail={"tag": tag, "digest": meant},
             )  # fmt: skip
 

@@ -21,7 +21,7 @@ from kitfs.trust.policy import Requirement, Rule
 
 KIND: Final = "ClusterImagePolicy"
 GROUP: Final = "policy.sigstore.dev/"
-NO_MATCH: Final = Requirement("reject")
+NO_MATCH: Final = Requirement("reject", text="matches its name")
 # Fields of an authority that change nothing here: kitfs asks no transparency log for a key, and reads every format
 HARMLESS: Final = frozenset({"name", "key", "static", "ctlog", "signatureFormat"})
 
@@ -49,7 +49,7 @@ class ClusterPolicy:
         names = _names(asked)
         found = [one for one in self.policies if any(glob.fullmatch(name) for glob in one.globs for name in names)]
         if not found:
-            return (Rule(f"{self.path}, which has no policy for it,", ((NO_MATCH,),)),)
+            return (Rule(f"no policy in {self.path}", ((NO_MATCH,),)),)
         return tuple(Rule(f"the policy {one.name!r} of {self.path}", (one.authorities,), one.warns) for one in found)
 
 

@@ -138,6 +138,8 @@ def private_key(pem: bytes, name: str, password: Callable[[], bytes]) -> Private
     from cryptography.hazmat.primitives import serialization
 
     label = key_file.label_of(pem)
+    if label.endswith("PUBLIC KEY"):
+        raise UsageError(f"cannot use {name}: it is a public key; name the file of its private key (cosign.key)")
     if label and not label.endswith("PRIVATE KEY"):
         raise UsageError(f"cannot use {name}: it is not a private key, but {label!r}")
     try:

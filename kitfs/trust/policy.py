@@ -86,6 +86,11 @@ class Requirement:
             return f"a signature by {' or '.join(names)}{named}"
         return {"accept": "nothing", "reject": "that it is not used"}.get(self.kind, self.text)
 
+    @property
+    def rejection(self) -> str:
+        """Say what a requirement of the kind ``reject`` does, as the end of a message: ``text``, or else a default."""
+        return self.text or "rejects it"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -112,6 +117,14 @@ class Rule:
     def open(self) -> tuple[tuple[Requirement, ...], ...]:
         """Return the demands that a kit does not meet by itself: those without an ``accept`` alternative."""
         return tuple(demand for demand in self.demands if not any(one.kind == "accept" for one in demand))
+
+    @property
+    def refusal(self) -> str:
+        """Say why the rule refuses a kit that no signature can help, as part of a message."""
+        alternatives = [one for demand in self.open for one in demand]
+        if all(one.kind == "reject" for one in alternatives):
+            return f"{self.name} {alternatives[0].rejection}"
+        return f"{self.name} demands {demanded(self.open)}"
 
     def unmet(self, found: Found, asked: Reference | LayoutReference) -> tuple[tuple[Requirement, ...], ...]:
         """Return the demands that the signatures do not meet."""

@@ -95,7 +95,7 @@ def _text(fact: Fact) -> str:
         "dvc-input": f"input of a DVC stage {about}",
         "packed": f"packed by {fact.name or 'an unknown program'}",
         "author": f"author {fact.name}",
-        "signature": "signed",
+        "signature": "kit signed",
         "approval": "approved",
         "statement": f"statement of the type {fact.name}",
         "source": f"commit {fact.digest.removeprefix('gitCommit:')}{f' of {fact.uri}' if fact.uri else ''}",
@@ -105,6 +105,8 @@ def _text(fact: Fact) -> str:
     same = "is this data" if fact.name == "kit" else f"has the same {fact.name} layer"
     text = kinds.get(fact.kind, f"{fact.reference} {same}: {fact.digest}")
     text += f" at {fact.time}" if fact.time else ""
+    if fact.kind == "signature":
+        return f"{text}, but {fact.note}" if fact.note else text
     return f"{text}: {fact.note}" if fact.note else text
 
 

@@ -197,8 +197,8 @@ def upgrade(settings: Settings, directory: str | None) -> None:
         put_json([one._asdict() for one in upgraded])
     elif not settings["json"]:
         for one in upgraded:
-            served = "sealed" if one.version is None else f"worker {one.worker_pid} version {one.version}"
-            put(f"{one.mountpoint} {served}")
+            served = f"worker {one.worker_pid} version {one.version}"
+            put(f"{one.mountpoint} {'sealed, nothing to upgrade' if one.version is None else served}")
     for failure in failures[1:]:
         report_failure(failure, as_json=settings["json"])
     if failures:

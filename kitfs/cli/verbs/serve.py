@@ -164,7 +164,7 @@ def collect_garbage(settings: Settings) -> None:
     if settings["json"]:
         put_json(found._asdict())
         return
-    put(f"freed {human_size(found.freed)} in {counted(found.blobs, 'blob')}")
+    put(f"deleted {counted(found.blobs, 'blob')}, freed {human_size(found.freed)}")
     if found.young_blobs:
         put(f"kept {human_size(found.young)} in {counted(found.young_blobs, 'unused blob')} younger than --min-age")
 

@@ -53,6 +53,8 @@ def _commit() -> str:
 @takes()
 def help_(_: Settings, topic: tuple[str, ...]) -> None:
     """Show the help of a verb or a topic of the manual. Without an argument, list all verbs and topics."""
+    from difflib import get_close_matches
+
     from kitfs import manual
 
     at = click.get_current_context().find_root()
@@ -67,7 +69,10 @@ def help_(_: Settings, topic: tuple[str, ...]) -> None:
         found = at.command.get_command(at, name) if isinstance(at.command, click.Group) else None
         if found is None:
             wanted = " ".join(topic)
-            raise UsageError(f"unknown verb or topic {wanted!r} (kitfs help lists all verbs and topics)")
+            verbs = at.command.list_commands(at) if isinstance(at.command, click.Group) else []
+            meant = get_close_matches(name, verbs if at.parent else list(dict.fromkeys([*verbs, *topics])), cutoff=0.75)
+            near = f"; did you mean {' or '.join(meant)}?" if meant else ""
+            raise UsageError(f"unknown verb or topic {wanted!r}{near} (kitfs help lists all verbs and topics)")
         at = click.Context(found, info_name=name, parent=at)
     put_lines(at.command.get_help(at))
     if not topic:

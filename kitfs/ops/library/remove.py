@@ -19,7 +19,7 @@ from kitfs.oci.referrers import tag_of
 from kitfs.ops.library.tags import LocalKit, find, kits
 from kitfs.store.store import Store
 
-UNRELATED: Final = (401, 403, 408, 429)  # statuses that have another cause than a registry without deletion
+UNRELATED: Final = (401, 403, 408, 409, 429)  # statuses that have another cause than a registry without deletion
 
 
 class Removed(NamedTuple):

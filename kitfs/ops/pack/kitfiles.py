@@ -36,7 +36,10 @@ def read_kitfile(path: str) -> Kitfile:
         raise ContextError(f"cannot read {path}: {e.strerror}")
     except ValueError:
         raise ContextError(f"cannot read {path!r}: a file name cannot contain a NUL byte")
-    return parse_kitfile(data)
+    try:
+        return parse_kitfile(data)
+    except KitfsError as e:
+        raise e.prefixed(path)
 
 
 def parse_kitfile(data: bytes) -> Kitfile:

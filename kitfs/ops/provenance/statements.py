@@ -96,7 +96,7 @@ def _dependency(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]:
         "data" if role in DATA_ROLES else "base",
         role,
         (source,),
-        "" if role == "parent" else text(fields.get("name")),
+        "" if role == "parent" else text(fields.get("name")) or text(annotations.get("path")),
         reference=text(annotations.get("reference")),
         uri="" if annotations.get("reference") else text(fields.get("uri")),
         digest=_digest(fields),

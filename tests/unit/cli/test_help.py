@@ -74,6 +74,21 @@ def test_help_shows_a_topic_of_the_manual(kitfs: Kitfs) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("moutning",), "unknown verb or topic 'moutning'; did you mean mounting?"),
+        (("cache", "claer"), "unknown verb or topic 'cache claer'; did you mean clear?"),
+        (("qqqq",), "unknown verb or topic 'qqqq' (kitfs help lists"),
+        (("mount", "x"), "unknown verb or topic 'mount x' (kitfs help lists"),
+    ],
+)
+def test_a_misspelled_topic_is_guessed(kitfs: Kitfs, words: tuple[str, ...], said: str) -> None:
+    done = kitfs("help", *words)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+
+
+@pytest.mark.parametrize(
     ("words", "meant"),
     [
         (("rm", "x"), "remove"),

@@ -261,6 +261,20 @@ def test_every_policy_that_matches_must_be_satisfied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("glob", "authorities", "said"),
+    [
+        ("other.example.com/**", "[{static: {action: pass}}]", "no policy in {} matches its name"),
+        ("**", "[{static: {action: fail}}]", "the policy 'p' of {} rejects it"),
+        ("**", "[{static: {action: fail}}, {keyless: {url: 'https://x'}}]", "the policy 'p' of {} demands that it is"),
+    ],
+)
+def test_a_rule_that_no_signature_can_meet_says_so(tmp_path: Path, glob: str, authorities: str, said: str) -> None:
+    rule = rule_of(tmp_path, cluster("p", glob, authorities))
+    assert not rule.needs_signatures
+    assert rule.refusal.startswith(said.format(next(tmp_path.iterdir())))
+
+
+@pytest.mark.parametrize(
     "authorities",
     [
         '[{keyless: {url: "https://fulcio.sigstore.dev"}}]',

@@ -433,6 +433,15 @@ def test_a_registry_that_deletes_no_tags(kitfs: Kitfs, fake: FakeRegistry) -> No
     assert fake.tags("a/b") == {}
 
 
+def test_a_registry_that_deletes_nothing_now(kitfs: Kitfs, fake: FakeRegistry) -> None:
+    """A conflict, such as an immutable tag, is reported as it is, and the kit is not deleted in place of the tag."""
+    fake.put_kit("a/b", kits.build([]), "v1")
+    fake.fail("/manifests/v1", Status(409), method="DELETE", times=1)
+    done = kitfs("remove", "-r", f"{fake.host}/a/b:v1")
+    assert done.code == 4
+    assert f"{fake.host} returned 409" in done.err
+
+
 def test_a_registry_that_deletes_nothing(kitfs: Kitfs, fake: FakeRegistry) -> None:
     fake.put_kit("a/b", kits.build([]), "v1")
     fake.fail("/manifests/", Status(405), method="DELETE")

@@ -175,6 +175,19 @@ def test_a_pull_keeps_the_approvals_of_the_store(kitfs: Kitfs, tree: Path, fake:
     assert [one["label"] for one in facts(done, kind="signature")] == ["signed"]
 
 
+def test_a_dataset_without_a_name_is_called_by_its_path(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
+    """The line of a signature says that its time is not signed."""
+    (tree / "sets/Kitfile").write_text("manifestVersion: 1.0.0\ndatasets: [{path: data}]\n")
+    sets = f"{fake.host}/team/sets:v1"
+    pack(kitfs, "sets", sets, "--push", "--provenance=sign", "--signing-key", "trainer.key")
+    assert kitfs("sign", sets, "--key", "trainer.key").code == 0
+    lines = kitfs("lineage", sets, "--key", "trainer.pub").out.splitlines()
+    assert any(line.startswith("  signed   dataset data: sha256:") for line in lines)
+    assert any(
+        line.startswith("  signed   kit signed at ") and ", but the time is not signed (" in line for line in lines
+    )
+
+
 def test_two_keys_that_signed_under_one_tag_are_two_signers(kitfs: Kitfs, tree: Path, fake: FakeRegistry) -> None:
     """Signatures under cosign's tag have the same payload. A key that signed in both formats is listed once."""
     llama = f"{fake.host}/team/llama:v1"

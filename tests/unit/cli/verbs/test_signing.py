@@ -269,7 +269,7 @@ def test_one_kit_of_an_index_is_signed_by_its_label(kitfs: Kitfs, fake: FakeRegi
 WRONG: list[tuple[list[Any], str]] = [
     (["sign", "KIT"], "sign needs a private key"),
     (["verify", "KIT"], "verify needs a public key"),
-    (["sign", "KIT", "--key", PUB], "it is not a private key"),
+    (["sign", "KIT", "--key", PUB], "it is a public key; name the file of its private key"),
     (["verify", "KIT", "--key", ENCRYPTED], "it is a private key"),
     (["sign", "kit:v1", "--key", ENCRYPTED], "registry is required when signing"),
     (["verify", "kit:v1", "--key", PUB], "registry is required when verifying"),

@@ -116,7 +116,7 @@ def test_push_says_what_kit_says(box: Host, golden_trees: Path) -> None:
             "manifestVersion: 1.0.0\nmodel: {name: m, path: m, parts: [{name: p, path: p, type: a b}]}\n",
             "modelpart p has invalid type (must be alphanumeric with dots, dashes, and underscores)",
         ),
-        ("manifestVersion: [\n", "yaml"),
+        ("manifestVersion: [\n", "Kitfile: yaml: line "),
     ],
 )
 def test_a_kitfile_that_kit_refuses_is_refused(box: Host, tmp_path: Path, kitfile: str, said: str) -> None:
