@@ -7,12 +7,13 @@ The program reads a JSON object from stdin, and writes a JSON object to stdout:
     umount   reads "mountpoint", "run_dir", and "lazy" unless it is false; writes an empty object
 
 If the command fails, the program writes the error (``errors.error_to_json``), and exits with the exit code of the
-error's class.
+error's class. On SIGINT, a daemon that is not ready yet is ended.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from dataclasses import asdict
 
@@ -26,6 +27,7 @@ from kitfs.escaping import shown
 
 def main() -> int:
     """Run the command in argv with the arguments on stdin, and return the exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let jobs in the background ignore SIGINT
     try:
         request = json.load(sys.stdin)
         if sys.argv[1:] == ["mount"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,12 +30,19 @@ def ask_unmount(mountpoint: str, run_dir: str, warn: Callable[[str], None], *, l
 
 def _ask(verb: str, request: dict[str, Any], warn: Callable[[str], None]) -> dict[str, Any]:
     command = [sys.executable, "-m", "kitfs.daemon", verb]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, errors = process.communicate(json.dumps(request))
+        except BaseException:
+            process.send_signal(signal.SIGINT)  # the process then ends a daemon that it has started
+            process.wait()
+            raise
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(out)
     except ValueError:
-        raise MountError(f"kitfs.daemon {verb} failed with exit code {done.returncode}: {done.stderr.strip()[-500:]}")
-    for warning in done.stderr.splitlines():
+        raise MountError(f"kitfs.daemon {verb} failed with exit code {process.returncode}: {errors.strip()[-500:]}")
+    for warning in errors.splitlines():
         warn(warning)
     if "error" in answer:
         raise error_from_json(answer)

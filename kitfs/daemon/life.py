@@ -90,9 +90,15 @@ def live(
 
 
 def end_on_signals() -> None:
-    """Raise MountError on SIGTERM and SIGINT until ``Shutdown`` handles them, so that the work so far is undone."""
+    """Raise MountError on SIGTERM or SIGINT until ``Shutdown`` handles them, so that the work so far is undone.
+
+    Further signals are ignored while the work is undone: a service manager may signal the supervisor, too, which passes
+    its signal to this process.
+    """
 
     def interrupted(number: int, frame: object) -> NoReturn:
+        for later in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(later, signal.SIG_IGN)
         raise MountError(f"interrupted by {signal.Signals(number).name}", errno=errno.EINTR)
 
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -27,9 +27,12 @@ class Started(NamedTuple):
 def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
     """Mount in a new daemon, and wait until the mount is ready. ``warn`` is called with each warning of the daemon.
 
-    If the same request is mounted already, that mount is returned. Raises the error of the daemon.
+    If the same request is mounted already, that mount is returned. Raises the error of the daemon. On SIGINT or
+    SIGTERM, the daemon is ended, and KeyboardInterrupt is raised.
     """
     reader, writer = os.pipe()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller may ignore it, and then the daemon could not be waited for
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     child = os.fork()
     if child == 0:
         os.close(reader)
@@ -42,6 +45,8 @@ def start(request: MountRequest, warn: Callable[[str], None]) -> Started:
         os.kill(child, signal.SIGTERM)
         os.waitpid(child, 0)
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if not answer:
         log = RunDir(request.run_dir).file(request.mountpoint, "log")
         raise MountError(f"cannot mount at {request.mountpoint}: the daemon died (see its log {log})")

@@ -150,6 +150,8 @@ class Supervisor:
                 else:
                     self._receive(ready)
             self._act()
+        if self._next is not None:
+            self._lose(self._next, "is not needed, because the mount has ended", kill=True)
         signal.set_wakeup_fd(-1)
         self._answer({"error": "MountError", "message": "the mount has ended", "errno": None})
         return self._outcome
@@ -179,7 +181,7 @@ class Supervisor:
                 poll.register(self._handover.listening, select.POLLIN)
             if self._next is None:
                 times.append(self._start)
-        if self._client is not None:
+        if self._client is not None and self._next is not None:
             times.append(self._deadline)
         seconds = min(times) - time.monotonic() if times else None
         return [fd for fd, _ in poll.poll(None if seconds is None else max(0.0, seconds) * 1000 + 1)]
@@ -219,7 +221,8 @@ class Supervisor:
         elif kind == "prepared":
             self._let_serve(worker)
         elif kind == "upgrade":
-            self._upgrade(socket.socket(fileno=fds[0]))
+            for fd in fds:  # none if this process could not open another descriptor
+                self._upgrade(socket.socket(fileno=fd))
         elif kind == "ended":
             os.waitpid(worker.pid, 0)
             self._outcome = Outcome(sealed=message["sealed"])
@@ -244,21 +247,22 @@ class Supervisor:
     def _started(self) -> _Worker | None:
         """Start a worker, and send it the mount. Returns None if that fails."""
         assert self._handover is not None
-        ours, theirs = pair()
-        os.set_inheritable(theirs.fileno(), True)
+        ends: tuple[Channel, ...] = ()
         try:
+            ours, theirs = ends = pair()
+            os.set_inheritable(theirs.fileno(), True)
             pid = os.posix_spawn(
                 sys.executable, [sys.executable, *WORKER, str(theirs.fileno())], os.environ,
                 setsigdef=(signal.SIGTERM, signal.SIGINT),
             )  # fmt: skip
         except OSError as e:
-            ours.close()
+            for end in ends:
+                end.close()
             if self._serving is None:
                 self._died(f"cannot start a worker of the mount: {e.strerror}", served=0.0)
             self._answer({"error": "MountError", "message": f"cannot start a worker: {e.strerror}", "errno": e.errno})
             return None
-        finally:
-            theirs.close()
+        theirs.close()
         self._generation += 1
         state = self._handover.state | {
             "generation": self._generation,
@@ -338,8 +342,13 @@ class Supervisor:
 
     def _answer_client(self, listening: int) -> None:
         """Tell a client of the status socket that no worker serves the mount. No other process accepts clients now."""
-        with socket.socket(fileno=os.dup(listening)) as server:
-            _send(server.accept()[0], {"restarting": self._why, "worker_pid": None})
+        try:
+            with socket.socket(fileno=os.dup(listening)) as server:
+                client = server.accept()[0]
+        except OSError:
+            time.sleep(FIRST_PAUSE)  # this process cannot open another descriptor now; the client waits
+        else:
+            _send(client, {"restarting": self._why, "worker_pid": None})
 
 
 def _send(client: socket.socket, answer: dict[str, Any]) -> None:
@@ -352,10 +361,16 @@ def _send(client: socket.socket, answer: dict[str, Any]) -> None:
 
 
 def fork(work: Callable[[Channel], None]) -> tuple[int, Channel]:
-    """Run ``work``, which never returns, in a forked child. Return the child's id and the channel to it."""
+    """Run ``work``, which never returns, in a forked child. Return the child's id and the channel to it.
+
+    ``SIGNALS`` stay blocked in this process until ``Supervisor.run`` can pass them to the child.
+    """
     ours, theirs = pair()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller may ignore it, and then no child could be waited for
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     pid = os.fork()
     if pid == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ours.close()
         work(theirs)
     theirs.close()

@@ -6,6 +6,7 @@ The first worker is a forked child of the supervisor (``work_first``). Every oth
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -40,7 +41,8 @@ def work_first(
         if handed is not None:
             state = {"request": asdict(request), "record": asdict(record), "foreground": foreground}
             message["state"], fds = state | handed.state, handed.fds
-        channel.send({"type": "ready", **message}, fds)
+        if not channel.send({"type": "ready", **message}, fds):
+            raise MountError(f"the supervisor (process {pid}) ended before the mount was ready", errno=errno.EINTR)
 
     def work() -> bool:
         signal.set_wakeup_fd(-1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kitfs
-from tests.host import Host
+from tests.host import Host, wait_until
 from tests.kits import build, kit_tar, part
 from tests.registry_process import RegistryProcess
 
@@ -154,6 +154,25 @@ def test_sigterm_reaches_the_command_and_the_kit_is_unmounted(host: Host, regist
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     assert not os.path.exists(path)
+
+
+def test_sigterm_while_the_kit_is_being_mounted_leaves_nothing(host: Host, registry: RegistryProcess) -> None:
+    """The signal comes when the daemon of the mount has been started, and may not be ready yet."""
+    ref = push(registry, "resolve/early")
+    with host.running("run", ref, "--", "sh", "-c", "exec sleep 100", "{}") as process:
+        wait_until(lambda: sum("kitfs.daemon mount" in line for line in host.processes().values()) > 1, "no daemon")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
+    wait_until(lambda: not host.processes(), "a process of the mount did not end")
+    assert host.mount_points() == []
+    assert not list(Path(host.run_dir).glob("kits/*"))
+
+
+def test_a_word_of_a_path_is_not_replaced(host: Host, registry: RegistryProcess) -> None:
+    """The names in a kit may look like the places in which ``run`` writes paths."""
+    ref = registry.push(build([part("model", "{main}", kit_tar({"{main}/m.gguf": WEIGHTS}))]), "resolve/words")
+    done = host.kitfs("run", ref, "--", "sh", "-c", 'test -f "$0/m.gguf"', "{model}", check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_process_that_the_command_leaves_behind_keeps_its_files(host: Host, registry: RegistryProcess) -> None:

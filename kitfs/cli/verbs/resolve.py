@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ RESOLVE: Final = options_of(
         metavar="WHAT",
     ),
 )
+PLACES: Final = re.compile(r"\{(model|main|)\}")
 NOT_FOUND: Final = 127  # exit codes of sh(1)
 NOT_EXECUTABLE: Final = 126
 BY_SIGNAL: Final = 128
@@ -75,7 +77,7 @@ def run(settings: Settings, reference: str, command: Sequence[str]) -> None:
     from kitfs.daemon.resolve import resolve as resolve_kit
     from kitfs.daemon.resolve import temporary_directory
 
-    if not any(place in word for word in command for place in ("{}", "{model}", "{main}")):
+    if not any(map(PLACES.search, command)):
         raise UsageError("COMMAND does not use the kit: write {}, {model} or {main} in place of its path")
     with _signals() as signals:
         directory = temporary_directory(settings["run-dir"])
@@ -85,6 +87,7 @@ def run(settings: Settings, reference: str, command: Sequence[str]) -> None:
                 found = resolve_kit(request, lambda pinned: ask_mount(pinned, _warn)[0], directory)
                 code = signals.run([_filled(word, found) for word in command])
             finally:
+                signals.is_ending = True
                 _unmount(request.run_dir, directory)
         finally:
             with suppress(OSError):  # a detached mount leaves an empty directory; a failed unmount may leave the mount
@@ -98,10 +101,7 @@ def _warn(warning: str) -> None:
 
 def _filled(word: str, found: Resolved) -> str:
     """Replace {}, {model} and {main} in a word of a command."""
-    for place, what in (("{}", "path"), ("{model}", "model"), ("{main}", "main")):
-        if place in word:
-            word = word.replace(place, _required(found, what))
-    return word
+    return PLACES.sub(lambda place: _required(found, place[1] or "path"), word)
 
 
 def _required(found: Resolved, what: str) -> str:
@@ -134,16 +134,20 @@ def _unmount(run_dir: str, directory: str) -> None:
 class _Signals:
     """The signals that this process gets.
 
-    Before a command runs, they raise Interrupted. While it runs, they are sent to it.
+    Before a command runs, they raise Interrupted. While it runs, they are sent to it. If ``is_ending``, they are
+    ignored, because the kit is being unmounted.
     """
 
     def __init__(self) -> None:
+        self.is_ending = False
         self._running = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pending: list[int] = []  # signals that came while the command was being started
 
     def handle(self, number: int, _: FrameType | None) -> None:
         """Handle a signal. A terminal sends SIGINT and SIGQUIT to the command itself."""
+        if self.is_ending:
+            return
         if not self._running:
             raise Interrupted("interrupted")
         if number in (signal.SIGTERM, signal.SIGHUP):
@@ -174,6 +178,7 @@ class _Signals:
 def _signals() -> Iterator[_Signals]:
     """Yield the handler of SIGINT, SIGQUIT, SIGTERM and SIGHUP for a ``with`` block."""
     handler = _Signals()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a caller may ignore it, and then the exit code would be lost
     before = {
         number: signal.signal(number, handler.handle)
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP)
