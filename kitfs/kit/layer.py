@@ -408,7 +408,7 @@ class Layer(LayerState):
                 content = decoded or wire
                 index = self._index_of(content, self._max_entries)
                 members.keep(self._store.root, self.digest, content.directory, index, proven=True)
-                if index != self._index:
+                if not same_entries(self._index, index, max_entries=self._max_entries):
                     self._misfit = IntegrityError(
                         f"{failure}; the verified layer has other files (mount the kit again)"
                     )

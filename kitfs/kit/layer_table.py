@@ -127,7 +127,10 @@ class LayerTable:
         if place is None or windows is None:
             return None
         try:
-            return RestartPoints(self._part(place), partial(self._window, windows))
+            points = RestartPoints(self._part(place), partial(self._window, windows))
+            if points.compression != "gzip" or not points.sha256:
+                raise ValueError("the restart points in its chunk table do not verify the bytes of a gzip layer")
+            return points
         except ValueError as e:
             self._store.log.warning("layer %s is decoded from its beginning: %s", self._layer.digest, e)
             return None

@@ -32,6 +32,8 @@ from kitfs.layers.names import SkipReason
 LEVEL: Final = 6  # of zlib
 STEP: Final = 64 << 10  # bytes that are decompressed at a time
 MAX_LINE: Final = 128 << 10  # bytes: more than the longest path and target of an entry
+ENTRY: Final = 4096  # bytes of lines for each entry that the limit permits: an index permits names of 256 characters
+MIN_TEXT: Final = 256 << 20  # bytes of lines that are always permitted: 16 Mi characters of names, escaped in JSON
 EXTENTS: Final = 1000  # extents in a line
 SINGLE: Final = -1  # the offset of a file whose extents are in the lines before it
 
@@ -74,13 +76,13 @@ def decode(data: bytes, *, size: int = SIZE_MAX, max_entries: int) -> LayerIndex
     """Return the index whose entries are in the section ``data``. The (decoded) blob has at most ``size`` bytes.
 
     Raises LayerError if the section is damaged, or describes bytes outside the blob or more than ``max_entries``
-    entries. The memory is proportional to ``max_entries``, and the time to the length of the decompressed section.
+    entries. The memory and the time are at most proportional to ``max_entries``.
     """
     builder = IndexBuilder(max_entries=max_entries)
     extents: list[Extent] = []
     budget = max_entries  # the number of extents is limited, too
     try:
-        for line in _decompressed(data):
+        for line in _decompressed(data, MIN_TEXT + ENTRY * max_entries):
             match json.loads(line):
                 case ["d", str(path), int(mode)]:
                     builder.add_directory(path, mode)
@@ -92,7 +94,7 @@ def decode(data: bytes, *, size: int = SIZE_MAX, max_entries: int) -> LayerIndex
                     extents = []
                 case ["x", *numbers]:
                     budget -= len(numbers) // 3
-                    if budget < 0 or len(numbers) % 3:
+                    if budget < 0 or not numbers or len(numbers) % 3:
                         raise LayerError("the entries of a chunk table have too many extents")
                     extents += [Extent(*numbers[at : at + 3]) for at in range(0, len(numbers), 3)]
                 case ["l", str(path), str(target)]:
@@ -119,12 +121,15 @@ def _check(extents: list[Extent], length: int, size: int) -> None:
         raise LayerError("the entries of a chunk table have a file of an impossible size")
 
 
-def _decompressed(data: bytes) -> Iterator[bytes]:
-    """Yield the lines of a section. Raises LayerError and zlib.error."""
+def _decompressed(data: bytes, most: int) -> Iterator[bytes]:
+    """Yield the lines of a section, which have at most ``most`` bytes. Raises LayerError and zlib.error."""
     unpacker = zlib.decompressobj()
     rest, line = data, b""
     while not unpacker.eof:
         piece = unpacker.decompress(rest, STEP)
+        most -= len(piece)
+        if most < 0:
+            raise LayerError("the entries of a chunk table are too long")
         rest = unpacker.unconsumed_tail
         if not piece and not rest and not unpacker.eof:
             raise LayerError("the entries of a chunk table are cut off")

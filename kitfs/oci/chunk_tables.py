@@ -60,6 +60,8 @@ def table_of(annotations: Mapping[str, Any]) -> NamedTable | None:
         digest, head = Digest.parse(fields["digest"]), Digest.parse(fields["head"])
     except (ValueError, KeyError, InvalidReference):
         return None
+    if head.algorithm != "sha256":  # as all other digests in a table
+        return None
     if not (isinstance(size, int) and isinstance(head_size, int) and 0 < head_size <= size <= MAX_TABLE):
         return None
     return None if head_size > MAX_HEAD else NamedTable(Descriptor(MEDIA_TYPE, digest, size), head, head_size)

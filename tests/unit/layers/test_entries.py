@@ -79,12 +79,22 @@ def test_bytes_that_are_not_entries_are_refused(data: bytes) -> None:
         zlib.compress(b" " * (1 << 20)),
         packed(*(["d", str(n), 0o755] for n in range(101))),
         packed(["x", *range(303)]),
+        packed(["x"]),
         packed(["f", "a", 0o644, 2000, 0]),
         packed(["x", 0, 0, 10, 5, 20, 10], ["f", "a", 0o644, 20, -1]),
     ],
-    ids=["cut", "no newline", "long line", "many entries", "many extents", "outside", "overlapping"],
+    ids=["cut", "no newline", "long line", "many entries", "many extents", "no extents", "outside", "overlapping"],
 )
 def test_entries_beyond_the_limits_are_refused(section: bytes) -> None:
     """A section that is cut off, too large, or contradicts the layer raises LayerError."""
     with pytest.raises(LayerError):
         decode(section, size=1000, max_entries=100)
+
+
+def test_long_lines_are_not_read_to_their_end() -> None:
+    """A small section may decompress to many GiB, so the bytes of all lines together are limited."""
+    packer = zlib.compressobj()
+    head = packer.compress(b"") + packer.flush(zlib.Z_FULL_FLUSH)
+    line = packer.compress(b'["d", "a", 493' + b" " * 120_000 + b"]\n") + packer.flush(zlib.Z_FULL_FLUSH)
+    with pytest.raises(LayerError, match="too long"):
+        decode(head + line * 10_000, max_entries=10_000)

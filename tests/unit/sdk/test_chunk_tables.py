@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import zstandard
 
 import kitfs
 from kitfs import errors
+from kitfs.layers.chunk_table import DIGEST, ENTRIES, POINTS, WINDOWS, BuiltTable, TableHead, build
+from kitfs.layers.points import RestartPoints, restart_points
+from kitfs.oci.chunk_tables import ANNOTATION, annotation_of, named
 from tests.fakes.faults import Lie, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
@@ -184,3 +188,51 @@ def test_a_compressed_kit_is_as_lazy_as_a_tar(tmp_path: Path, compression: str) 
             assert kit.read("w.bin") == content
             wait_until(lambda: kit.layers[0].state == "verified", "the layer was not verified")
             assert registry.moved(layer["digest"]) <= layer["size"] + (1 << 20)
+
+
+def test_points_that_verify_nothing_are_not_used(tmp_path: Path) -> None:
+    """The restart points in a chunk table have wrong windows and no digests. The layer's own bytes are returned."""
+    chosen = random.Random(7)
+    content = b"".join(chosen.choices([chosen.randbytes(9) for _ in range(5000)], k=1_000_000))
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "w.bin").write_bytes(content)
+    (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\n")
+    options: dict[str, Any] = {"config": tmp_path / "home"}
+    with FakeRegistry() as registry:
+        reference = f"{registry.host}/team/kit:v1"
+        kitfs.pack(tree, reference, push=True, compression="gzip", cache_dir=tmp_path / "packer", **options)
+        manifest = json.loads(registry.manifest("team/kit", "v1")[0])
+        annotations = manifest["layers"][0]["annotations"]
+        right = json.loads(annotations[ANNOTATION])
+        table = registry.blob("team/kit", right["digest"])
+        assert table is not None
+        lie = with_wrong_points(table, right["headSize"])
+        registry.put_blob("team/kit", lie.data)
+        annotations[ANNOTATION] = annotation_of(named(lie))
+        registry.put_manifest("team/kit", json.dumps(manifest).encode(), tag="v1")
+        with kitfs.open(reference, cache_dir=tmp_path / "fresh", **options) as kit, kit.open("w.bin") as file:
+            for place in range(len(content) - 4096, 0, -1 << 20):
+                file.seek(place)
+                assert file.read(4096) == content[place : place + 4096]
+
+
+def with_wrong_points(table: bytes, head_size: int) -> BuiltTable:
+    """Return the table with restart points that have no digests, and whose windows are zeros."""
+    head = TableHead(table[:head_size])
+
+    def section(name: str, start: int = 0, length: int | None = None) -> bytes:
+        place = head.sections[name]
+        return table[place.offset + start :][: place.length if length is None else length]
+
+    right = RestartPoints(section(POINTS), lambda start, length: section(WINDOWS, start, length))
+    window = zstandard.compress(bytes(32 << 10))
+    found = {point.out: point for point in map(right.before, range(0, right.size, right.span))}.values()
+    wrong = [point if point.window is None else point._replace(window=window) for point in found]
+    assert len(wrong) > 1
+    points, windows = restart_points(
+        "gzip", wrong, size=right.size, blob_size=right.blob_size, span=right.span
+    ).apart()  # fmt: skip
+    digests = table[head.digests : head.digests + head.chunks * DIGEST]
+    sections = {ENTRIES: section(ENTRIES), POINTS: points, WINDOWS: windows}
+    return build(head.layer, head.size, digests, sections)
