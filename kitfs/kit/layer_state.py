@@ -39,6 +39,13 @@ class LayerState:
         """
         return "digest" if self._table is None or self._table.is_missing else self._table.proof
 
+    def has_table(self) -> bool:
+        """Return whether the layer has a chunk table that can be used. The head of the table is fetched.
+
+        Raises IntegrityError for wrong bytes, and the errors of the origin.
+        """
+        return self._table is not None and self._table.load()
+
     @property
     def failure(self) -> IntegrityError | None:
         """Return the error about the layer's wrong bytes; None if the bytes are not known to be wrong."""

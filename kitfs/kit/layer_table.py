@@ -227,12 +227,12 @@ class HostTable(LayerTable):
 
 
 def table_for(layer: Descriptor, origin: Origin, store: Store) -> LayerTable | None:
-    """Return the chunk table of a layer: the table that the manifest names, or else the table that this host has made.
+    """Return the chunk table of a layer: the table that this host has made, or else the table that the manifest names.
 
-    Returns None if there is neither.
+    A registry may lack the table that the manifest names. Returns None if there is neither.
     """
-    named = table_of(layer.annotations)
-    if named is not None:
-        return NamedLayerTable(named, layer, origin, store)
     file = kept_tables.load(store.root, layer.digest)
-    return None if file is None else HostTable(file, layer, store)
+    if file is not None:
+        return HostTable(file, layer, store)
+    named = table_of(layer.annotations)
+    return None if named is None else NamedLayerTable(named, layer, origin, store)

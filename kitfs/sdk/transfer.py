@@ -155,11 +155,11 @@ def chunk_table(
     progress: Progress = False,
     **options: Unpack[CopyOptions],
 ) -> ChunkTables:
-    """Make a chunk table for each layer of a kit that has none, so that parts of the layer can be verified.
+    """Make the missing chunk tables of a kit, so that parts of its layers can be verified.
 
-    Each of these layers is fetched and verified as a whole first. The store keeps the tables, also when the layers are
-    evicted, and uses them for every later reader and mount. ``push``: also write the tables to the registry of
-    ``reference``, in a manifest that refers to the kit. ``labels``: select one kit of an index. ``progress``: see
+    Each layer that has no table is fetched and verified as a whole first. The store keeps the tables, also when the
+    layers are evicted, and uses them for every later reader and mount. ``push``: also write the tables to the registry
+    of ``reference``, in a manifest that refers to the kit. ``labels``: select one kit of an index. ``progress``: see
     ``kitfs.sdk.progress``. Raises the errors of ``warm``, LayerError for a layer that is not a readable archive, and
     with ``push`` the errors of ``kitfs.push``.
     """

@@ -209,18 +209,18 @@ def warm(settings: Settings, reference: str) -> None:
         report.end(f"Warmed {report.short(kit.digest)}", event="done", reference=display(source), digest=kit.digest)
 
 
-@click.command("chunk-table", cls=Command, short_help="Make the chunk tables of a kit that was packed without them.")
+@click.command("chunk-table", cls=Command, short_help="Make the missing chunk tables of a kit.")
 @click.argument("reference", metavar="REF", shell_complete=references)
 @takes(
     *CHUNK_TABLE, "label", "cache-size", "max-entries", "remote", "concurrency", "progress", "no-trunc", "json",
     *STORE, *NETWORK,
 )  # fmt: skip
 def chunk_table(settings: Settings, reference: str) -> None:
-    """Make a chunk table for each layer of the kit REF that has none, so that parts of the layer can be verified.
+    """Make the missing chunk tables of the kit REF, so that parts of its layers can be verified.
 
-    Each of these layers is fetched and verified as a whole first. The store keeps the tables, also when the layers are
-    evicted, and later mounts that use the store verify each chunk of these layers before a program reads it. With
-    --push, the tables are also written to the registry, in a manifest that refers to the kit.
+    Each layer that has no table is fetched and verified as a whole first. The store keeps the tables, also when the
+    layers are evicted, and later mounts that use the store verify each chunk of these layers before a program reads it.
+    With --push, the tables are also written to the registry, in a manifest that refers to the kit.
     """
     from kitfs.modelkit.index import selector
     from kitfs.oci.names import Reference

@@ -1,6 +1,6 @@
-"""Make the chunk tables of a kit that was packed without them (``layers.chunk_table``), after verifying its layers.
+"""Make the missing chunk tables of a kit (``layers.chunk_table``), after verifying its layers.
 
-The kit's manifest does not name such a table, so the table rests on the verification by this host: the store keeps it
+The kit's manifest does not vouch for such a table. The table rests on the verification by this host: the store keeps it
 (``store.kept_tables``), and a reader of this store uses it. Threading: ``make_tables`` starts threads, and returns when
 they have ended.
 """
@@ -20,7 +20,7 @@ from kitfs.layers.chunk_table import ENTRIES, POINTS, WINDOWS, BuiltTable, Chunk
 from kitfs.layers.entries import encode
 from kitfs.layers.inflate import PointsMaker
 from kitfs.layers.libz import INFLATE
-from kitfs.oci.chunk_tables import NamedTable, named, table_of, unbound_referrer_of
+from kitfs.oci.chunk_tables import NamedTable, named, unbound_referrer_of
 from kitfs.oci.names import Digest, Reference
 from kitfs.ops.events import Moved, Report, Sent, Total
 from kitfs.ops.transfer.push import CONCURRENCY
@@ -57,7 +57,7 @@ def make_tables(
     concurrency: int = CONCURRENCY,
     report: Report,
 ) -> HostTables:
-    """Make a chunk table for each layer of an opened kit, and of its parents, that has none.
+    """Make a chunk table for each layer of an opened kit, and of its parents, that has none that can be used.
 
     Each of these layers is fetched and verified as a whole. ``push_to``: also push the tables of the kit's own layers
     to this repository, which has the kit, with a manifest that refers to the kit and lists them. Raises IntegrityError,
@@ -84,13 +84,9 @@ def make_tables(
 def _bring(layer: Layer, store: Store, stop: threading.Event, report: Report) -> How:
     """Make the table of a layer, unless it has one that can be used."""
     name = str(layer.digest)
-    if table_of(layer.descriptor.annotations) is not None:
+    if layer.has_table():
         report(Moved(name, layer.size))
-        return "named"
-    file = kept_tables.load(store.root, layer.digest)
-    if file is not None and file.is_whole():
-        report(Moved(name, layer.size))
-        return "kept"
+        return "kept" if layer.proof == "host" else "named"
     table = _made(layer, stop, report)
     if table is not None and not kept_tables.keep(store.root, layer.digest, table):
         raise StoreError(f"the chunk table of layer {layer.digest} cannot be written into the store {store.root}")
@@ -144,7 +140,7 @@ def _push(workspace: Workspace, kit: Kit, target: Reference) -> Digest | None:
     subject, _ = repository.manifest(kit.digest)
     tables: dict[Digest, NamedTable] = {}
     for layer in kit.manifest.layers:
-        file = None if table_of(layer.annotations) is not None else kept_tables.load(workspace.store.root, layer.digest)
+        file = kept_tables.load(workspace.store.root, layer.digest)
         if file is not None and layer.digest not in tables:
             tables[layer.digest] = _upload(file, repository)
     return put_list(repository, unbound_referrer_of(subject, kit.manifest, tables), hints=None) if tables else None

@@ -13,7 +13,7 @@ import pytest
 import kitfs
 from kitfs import errors
 from kitfs.layers.chunk_table import TableHead
-from tests.fakes.faults import Lie
+from tests.fakes.faults import Lie, Status
 from tests.fakes.registry import FakeRegistry
 
 WEIGHTS = random.Random(7).randbytes(1_500_000)
@@ -115,6 +115,23 @@ def test_tables_are_pushed_with_a_manifest_that_refers_to_the_kit(place: Place) 
         head = TableHead(table[: json.loads(one["annotations"]["org.kitfs.chunk-table"])["headSize"]])
         assert f"sha256:{head.layer}" == one["annotations"]["org.kitfs.layer"]
     assert kitfs.chunk_table(place.reference, push=True, **place.options).pushed == done.pushed
+
+
+def test_tables_that_were_not_copied_with_the_kit_are_made(
+    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The manifest names tables that the registry does not have, so this host makes its own."""
+    packed(place.registry, tmp_path / "tree", "team/new", place.options)
+    manifest = json.loads(place.registry.manifest("team/new", "v1")[0])
+    tables = [json.loads(d["annotations"]["org.kitfs.chunk-table"])["digest"] for d in manifest["layers"]]
+    place.registry.fail("|".join(tables), Status(404), method="GET")
+    reference = f"{place.registry.host}/team/new:v1"
+    assert set(kitfs.chunk_table(reference, **place.options).made) == {d["digest"] for d in manifest["layers"]}
+    caplog.clear()
+    kitfs.cache.clear(**place.options)
+    with kitfs.open(reference, **place.options) as kit:
+        assert kit.read("w.bin") == WEIGHTS
+    assert "cannot be used" not in caplog.text
 
 
 def test_the_tables_of_the_manifest_are_not_made_again(place: Place, tmp_path: Path) -> None:
