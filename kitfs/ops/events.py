@@ -30,8 +30,8 @@ class Saved(NamedTuple):
 class Sent(NamedTuple):
     """A blob or a manifest has arrived. ``what`` is "blob", "config", "manifest" or "index".
 
-    ``how`` is "exists", "mounted" or "uploaded" at a registry, "pulled" or "fetched" into the store, or "exported" to a
-    layout.
+    ``how`` is "mounted" or "uploaded" at a registry, "pulled" or "fetched" into the store, "exported" to a layout, or
+    "exists" if it was there before.
     """
 
     what: str

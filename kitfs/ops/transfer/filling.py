@@ -30,6 +30,7 @@ def fill_all(blobs: Sequence[Descriptor], origin: Origin, store: Store, concurre
         name = str(descriptor.digest)
         if store.has_sealed(descriptor.digest):
             report(Moved(name, descriptor.size))
+            report(Sent("blob", descriptor.digest, descriptor.size, "exists"))
             return
         with contextlib.closing(
             store.blob(descriptor.digest, size=descriptor.size, source=origin.blob(descriptor))

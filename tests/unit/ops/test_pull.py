@@ -124,6 +124,9 @@ def test_what_is_told(fake: FakeRegistry, bring: Pull) -> None:
     for name, size in totals.items():
         assert sum(e.size for e in told if isinstance(e, Moved) and e.name == name) == size
     assert {(e.digest, e.how) for e in told if isinstance(e, Sent)} == {(digest, "pulled") for digest in kit.blobs}
+    told.clear()
+    bring(fake.put_kit("team/kit", kit, "v1"), told=told)
+    assert {(e.digest, e.how) for e in told if isinstance(e, Sent)} == {(digest, "exists") for digest in kit.blobs}
 
 
 @pytest.mark.parametrize(
