@@ -49,6 +49,14 @@ def commands(text: str) -> Iterator[list[str]]:
                         yield shlex.split(words.removeprefix("until "))[1:]
 
 
+@pytest.mark.parametrize("verb", [name for name, one in verbs() if any("--json" in param.opts for param in one.params)])
+def test_the_json_of_every_verb_is_described(verb: str) -> None:
+    """The verb has a row in the table of ``json``, or its output is described by ``progress`` or ``monitoring``."""
+    table = "".join(line.split("|")[1] for line in PAGES["json"].splitlines() if line.startswith("| `"))
+    [events] = re.findall(r"With `--json`, the commands (.*?) print one", PAGES["progress"], re.DOTALL)
+    assert f"`{verb}`" in f"{table}{events}`status`, `mounts`" or f"`{verb} --json`" in table
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_command_line_accepts_every_example(page: str) -> None:
     """The words of each command can be parsed, even if a test cannot run the command."""

@@ -232,8 +232,9 @@ def seal(settings: Settings, directory: str) -> None:
 def mounts(settings: Settings) -> None:
     """List the mounts of this store with their states.
 
-    The states are "alive"; "dead" if the daemon has died (umount clears the mount); "does not answer" if the daemon is
-    stopped or stuck; and "detached" if the mount was unmounted lazily and its daemon still serves open files.
+    The states are "alive"; "restarting" if its worker died and the next one does not serve the mount yet; "dead" if
+    the daemon has died (umount clears the mount); "does not answer" if the daemon is stopped or stuck; and "detached"
+    if the mount was unmounted lazily and its daemon still serves open files.
     """
     from kitfs.daemon.presence import presences, records_of
     from kitfs.daemon.run_dir import RunDir

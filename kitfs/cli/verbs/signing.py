@@ -198,7 +198,8 @@ def _put_files(settings: Settings, reference: str, done: SignedModel, how: str) 
 @click.command("generate-key-pair", cls=Command, short_help="Make a key pair for signatures.")
 @takes(*GENERATE, "json", "settings")
 def generate_key_pair(settings: Settings) -> None:
-    """Make a key pair. The private key is written to cosign.key, encrypted as by cosign, the public key to cosign.pub.
+    """Make a key pair. The private key is written to cosign.key, encrypted as cosign does it, and the public key to
+    cosign.pub.
 
     The password is in KITFS_KEY_PASSWORD or COSIGN_PASSWORD, and may be empty. Without these variables, the password is
     read from the terminal.

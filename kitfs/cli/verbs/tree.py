@@ -34,7 +34,7 @@ LS = (
     OPTIONS["label"]._replace(short=""),  # -l asks for the long format
     *options_of(
         "ls",
-        Option("long", boolean, "Also show mode, size and time.", default="false", flag=True, short="l"),
+        Option("long", boolean, "Also show mode, size and time (UTC).", default="false", flag=True, short="l"),
         Option(
             "human-readable",
             boolean,
