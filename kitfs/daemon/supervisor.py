@@ -26,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -92,25 +92,41 @@ class Mount(Protocol):
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker process. ``ready`` is the monotonic time at which it began to serve the mount, or 0."""
+    """A worker process.
+
+    ``began`` is the monotonic time from which it may serve the mount, or 0. ``ready`` is whether it has said that it
+    serves the mount. A request may kill it between the two.
+    """
 
     pid: int
     channel: Channel
-    ready: float = 0.0
+    began: float = 0.0
+    ready: bool = False
 
 
 class Supervisor:
     """The supervisor of a mount, whose first worker is the child ``pid``.
 
     ``lock`` is the descriptor of the mount's lock. ``handover`` is given if the worker serves the mount already.
+    ``program`` has the arguments of Python for the next workers.
     """
 
     def __init__(
-        self, pid: int, channel: Channel, mount: Mount, *, lock: int, handover: Handover | None = None
+        self,
+        pid: int,
+        channel: Channel,
+        mount: Mount,
+        *,
+        lock: int,
+        handover: Handover | None = None,
+        program: Sequence[str] = WORKER,
     ) -> None:
         self._mount = mount
         self._lock = lock
-        self._serving: _Worker | None = _Worker(pid, channel, 0.0 if handover is None else time.monotonic())
+        self._program = program
+        self._serving: _Worker | None = _Worker(pid, channel)
+        if handover is not None:
+            self._serving.began, self._serving.ready = time.monotonic(), True
         self._next: _Worker | None = None  # a worker that opens the kit
         self._client: socket.socket | None = None  # asked for the upgrade that is in progress
         self._handover = handover
@@ -154,6 +170,8 @@ class Supervisor:
             self._lose(self._next, "is not needed, because the mount has ended", kill=True)
         signal.set_wakeup_fd(-1)
         self._answer({"error": "MountError", "message": "the mount has ended", "errno": None})
+        for end in (self._wake, self._woken, *((self._serving.channel,) if self._serving is not None else ())):
+            end.close()
         return self._outcome
 
     @property
@@ -235,7 +253,7 @@ class Supervisor:
     # -- workers
 
     def _is_ready(self, worker: _Worker, message: dict[str, Any], fds: list[int]) -> None:
-        worker.ready = time.monotonic()
+        worker.began, worker.ready = worker.began or time.monotonic(), True
         if self._generation == 0:
             if fds:
                 self._handover = Handover(message["state"], (self._lock, *fds))
@@ -252,7 +270,7 @@ class Supervisor:
             ours, theirs = ends = pair()
             os.set_inheritable(theirs.fileno(), True)
             pid = os.posix_spawn(
-                sys.executable, [sys.executable, *WORKER, str(theirs.fileno())], os.environ,
+                sys.executable, [sys.executable, *self._program, str(theirs.fileno())], os.environ,
                 setsigdef=(signal.SIGTERM, signal.SIGINT),
             )  # fmt: skip
         except OSError as e:
@@ -280,6 +298,7 @@ class Supervisor:
             os.kill(old.pid, signal.SIGKILL)
             os.waitpid(old.pid, 0)
             old.channel.close()
+        worker.began = time.monotonic()
         worker.channel.send({"type": "go"})
 
     def _lose(self, worker: _Worker, why: str, *, kill: bool = False) -> None:
@@ -304,14 +323,14 @@ class Supervisor:
         elif self._signal is not None:
             self._end()
         else:
-            self._died(text, served=time.monotonic() - worker.ready if worker.ready else 0.0)
+            self._died(text, served=time.monotonic() - worker.began if worker.began else 0.0)
 
     def _died(self, why: str, *, served: float) -> None:
         """Plan the start of the next worker."""
         now = time.monotonic()
         if served:
             self._gone = now
-            self._fruitless = self._fruitless + 1 if served < AT_ONCE else 0
+        self._fruitless = self._fruitless + 1 if 0.0 < served < AT_ONCE else 0
         self._at_once = self._at_once + 1 if served < AT_ONCE else 0
         pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self._at_once - 2)) if self._at_once > 1 else 0.0
         self._start, self._why = now + pause, why
