@@ -209,7 +209,10 @@ class FileSystem:
         return span
 
     def reopen(self, handle: Handle, inode: Inode) -> None:
-        """Open a file under a handle that an earlier process gave to the kernel. Raises OSError (EBADF, ESTALE)."""
+        """Open a file under a handle that an earlier process gave to the kernel.
+
+        Raises ClosedHandleError and OSError (ESTALE).
+        """
         self._check_earlier(handle)
         node = self._tree.node(inode)
         if node.layer is not None:
@@ -219,14 +222,14 @@ class FileSystem:
     def reopen_directory(self, handle: Handle, inode: Inode, *, wait: bool = True) -> None:
         """Open a directory under a handle that an earlier process gave to the kernel.
 
-        Raises OSError (EBADF, ESTALE), WouldBlock and KitfsError.
+        Raises ClosedHandleError, OSError (ESTALE), WouldBlock and KitfsError.
         """
         self._check_earlier(handle)
         self._listings[handle] = self._listed(inode, wait)
 
     def _check_earlier(self, handle: Handle) -> None:
         if handle >> _GENERATION_SHIFT >= self._generation:
-            raise _error(errno.EBADF)
+            raise ClosedHandleError
 
     def release(self, handle: Handle) -> None:
         """Close a file."""

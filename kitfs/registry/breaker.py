@@ -61,14 +61,14 @@ class _Circuit:
         return self.failures >= self._policy.break_after
 
     def allows(self, now: float) -> bool:
-        """Return whether a request may be sent now. After the pause, the next request is the probe."""
-        if not self.is_open:
-            return True
-        if now < self.until:
-            return False
-        self._probing = True
-        self.until = now + self.pause  # a probe that never ends does not keep the circuit open for ever
-        return True
+        """Return whether a request may be sent now."""
+        return not self.is_open or now >= self.until
+
+    def sent(self, now: float) -> None:
+        """Record that a request is sent. After the pause of an open circuit, the request is the probe."""
+        if self.is_open:
+            self._probing = True
+            self.until = now + self.pause  # a probe that never ends does not keep the circuit open for ever
 
     def fail(self, now: float, cause: str) -> None:
         self.failures += 1
@@ -103,12 +103,15 @@ class Breaker:
         """Raise CircuitOpen if no request for a path may be sent now."""
         with self._lock:
             now = self._clock()
-            for circuit in (self._host, self._paths.get(path)):
-                if circuit is not None and not circuit.allows(now):
+            circuits = [self._host, *([self._paths[path]] if path in self._paths else [])]
+            for circuit in circuits:
+                if not circuit.allows(now):
                     raise CircuitOpen(
                         f"{circuit.cause} (after {circuit.failures} failures in a row, "
                         f"the next request is sent within {circuit.pause:g} s)"
                     )
+            for circuit in circuits:  # all of them allow the request, so it is sent
+                circuit.sent(now)
 
     def failed(self, path: str, cause: str, *, connected: bool) -> None:
         """Record that a request failed. ``connected``: whether the host accepted a connection for it."""

@@ -34,7 +34,7 @@ def facts_in(manifest: Manifest, kitfile: Kitfile, config: bytes) -> Iterator[Fa
 def _in_kitfile(kitfile: Kitfile) -> Iterator[Fact]:
     for dataset in kitfile.datasets[:MAX_LISTED]:
         if dataset.remote_path.startswith("s3://"):
-            etag = f"etag:{dataset.remote_hash}"
+            etag = f"etag:{dataset.remote_hash}" if dataset.remote_hash else ""
             yield Fact("data", "dataset", KITFILE, dataset.name, uri=dataset.remote_path, digest=etag)
         elif dataset.remote_path:
             yield Fact("data", "dataset", KITFILE, dataset.name, reference=dataset.remote_path)

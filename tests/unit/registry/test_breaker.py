@@ -122,3 +122,15 @@ def test_clients_share_a_breaker_only_if_they_connect_in_the_same_way() -> None:
     assert id(second.of(url)) == before
     del second
     assert Breakers("proxy").of(url).report() == []
+
+
+def test_a_request_that_its_path_forbids_is_not_the_probe_of_the_host(host: Host) -> None:
+    """Readers of a broken blob do not keep the circuit of the host open for the readers of other blobs."""
+    other = "/v2/a/blobs/y"
+    host.fail(CIRCUIT.break_after, connected=True)
+    host.now += CIRCUIT.break_for
+    assert host.allows()
+    host.fail(1, connected=True)  # the next pause of the path is twice as long
+    host.fail(CIRCUIT.break_after, other)
+    host.now += CIRCUIT.break_for
+    assert [host.allows(), host.allows(other)] == [False, True]
