@@ -118,7 +118,10 @@ def test_a_decoded_form_that_was_evicted_while_open_is_decoded_from_points(store
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_wrong_compressed_bytes_are_not_served(open_store: Opener, others: int) -> None:
-    """A span that was decoded from wrong bytes raises an error, or is fetched from another endpoint."""
+    """A span that was decoded from wrong bytes raises an error, or is fetched from another endpoint.
+
+    A read also fails if the wrong compressed blob is being dropped at that moment. The next read then succeeds.
+    """
     store = open_store()
     first = Opened(store, "gzip")
     first.sealed()
@@ -129,10 +132,12 @@ def test_wrong_compressed_bytes_are_not_served(open_store: Opener, others: int) 
     second.source.others = others
     data = b""
     for at in range(0, len(CONTENT), 1 << 20):
-        with suppress(IntegrityError):
-            read = second.decoded.pread(at, 1 << 20)
-            assert read == CONTENT[at : at + (1 << 20)]
-            data += read
+        for _ in range(2):
+            with suppress(IntegrityError):
+                read = second.decoded.pread(at, 1 << 20)
+                assert read == CONTENT[at : at + (1 << 20)]
+                data += read
+                break
     assert (data == CONTENT) == bool(others)
     second.close()
 
