@@ -222,7 +222,12 @@ def _tls(request: ServeRequest) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(request.tls_cert, request.tls_key, password=lambda: b"")
-    except (ssl.SSLError, OSError, ValueError) as e:
+    except ssl.SSLError:  # its text does not name a cause ("PEM lib")
+        raise UsageError(
+            f"{request.tls_cert} and {request.tls_key} cannot be used for TLS: --tls-cert must be a certificate chain "
+            "in PEM, and --tls-key its private key without a password"
+        )
+    except (OSError, ValueError) as e:
         raise UsageError(
             f"{request.tls_cert} and {request.tls_key} cannot be used for TLS: {getattr(e, 'strerror', None) or e}"
         )

@@ -365,6 +365,7 @@ def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
         )
         assert exit_code == 2
         assert str(cert) in line or str(key) in line
+        assert ("--tls-key its private key" in line) == (cert.exists() and key.is_file())
     exit_code, line = refused_start("--root", str(tmp_path / "root"), "--tls-cert", str(ca))
     assert (exit_code, line) == (2, "kitfs: --tls-cert and --tls-key must be given together")
     assert not (tmp_path / "root").exists()

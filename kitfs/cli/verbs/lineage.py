@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -22,6 +23,7 @@ from kitfs.parsers import Choice, path, word
 if TYPE_CHECKING:
     from kitfs.ops.provenance.facts import Fact
 
+FRACTION: Final = re.compile(r"\.[0-9]+Z$")  # of a second, at the end of a time; people need no fractions
 LINEAGE: Final = options_of(
     "lineage",
     Option("key", path, "Trusted public key. Repeatable.", metavar="FILE", is_file=True, many=True),
@@ -104,7 +106,7 @@ def _text(fact: Fact) -> str:
     }
     same = "is this data" if fact.name == "kit" else f"has the same {fact.name} layer"
     text = kinds.get(fact.kind, f"{fact.reference} {same}: {fact.digest}")
-    text += f" at {fact.time}" if fact.time else ""
+    text += f" at {FRACTION.sub('Z', fact.time)}" if fact.time else ""
     if fact.kind == "signature":
         return f"{text}, but {fact.note}" if fact.note else text
     return f"{text}: {fact.note}" if fact.note else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,8 @@ def test_a_dataset_without_a_name_is_called_by_its_path(kitfs: Kitfs, tree: Path
     assert kitfs("sign", sets, "--key", "trainer.key").code == 0
     lines = kitfs("lineage", sets, "--key", "trainer.pub").out.splitlines()
     assert any(line.startswith("  signed   dataset data: sha256:") for line in lines)
+    [packed] = [line for line in lines if line.startswith("  signed   packed by kitfs ")]
+    assert re.search(r" at [0-9-]{10}T[0-9:]{8}Z \(", packed)
     assert any(
         line.startswith("  signed   kit signed at ") and ", but the time is not signed (" in line for line in lines
     )
