@@ -7,12 +7,14 @@ The first worker is a forked child of the supervisor (``work_first``). Every oth
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NoReturn
@@ -78,8 +80,11 @@ def main() -> NoReturn:
 
 
 def _pass_upgrade(channel: Channel, client: socket.socket) -> None:
-    """Pass a client that asks for an upgrade to the supervisor."""
-    channel.send({"type": "upgrade"}, [client.fileno()])
+    """Pass a client that asks for an upgrade to the supervisor, or answer it if the supervisor has ended."""
+    if not channel.send({"type": "upgrade"}, [client.fileno()]):
+        text = "its supervisor has ended, so its worker cannot be replaced (unmount it and mount it again)"
+        with suppress(OSError):
+            client.sendall(json.dumps(error_to_json(MountError(text))).encode())
 
 
 def _exit_after(channel: Channel, work: Callable[[], bool]) -> NoReturn:

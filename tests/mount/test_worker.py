@@ -121,12 +121,17 @@ def test_a_worker_that_cannot_continue_is_tried_again(host: Host) -> None:
 
 
 def test_a_mount_without_a_supervisor_is_unmounted(host: Host) -> None:
-    """If only the supervisor is killed, the worker still serves the mount, and umount ends it."""
+    """If only the supervisor is killed, the worker still serves the mount, and umount ends it.
+
+    The worker cannot be replaced any more, and ``upgrade`` says so.
+    """
     mount = host.mount(ARCHIVE)
     worker = host.worker_of(mount)
     os.kill(mount.pid, signal.SIGKILL)
     host.wait_gone(mount.pid)
     assert (mount / "run.sh").read_bytes().startswith(b"#!/bi")
+    done = host.kitfs("upgrade", mount.path, check=False)
+    assert (done.returncode, "its supervisor has ended" in done.stderr) == (9, True), done.stderr
     host.umount(mount)
     host.wait_gone(worker)
     assert (host.mount_points(), host.mounts()) == ([], [])
