@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from kitfs.errors import StoreFull
 from kitfs.kit.layer import Layer
 from kitfs.store.blob import Blob
 from kitfs.store.readahead import MAX_WINDOW
@@ -20,7 +19,7 @@ def complete(layer: Layer, *, most: int = MAX_WINDOW) -> Iterator[int]:
     bandwidth-delay product of the link if that is larger. It pauses while no step is taken.
 
     Nothing is fetched if the store has the content of the layer already. A step that decodes yields 0. Raises StoreFull
-    if the store has no room for the layer, and errors of the source.
+    if the store has no room for the layer, StoreError if its disk fails, and errors of the source.
     """
     content = layer.content()
     if content.complete:
@@ -35,7 +34,7 @@ def complete(layer: Layer, *, most: int = MAX_WINDOW) -> Iterator[int]:
     at = 0
     while layer.compressed and not content.complete:
         if content.size is not None and at >= content.size:
-            raise _full(content)
+            raise content.not_stored()
         _fetch(content, at, STEP)
         at += STEP
         yield 0
@@ -43,8 +42,4 @@ def complete(layer: Layer, *, most: int = MAX_WINDOW) -> Iterator[int]:
 
 def _fetch(blob: Blob, at: int, size: int) -> None:
     if not blob.fetch(at, size):
-        raise _full(blob)
-
-
-def _full(blob: Blob) -> StoreFull:
-    return StoreFull(f"{blob}: no space left in the store (free space, or choose another store with --cache-dir)")
+        raise blob.not_stored()

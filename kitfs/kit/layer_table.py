@@ -89,6 +89,10 @@ class LayerTable:
             first, count = first + len(part) // DIGEST, count - len(part) // DIGEST
         return bytes(found)
 
+    def in_memory(self, first: int, count: int) -> bool:
+        """Return whether the digests of ``count`` chunks are in memory, so that ``digests`` reads no file."""
+        return all(number in self._pages for number in range(first // PAGE, (first + count - 1) // PAGE + 1))
+
     def _page(self, number: int) -> bytes:
         page = self._pages.get(number)
         if page is None:

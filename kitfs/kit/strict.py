@@ -15,7 +15,7 @@ from kitfs.errors import IntegrityError, StoreFull, WouldBlock, WrongChunk
 from kitfs.kit.layer_table import LayerTable
 from kitfs.layers.chunk_table import CHUNK, DIGEST, ChunkHasher
 from kitfs.store.blob import Blob
-from kitfs.store.chunk_digests import ChunkDigests, check_chunks
+from kitfs.store.chunk_digests import check_chunks
 
 ATTEMPTS: Final = 3  # how often a chunk that has changed on the disk is fetched before the read fails
 
@@ -25,7 +25,7 @@ class StrictReader:
 
     def __init__(self, blob: Blob, table: LayerTable | None) -> None:
         self._blob = blob
-        self._digests: ChunkDigests | None = table
+        self._digests: LayerTable | _Digests | None = table
         self._is_ready = False
         self._lock = threading.Lock()  # held while the blob is fetched and hashed as a whole
 
@@ -35,10 +35,15 @@ class StrictReader:
         return self._blob.size
 
     def pread(self, offset: int, size: int, *, wait: bool = True) -> bytes:
-        """Return verified bytes as ``Blob.pread`` does. Raises WrongChunk if the disk changes them again and again."""
+        """Return verified bytes as ``Blob.pread`` does. Raises WrongChunk if the disk changes them again and again.
+
+        Without ``wait``, raises WouldBlock also if digests of the table are not in memory.
+        """
         blob, digests = self._blob, self._ready(wait)
         start = offset - offset % CHUNK
         stop = -(-(offset + size) // CHUNK) * CHUNK
+        if not wait and not digests.in_memory(start // CHUNK, (stop - start) // CHUNK):
+            raise WouldBlock
         for attempt in range(ATTEMPTS):
             generation = blob.generation
             data = blob.pread(start, stop - start, wait=wait)
@@ -54,7 +59,7 @@ class StrictReader:
             return data[offset - start : offset - start + size]
         raise AssertionError("the last attempt returns or raises")
 
-    def _ready(self, wait: bool) -> ChunkDigests:
+    def _ready(self, wait: bool) -> LayerTable | _Digests:
         """Return the digests of the chunks. Without a table, wait until the whole blob is verified."""
         digests = self._digests
         if self._is_ready and digests is not None:
@@ -79,6 +84,9 @@ class _Digests:
         self._digests = digests
 
     def load(self) -> bool:
+        return True
+
+    def in_memory(self, first: int, count: int) -> bool:
         return True
 
     def digests(self, first: int, count: int, /) -> bytes:

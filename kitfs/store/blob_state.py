@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from kitfs.errors import IntegrityError
+from kitfs.errors import IntegrityError, StoreError, StoreFull
 from kitfs.store.filling import Filling
+from kitfs.store.home import Home
 from kitfs.store.readahead import MAX_WINDOW
 
 
@@ -11,6 +12,7 @@ class BlobState:
     """The state of a blob. ``failure`` is the error of a blob that has failed."""
 
     failure: IntegrityError | None = None
+    _home: Home
 
     def _current(self) -> Filling:
         """Return the filling. If the entry was closed so that it could be evicted, open it again."""
@@ -51,6 +53,12 @@ class BlobState:
         """Return whether every byte is stored, and a chunk table has verified it, even if the blob is not sealed."""
         filling = self._current()
         return self.failure is None and filling.has_table and filling.complete
+
+    def not_stored(self) -> StoreError:
+        """Return the error of a transfer that needs bytes in the store which ``Blob.fetch`` could not store."""
+        if (reason := self._home.disk.failure) is not None:
+            return StoreError(f"{self} cannot be stored: {reason} (choose another store with --cache-dir)")
+        return StoreFull(f"{self}: no space left in the store (free space, or choose another store with --cache-dir)")
 
     def will_read(self, start: int, most: int = MAX_WINDOW) -> None:
         """Announce a reader that reads everything from ``start`` on; fetch at most ``most`` bytes ahead of it."""

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from kitfs.errors import StoreFull
 from kitfs.store.blob import Blob
 
 STRIPE: Final = 4 << 20  # bytes between two reports of progress
@@ -16,14 +15,13 @@ def fill(blob: Blob, size: int, moved: Callable[[int], None], stop: threading.Ev
     """Fetch all missing bytes of a blob of ``size`` bytes, if possible by one long request.
 
     After each stripe of ``STRIPE`` bytes, ``moved`` is called with the size of the stripe. Setting ``stop`` ends the
-    transfer. Raises the errors of the source, and StoreFull if the store has no room for the blob.
+    transfer. Raises the errors of the source, StoreFull if the store has no room for the blob, and StoreError if its
+    disk fails.
     """
     blob.will_read(0)
     for at in range(0, size, STRIPE):
         if stop.is_set():
             return
         if not blob.fetch(at, min(STRIPE, size - at)):
-            raise StoreFull(
-                f"{blob}: no space left in the store (free space, or choose another store with --cache-dir)"
-            )
+            raise blob.not_stored()
         moved(min(STRIPE, size - at))

@@ -9,14 +9,16 @@ import errno
 import os
 import random
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kitfs.errors import IntegrityError, StoreError
+from kitfs.errors import IntegrityError, StoreError, StoreFull
 from kitfs.oci.names import Digest
+from kitfs.store.fill import fill
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
 
@@ -149,6 +151,17 @@ def test_without_a_source_a_failing_disk_is_an_error(open_store: Callable[..., S
     disk.error = 0
     assert blob.pread(0, 100) == DATA[:100]
     assert blob.sealed
+
+
+def test_a_transfer_to_a_failing_disk_does_not_ask_for_free_space(
+    open_store: Callable[..., Store], disk: FailingDisk
+) -> None:
+    store = open_store()
+    blob = store.blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
+    disk.error, disk.calls = errno.EIO, WRITES
+    with pytest.raises(StoreError, match="cannot be stored: input/output error") as e:
+        fill(blob, len(DATA), lambda size: None, threading.Event())
+    assert not isinstance(e.value, StoreFull)
 
 
 def test_a_blob_without_the_disk_is_not_verified(open_store: Callable[..., Store], disk: FailingDisk) -> None:
