@@ -56,7 +56,7 @@ class Blob(BlobState):
         self.generation = 0  # how often wrong or lost bytes were dropped and fetched again
         self.used = time.monotonic()  # the time of the last read, in seconds
         self._home = home
-        self._plain: Final = Choice(origin_key("" if source is None else source.sender, size), size, "", source)
+        self._plain = Choice(origin_key("" if source is None else source.sender, size), size, "", source)
         self._table = table
         self._of = of
         self._form: Final = None if of is None else Decoded(home.root, digest, of, source)
@@ -117,12 +117,6 @@ class Blob(BlobState):
                 return
             self._filling = self._opened(detached=True) if detached else None
         old.close(0.0, save=save)
-
-    @property
-    def size(self) -> int | None:
-        """Return the length in bytes, or None while it is unknown."""
-        filling = self._filling
-        return self._plain.size if filling is None else filling.size
 
     def pread(self, offset: int, size: int, *, wait: bool = True, alone: bool = False) -> bytes:
         """Return ``size`` bytes at ``offset``; fewer at the end of the blob. With ``alone``, nothing is read ahead.
@@ -230,6 +224,8 @@ class Blob(BlobState):
                 is_stored = filling.fetch(offset, size, alone=alone)
             except (Closed, WrongPointsError) as e:
                 self._go_on(filling, e)
+            except (OSError, StoreError) as e:
+                self._detach(filling, e)
             else:
                 if self.failure is None:
                     return is_stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kitfs.errors import IntegrityError, StoreError, StoreFull
+from kitfs.store.decoded import Choice
 from kitfs.store.filling import Filling
 from kitfs.store.home import Home
 from kitfs.store.readahead import MAX_WINDOW
@@ -13,10 +14,18 @@ class BlobState:
 
     failure: IntegrityError | None = None
     _home: Home
+    _filling: Filling | None
+    _plain: Choice
 
     def _current(self) -> Filling:
         """Return the filling. If the entry was closed so that it could be evicted, open it again."""
         raise NotImplementedError
+
+    @property
+    def size(self) -> int | None:
+        """Return the length in bytes, or None while it is unknown."""
+        filling = self._filling
+        return self._plain.size if filling is None else filling.size
 
     @property
     def directory(self) -> str:

@@ -153,6 +153,17 @@ def test_without_a_source_a_failing_disk_is_an_error(open_store: Callable[..., S
     assert blob.sealed
 
 
+def test_bytes_are_fetched_although_their_marks_cannot_be_read(
+    open_store: Callable[..., Store], disk: FailingDisk
+) -> None:
+    """``fetch`` returns False, because the bytes were not stored."""
+    blob = open_store().blob(DIGEST, size=len(DATA), source=BytesSource(DATA))
+    assert blob.fetch(0, 100)
+    disk.error, disk.calls = errno.EIO, ALL
+    assert not blob.fetch(4 * MiB, 100)
+    assert blob.pread(4 * MiB, 100) == DATA[4 * MiB :][:100]
+
+
 def test_a_transfer_to_a_failing_disk_does_not_ask_for_free_space(
     open_store: Callable[..., Store], disk: FailingDisk
 ) -> None:
