@@ -47,6 +47,10 @@ def seal_now(run: RunDir, mountpoint: str) -> None:
         return
     try:
         answer: Any = ask(run.file_of(record, "sock"), timeout=PATIENCE, command=SEAL)
+    except ConnectionRefusedError:
+        raise MountError(
+            f"cannot seal {mountpoint}: its daemon has died; run: kitfs umount {mountpoint}", errno=errno.EBUSY
+        )
     except (OSError, ValueError) as e:
         raise MountError(f"cannot seal {mountpoint}: its daemon does not answer: {e}", errno=errno.EBUSY)
     if not isinstance(answer, dict) or "error" in answer:

@@ -38,6 +38,8 @@ def upgrade(run: RunDir, mountpoint: str) -> Upgraded:
     failed = f"cannot upgrade the mount at {mountpoint}"
     try:
         answer: Any = ask(run.file_of(record, "sock"), timeout=UPGRADE_PATIENCE + MARGIN, command=UPGRADE)
+    except ConnectionRefusedError:
+        raise MountError(f"{failed}: its daemon has died; run: kitfs umount {mountpoint}", errno=errno.EBUSY)
     except (OSError, ValueError) as e:
         raise MountError(f"{failed}: its daemon does not answer: {e}", errno=errno.EBUSY)
     if "error" in answer:

@@ -371,7 +371,7 @@ def test_a_mount_of_something_else_is_not_mounted_over(host: Host) -> None:
 
 
 def test_a_dead_mount_is_refused_until_it_is_cleared(host: Host) -> None:
-    """After the daemon of a mount was killed, mount is refused until umount has removed the dead mount.
+    """After the daemon of a mount was killed, mount, seal and upgrade fail until umount has removed the dead mount.
 
     A file of the dead mount is still open.
     """
@@ -379,6 +379,10 @@ def test_a_dead_mount_is_refused_until_it_is_cleared(host: Host) -> None:
     with (mount / "run.sh").open("rb"):
         host.kill(mount)
         assert "daemon died" in refused(host, ARCHIVE, mount.path)
+        for verb in ("seal", "upgrade"):
+            done = host.kitfs(verb, mount.path, check=False)
+            assert (done.returncode, done.stderr.count("\n")) == (9, 1), done.stderr
+            assert f"its daemon has died; run: kitfs umount {mount.path}" in done.stderr
         host.umount(mount)
         assert host.mount(ARCHIVE).pid != mount.pid
         host.umount(mount)
