@@ -397,7 +397,8 @@ class Layer(LayerState):
         """
         decoded, old = None, (self._wire, self._decoded)
         with ExitStack() as undo:
-            wire = self._store.blob(self.digest, size=self.size, source=self._origin.blob(self.descriptor))
+            source = self._origin.blob(self.descriptor)
+            wire = self._store.blob(self.digest, size=self.size, source=source, table=self._table)
             undo.callback(wire.close)
             if self.compressed:
                 if self._decoded is not None and not self._store.has_decoded(self.digest):
