@@ -100,7 +100,7 @@ class Fetcher:
         sink = self._sink
         last = sink.last_chunk(last)
         with sink.lock:
-            missing = sink.present.first_missing(first, last)
+            missing = sink.first_absent(first, last)
             if missing is not None:
                 flight = self._carrier(missing)
                 if flight is None or sink.closed:

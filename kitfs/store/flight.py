@@ -71,9 +71,14 @@ class Flight:
         stop = self.stop * self._chunk
         return stop if size is None else min(stop, size)
 
-    def is_ahead(self) -> bool:
-        """Return whether the flight has received more than the window of its reader, up to the end of a chunk."""
-        limit = self.needed if self.cursor is None else max(self.cursor.limit, self.needed)
+    def is_ahead(self, most: int | None = None) -> bool:
+        """Return whether the flight has received more than the window of its reader, up to the end of a chunk.
+
+        ``most`` limits the window, in bytes.
+        """
+        cursor, limit = self.cursor, self.needed
+        if cursor is not None:
+            limit = max(limit, cursor.limit if most is None else min(cursor.limit, cursor.position + most))
         return self.at // self._chunk * self._chunk >= limit
 
     def lock_ahead(self, present: ChunkMap, to: int) -> bool:
@@ -134,15 +139,16 @@ def let_reader_come_closer(flight: Flight, sink: Sink) -> bool:
     """Pause a flight while it is a window ahead of its reader. Returns False if the flight should end instead.
 
     A short pause keeps the locks of the flight. Otherwise another process that reads faster would request the next
-    chunks, and the bytes of this flight that are already under way would be lost.
+    chunks, and the bytes of this flight that are already under way would be lost. Bytes that are not stored must fit
+    into the overflow until the reader takes them.
     """
     cursor = flight.cursor
-    if cursor is None or not flight.is_ahead():
+    if cursor is None or not flight.is_ahead(sink.ahead):
         return True
     cursor.link.lanes.paused()
     began, pause, locked = time.monotonic(), PAUSE, True
     flight.held_back = True
-    while flight.is_ahead():
+    while flight.is_ahead(sink.ahead):
         paused = time.monotonic() - began
         if sink.closed or paused > (HURRY if sink.buffers.short else IDLE):
             return False

@@ -120,6 +120,12 @@ class Sink:
         self._check = check
         self._wants: set[Want] = set()
         self._overflow: OrderedDict[int, bytes] = OrderedDict()
+        self._stores = True  # whether the last bytes were stored
+
+    @property
+    def ahead(self) -> int | None:
+        """Return how many bytes may be received before a reader needs them; None if they are stored."""
+        return None if self._stores else OVERFLOW // 2
 
     def add(self, want: Want) -> None:
         """Add the want of a reader."""
@@ -202,6 +208,16 @@ class Sink:
         """Return whether a chunk is available to a reader. The caller must hold the lock."""
         return chunk in want.passed or chunk in self._overflow or self.present.has(chunk, chunk)
 
+    def first_absent(self, first: int, last: int) -> int | None:
+        """Return the first of the chunks ``first`` to ``last`` that is neither stored nor in the overflow.
+
+        The caller must hold the lock.
+        """
+        missing = self.present.first_missing(first, last)
+        while missing is not None and missing in self._overflow:
+            missing = self.present.first_missing(missing + 1, last) if missing < last else None
+        return missing
+
     def demand(self) -> int:
         """Return the number after the last chunk that readers want now. The caller must hold the lock."""
         return max((want.last + 1 for want in self._wants), default=0)
@@ -241,9 +257,11 @@ class Sink:
             if (self.present.first_known if keep else self.present.first_present)(first, first + count - 1) is not None:
                 self._put_singly(first, count, memoryview(data), keep)
             elif keep and self._keeper.may_store() and self._write(first, count, data):
+                self._stores = True
                 self._keeper.stored(len(data))
                 self._wake(first, first + count)
             else:
+                self._stores = False
                 self._keeper.read_through(len(data), full=keep)
                 self._hand_over(first, count, memoryview(data), later=True)
         finally:
@@ -276,16 +294,28 @@ class Sink:
             want.ready(None)
 
     def _hand_over(self, first: int, count: int, view: memoryview, *, later: bool) -> None:
-        """Hand chunks to the readers that want them. With ``later``, add them to the overflow for other readers."""
+        """Hand chunks to the readers that want them. With ``later``, add them to the overflow for other readers.
+
+        A parked read is made ready when its last chunk has been fetched. It takes its chunks from the overflow, or
+        without ``later`` waits for the process that stores them.
+        """
         with self.lock:
             for i in range(count):
                 data = bytes(view[i * self.chunk : (i + 1) * self.chunk])
                 if later:
                     self._keep(first + i, data)
                 for want in self._wants:
-                    if want.first <= first + i <= want.last:
+                    if want.first <= first + i <= want.last and not isinstance(want, Parked):
                         want.passed[first + i] = data
                         want.wake()
+            ready = [
+                want
+                for want in self._wants
+                if isinstance(want, Parked) and want.first < first + count and (not later or want.last < first + count)
+            ]
+            self._wants.difference_update(ready)
+        for want in ready:
+            want.ready(None)
 
     def _keep(self, chunk: int, data: bytes) -> None:
         """Add a chunk to the overflow, for readers that need it soon. Without free memory, the chunk is not added."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kitfs.errors import StoreFull
+from kitfs.errors import StoreFull, WouldBlock
 from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
 from tests.fakes.sources import BytesSource
+from tests.host import wait_until
 
 MiB = 1 << 20
 DATA = random.Random(17).randbytes(30 * MiB + 777)
@@ -68,6 +70,60 @@ def test_many_readers_of_one_stream_that_cannot_be_kept(store: Store, disk: Disk
     with ThreadPoolExecutor(64) as pool:
         reads = [(at, pool.submit(blob.pread, at, 200_000)) for at in places]
         assert [at for at, read in reads if read.result(PATIENCE) != DATA[at : at + 200_000]] == []
+
+
+class Steps(threading.Event):
+    """A stall of a source that lets through as many pieces as ``allow`` says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pieces = threading.Semaphore(0)
+
+    def allow(self, pieces: int) -> None:
+        self._pieces.release(pieces)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._pieces.acquire(timeout=timeout)
+
+
+def test_a_reader_without_a_thread_is_called_when_its_bytes_pass(store: Store, disk: Disk) -> None:
+    """In a full store, a parked read is called when its bytes arrive, although the request goes on."""
+    disk.refuses = lambda name: name == "rest"
+    source = BytesSource(DATA, piece=1 * MiB)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
+    source.stall = steps = Steps()
+    reader = threading.Thread(target=lambda: blob.pread(0, 20 * MiB), daemon=True)
+    reader.start()
+    wait_until(lambda: source.given > 0, "the fetch did not begin")
+    ready = threading.Event()
+    with pytest.raises(WouldBlock) as caught:
+        blob.pread(2 * MiB, 100, wait=False)
+    assert caught.value.when_ready is not None
+    assert caught.value.when_ready(lambda _: ready.set())
+    steps.allow(3)
+    assert ready.wait(PATIENCE)
+    assert source.given == 4 * MiB
+    assert blob.pread(2 * MiB, 100) == DATA[2 * MiB : 2 * MiB + 100]
+    steps.allow(100)
+    reader.join(PATIENCE)
+
+
+def test_a_whole_blob_is_read_in_order_by_reads_without_threads(store: Store, disk: Disk) -> None:
+    """In a full store, reads that are parked and tried again transfer about as many bytes as the blob has."""
+    disk.refuses = lambda name: name == "rest"
+    source = BytesSource(DATA, piece=256 << 10)
+    blob = store.blob(Digest.of(DATA), size=len(DATA), source=source)
+    size = 128 << 10
+    for at in range(0, len(DATA), size):
+        try:
+            data = blob.pread(at, size, wait=False)
+        except WouldBlock as e:
+            ready = threading.Event()
+            if e.when_ready is not None and e.when_ready(lambda _, ready=ready: ready.set()):
+                assert ready.wait(PATIENCE), f"the read at {at} was not called"
+            data = blob.pread(at, size)
+        assert data == DATA[at : at + size]
+    assert source.given < 1.5 * len(DATA)
 
 
 def test_marks_that_have_no_room_are_no_marks(store: Store, disk: Disk) -> None:
