@@ -43,7 +43,7 @@ def unmount(run: RunDir, mountpoint: str, *, lazy: bool, patience: float = PATIE
         raise MountError(f"kitfs has no mount at {mountpoint}", errno=errno.EINVAL)
     while ours and there is not None:
         dead = record is not None and is_lazy_at(record, there) and not run.alive(record)
-        if not lazy and record is not None and is_sealed_at(record, there) and (pids := users_of_detached(record)):
+        if not lazy and record is not None and is_sealed_at(record, there) and (pids := users_of_detached(run, record)):
             # Programs that opened files before the mount was sealed count as its users, too.
             used = mounting.users_text(pids)
             raise MountError(f"cannot unmount {mountpoint}: it is {used}", errno=errno.EBUSY)
@@ -80,7 +80,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
     while not run.wait_gone(record, 0.1):
         if time.monotonic() > deadline and lazy:
             return  # the daemon still serves the files that are open
-        if time.monotonic() > asked and not lazy and (pids := users_of_detached(record)):
+        if time.monotonic() > asked and not lazy and (pids := users_of_detached(run, record)):
             users = f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
             text = f"its files are still {users}, so its daemon (process {record.pid}) continues"
             raise MountError(f"{record.mountpoint} is detached, but {text}", errno=errno.EBUSY)
@@ -90,9 +90,12 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
     run.forget(record)
 
 
-def users_of_detached(record: Record) -> list[int]:
-    """Return the ids of the visible processes that have files of a FUSE mount open after it was detached or sealed."""
-    if not record.dev:
+def users_of_detached(run: RunDir, record: Record) -> list[int]:
+    """Return the ids of the visible processes that have files of a FUSE mount open after it was detached or sealed.
+
+    When the daemon has ended, the mount has no users, and its numbers may be those of another mount.
+    """
+    if not record.dev or not run.alive(record):
         return []
     return holders_of(MountInfo(record.mountpoint, record.reference, FSTYPE, record.dev, record.number), detached=True)
 

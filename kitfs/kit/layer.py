@@ -121,7 +121,10 @@ class Layer(LayerState):
             return content
         known = self._strict_reader
         if known is None or known[0] is not content:
-            known = self._strict_reader = content, StrictReader(content, None if self.compressed else self._table)
+            known = self._strict_reader = (
+                content,
+                StrictReader(content, None if self.compressed else self._table, self._wire),
+            )
         return known[1]
 
     def _open_content(self) -> Blob:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-from kitfs.errors import IntegrityError, StoreFull, WouldBlock, WrongChunk
+from kitfs.errors import IntegrityError, LayerError, StoreFull, WouldBlock, WrongChunk
 from kitfs.kit.layer_table import LayerTable
 from kitfs.layers.chunk_table import CHUNK, DIGEST, ChunkHasher
 from kitfs.store.blob import Blob
@@ -21,10 +21,14 @@ ATTEMPTS: Final = 3  # how often a chunk that has changed on the disk is fetched
 
 
 class StrictReader:
-    """A reader of ``blob``, whose chunks are verified by ``table`` if there is one."""
+    """A reader of ``blob``, whose chunks are verified by ``table`` if there is one.
 
-    def __init__(self, blob: Blob, table: LayerTable | None) -> None:
+    If ``blob`` is a decoded form, ``wire`` is the compressed blob.
+    """
+
+    def __init__(self, blob: Blob, table: LayerTable | None, wire: Blob | None = None) -> None:
         self._blob = blob
+        self._wire = wire
         self._digests: LayerTable | _Digests | None = table
         self._is_ready = False
         self._lock = threading.Lock()  # held while the blob is fetched and hashed as a whole
@@ -46,7 +50,18 @@ class StrictReader:
             raise WouldBlock
         for attempt in range(ATTEMPTS):
             generation = blob.generation
-            data = blob.pread(start, stop - start, wait=wait)
+            try:
+                data = blob.pread(start, stop - start, wait=wait)
+            except LayerError as e:
+                if not wait:
+                    raise WouldBlock
+                if attempt == ATTEMPTS - 1 or self._wire is None:
+                    raise
+                if self._wire.check():  # it is right, or is not verified yet and may have changed on the disk too
+                    self._wire.drop_rotten(
+                        IntegrityError(f"{self._wire} cannot be decoded: {e}"), self._wire.generation
+                    )
+                continue
             try:
                 check_chunks(digests, start, data, str(blob))
             except WrongChunk as e:

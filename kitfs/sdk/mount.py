@@ -400,8 +400,9 @@ def _users(path: str, run_dir: str) -> frozenset[int]:
     from kitfs.daemon.unmount import users_of_detached
     from kitfs.fuse.mount_table import holders
 
-    record = RunDir(run_dir).record(path)
-    return frozenset(holders(path) + ([] if record is None else users_of_detached(record)))
+    run = RunDir(run_dir)
+    record = run.record(path)
+    return frozenset(holders(path) + ([] if record is None else users_of_detached(run, record)))
 
 
 def _is_ours(pid: int) -> bool:

@@ -96,10 +96,18 @@ class Flipper:
             self.registry.heal()
             self.registry.put_blob(REPOSITORY, blob, digest=digest)
 
+    def _files(self, store: str, name: str) -> list[Path]:
+        """Return the files with the bytes of a layer. The store moves an entry when the entry is verified."""
+        while True:
+            try:
+                return list((self.root / store).rglob(f"{name}/rest"))
+            except FileNotFoundError:
+                continue
+
     def flip_in_cache(self, store: str, flip: Flip, chance: random.Random) -> None:
         """Flip a byte in every file of the store that has bytes of the kit's layer."""
         name = self.layers[flip.tag].partition(":")[2]
-        for path in (self.root / store).rglob(f"{name}/rest"):
+        for path in self._files(store, name):
             try:
                 with open(path, "r+b") as f:
                     at = chance.randrange(max(1, path.stat().st_size))
