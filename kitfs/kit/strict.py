@@ -17,7 +17,7 @@ from kitfs.layers.chunk_table import CHUNK, DIGEST, ChunkHasher
 from kitfs.store.blob import Blob
 from kitfs.store.chunk_digests import check_chunks
 
-ATTEMPTS: Final = 3  # how often a chunk that has changed on the disk is fetched before the read fails
+ATTEMPTS: Final = 5  # reads of a chunk before it fails: both forms of a compressed layer may have changed on the disk
 
 
 class StrictReader:
