@@ -42,7 +42,7 @@ from kitfs.parsers import (
     word,
 )
 from kitfs.redaction import HIDDEN, redacted
-from kitfs.settings_file import load_mapping
+from kitfs.settings_file import entries, load_mapping, texts_of
 
 Value = Any  # what the parser of an option returns
 
@@ -408,7 +408,9 @@ def _read_settings(
     file_path = os.path.abspath(named or os.path.join(home, "kitfs", "settings.yaml"))
     by_key = {option.key: option for option in options}
     texts: dict[str, list[str]] = {}
-    for key, value in _entries(load_mapping(file_path, optional=named is None), file_path):
+    for key, value in entries(
+        load_mapping(file_path, optional=named is None), file_path, sections=OWNERS - OPTIONS.keys()
+    ):
         option = by_key.get(key)
         if option is None and not strict and any(key.startswith(f"{verb}-") for verb in OWNERS):
             continue  # the option may belong to another verb, whose options are not in ``options``
@@ -416,34 +418,8 @@ def _read_settings(
             raise UsageError(f"{file_path}: the option {key!r} does not exist")
         if option.flag_only:
             raise UsageError(f"{file_path}: {key} can only be given on the command line")
-        texts[key] = _values(option, value, file_path)
+        texts[key] = texts_of(key, value, file_path, many=option.many)
     return file_path, texts
-
-
-def _entries(loaded: Mapping[object, object], file_path: str) -> Iterable[tuple[str, object]]:
-    """Yield (key, value) for every option in the settings file, including the options in the section of a verb."""
-    for name, value in loaded.items():
-        key = str(name).replace("_", "-")
-        if key not in OWNERS or key in OPTIONS:
-            yield key, value
-            continue
-        if value == "":
-            continue
-        if not isinstance(value, dict):
-            raise UsageError(f"{file_path}: {key} must map option names to values")
-        for flag, one in value.items():
-            yield f"{key}-{str(flag).replace('_', '-')}", one
-
-
-def _values(option: Option, value: object, file_path: str) -> list[str]:
-    if isinstance(value, dict) and option.many:
-        value = [f"{k}={v}" for k, v in value.items()]
-    items = value if isinstance(value, list) else [value]
-    if not all(isinstance(item, str) for item in items) or (len(items) != 1 and not option.many):
-        raise UsageError(
-            f"{file_path}: {option.key} must be one value" + (" or a list of values" if option.many else "")
-        )
-    return cast("list[str]", items)
 
 
 def _fill_homes(values: dict[str, Value], env: Mapping[str, str]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection, Iterator, Mapping
+from typing import Final, cast
 
 from kitfs.errors import UsageError
 from kitfs.ownership import read_start
@@ -31,6 +32,36 @@ def load_mapping(file_path: str, *, optional: bool) -> dict[object, object]:
     if not isinstance(loaded, dict):
         raise UsageError(f"{file_path}: the file must map option names to values")
     return loaded
+
+
+def entries(
+    loaded: Mapping[object, object], file_path: str, *, sections: Collection[str]
+) -> Iterator[tuple[str, object]]:
+    """Yield (key, value) for every option in a settings file, including the options in ``sections``, one per verb.
+
+    Raises UsageError if a section is not a mapping.
+    """
+    for name, value in loaded.items():
+        key = str(name).replace("_", "-")
+        if key not in sections:
+            yield key, value
+            continue
+        if value == "":
+            continue
+        if not isinstance(value, dict):
+            raise UsageError(f"{file_path}: {key} must map option names to values")
+        for flag, one in value.items():
+            yield f"{key}-{str(flag).replace('_', '-')}", one
+
+
+def texts_of(key: str, value: object, file_path: str, *, many: bool) -> list[str]:
+    """Return the strings of the option ``key``, which has several values if ``many``. Raises UsageError."""
+    if isinstance(value, dict) and many:
+        value = [f"{k}={v}" for k, v in value.items()]
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items) or (len(items) != 1 and not many):
+        raise UsageError(f"{file_path}: {key} must be one value" + (" or a list of values" if many else ""))
+    return cast("list[str]", items)
 
 
 def _bytes_of(file_path: str, *, optional: bool) -> bytes:

@@ -25,7 +25,7 @@ from kitfs.layers.index import SIZE_MAX, LayerIndex, Member
 from kitfs.layers.read import read_member
 from kitfs.layers.tar import index_tar
 from kitfs.modelkit.layers import FileMetadata, LayerEntry
-from kitfs.oci.names import Digest, LayoutReference, Reference
+from kitfs.oci.names import LayoutReference, Reference
 from kitfs.store import members
 from kitfs.store.blob import Blob
 from kitfs.store.store import Store
@@ -54,7 +54,7 @@ class Layer(LayerState):
     ) -> None:
         self.kit: Final = kit  # the reference of the kit or parent kit that the layer belongs to
         self.descriptor = entry.descriptor
-        self.type: Final = entry.type
+        self.type = entry.type
         self.entry: Final = entry.entry
         self.path: str | None = entry.path
         self._metadata = FileMetadata.of(entry.descriptor)
@@ -79,24 +79,6 @@ class Layer(LayerState):
 
     def __repr__(self) -> str:
         return f"<Layer {self.digest[:19]} {self.path!r} {self.state()}>"
-
-    @property
-    def digest(self) -> Digest:
-        return self.descriptor.digest
-
-    @property
-    def media_type(self) -> str:
-        return self.descriptor.media_type
-
-    @property
-    def size(self) -> int:
-        """Return the size of the blob in bytes, from the manifest."""
-        return self.descriptor.size
-
-    @property
-    def compressed(self) -> bool:
-        """Return whether the blob is a gzip or zstd stream."""
-        return self.type.compression != "none"
 
     def wire(self) -> Blob:
         """Return the blob as the registry has it, which may be compressed."""

@@ -1,20 +1,23 @@
-"""Report the state of a layer. ``layer.Layer`` is the layer itself; its fields are declared here."""
+"""Describe a layer and report its state. ``layer.Layer`` is the layer itself; its fields are declared here."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 from kitfs.errors import IntegrityError
 from kitfs.kit.layer_table import LayerTable
 from kitfs.layers.index import LayerIndex
-from kitfs.oci.manifest import Descriptor
+from kitfs.oci.manifest import Descriptor, LayerType
+from kitfs.oci.names import Digest
 from kitfs.store.blob import Blob
 
 
-class LayerState:
-    """The state of a layer: which bytes it has, and whether they are right."""
+class LayerState(ABC):
+    """What a layer is, which bytes of it are in the store, and whether they are right."""
 
     descriptor: Descriptor
+    type: LayerType
     index_is_proven: bool
     _wire: Blob | None
     _decoded: Blob | None
@@ -23,13 +26,26 @@ class LayerState:
     _misfit: IntegrityError | None
 
     @property
+    def digest(self) -> Digest:
+        return self.descriptor.digest
+
+    @property
+    def media_type(self) -> str:
+        return self.descriptor.media_type
+
+    @property
+    def size(self) -> int:
+        """Return the size of the blob in bytes, from the manifest."""
+        return self.descriptor.size
+
+    @property
     def compressed(self) -> bool:
         """Return whether the blob is a gzip or zstd stream."""
-        raise NotImplementedError
+        return self.type.compression != "none"
 
+    @abstractmethod
     def _prove_soon(self) -> None:
         """Start the check of an index that was made from unverified bytes, if the bytes are verified now."""
-        raise NotImplementedError
 
     @property
     def proof(self) -> Literal["manifest", "host", "digest"]:

@@ -8,6 +8,7 @@ verified by itself. Threading: any thread may call every method, and no lock is 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from functools import partial
 from typing import Final, Literal
 
@@ -29,7 +30,7 @@ from kitfs.store.store import Store
 MAX_PAGES: Final = 64  # pages in memory: 2 MiB, for 2 GiB of the layer
 
 
-class LayerTable:
+class LayerTable(ABC):
     """The chunk table of a layer. ``head`` and ``head_size``: the digest and the size (in bytes) of the table's head.
 
     ``proof`` says what vouches for the head: the kit's manifest, or this host, which has verified the layer.
@@ -139,18 +140,18 @@ class LayerTable:
             self._store.log.warning("layer %s is decoded from its beginning: %s", self._layer.digest, e)
             return None
 
+    @abstractmethod
     def _window(self, place: Section, offset: int, length: int) -> bytes:
         """Read a part of a section. The part is not verified."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _part(self, place: Section) -> bytes:
         """Read a part of the table and verify it. Raises as ``load`` does."""
-        raise NotImplementedError
 
-    def _open(self) -> None:
+    def _open(self) -> None:  # noqa: B027 - only a table of this host needs it
         """Prepare the table for its first use. Raises LayerError if it cannot be used."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - only a table that the manifest names needs it
         """Close the table."""
 
 

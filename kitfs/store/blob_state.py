@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from kitfs.errors import IntegrityError, StoreError, StoreFull
 from kitfs.store.decoded import Choice
 from kitfs.store.filling import Filling
@@ -9,7 +11,7 @@ from kitfs.store.home import Home
 from kitfs.store.readahead import MAX_WINDOW
 
 
-class BlobState:
+class BlobState(ABC):
     """The state of a blob. ``failure`` is the error of a blob that has failed."""
 
     failure: IntegrityError | None = None
@@ -17,9 +19,9 @@ class BlobState:
     _filling: Filling | None
     _plain: Choice
 
+    @abstractmethod
     def _current(self) -> Filling:
         """Return the filling. If the entry was closed so that it could be evicted, open it again."""
-        raise NotImplementedError
 
     @property
     def size(self) -> int | None:
