@@ -17,7 +17,7 @@ from kitfs.layers.chunk_table import CHUNK, DIGEST, ChunkHasher
 from kitfs.store.blob import Blob
 from kitfs.store.chunk_digests import check_chunks
 
-ATTEMPTS: Final = 5  # reads of a chunk before it fails: both forms of a compressed layer may have changed on the disk
+ATTEMPTS: Final = 3  # how often a chunk that has changed on the disk is fetched before the read fails
 
 
 class StrictReader:
@@ -57,10 +57,10 @@ class StrictReader:
                     raise WouldBlock
                 if attempt == ATTEMPTS - 1 or self._wire is None:
                     raise
+                error = IntegrityError(f"{self._wire} cannot be decoded: {e}")
                 if self._wire.check():  # it is right, or is not verified yet and may have changed on the disk too
-                    self._wire.drop_rotten(
-                        IntegrityError(f"{self._wire} cannot be decoded: {e}"), self._wire.generation
-                    )
+                    self._wire.drop_rotten(error, self._wire.generation)
+                blob.drop_rotten(error, generation)  # what was decoded before the error may be wrong
                 continue
             try:
                 check_chunks(digests, start, data, str(blob))
