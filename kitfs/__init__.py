@@ -23,6 +23,7 @@ from kitfs.version import __version__
 
 if TYPE_CHECKING:
     from kitfs import errors as errors
+    from kitfs.daemon.resolve import ResolvedKit as ResolvedKit
     from kitfs.errors import KitfsError as KitfsError
     from kitfs.modelkit import kitfile as kitfile
     from kitfs.modelkit.kitfile import Kitfile as Kitfile
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from kitfs.sdk.login import logout as logout
     from kitfs.sdk.mount import Mount as Mount
     from kitfs.sdk.mount import MountStatus as MountStatus
-    from kitfs.sdk.mount import ResolvedKit as ResolvedKit
     from kitfs.sdk.mount import logs as logs
     from kitfs.sdk.mount import mount as mount
     from kitfs.sdk.mount import mounts as mounts
@@ -104,6 +104,7 @@ MODULES = {  # public name → its module and its name there; a value without a 
     "index": "kitfs.sdk.index",
     "kitfile": "kitfs.modelkit.kitfile",
     "list": "kitfs.sdk.library:list_kits",
+    "ResolvedKit": "kitfs.daemon.resolve:ResolvedKit",
 } | {
     name: f"kitfs.sdk.{module}:{name}"
     for module, names in {
@@ -116,7 +117,6 @@ MODULES = {  # public name → its module and its name there; a value without a 
         "mount": (
             "Mount",
             "MountStatus",
-            "ResolvedKit",
             "logs",
             "mount",
             "mounts",

@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.daemon.run_dir import Record, RunDir, ask
 from kitfs.erofs import mounting as erofs
+from kitfs.errors import NotFound
 from kitfs.fuse.mount_table import FSTYPE, MountInfo, mount_at, mounts
 
 ANSWER: Final = 5.0  # seconds to wait for the answer of a daemon
@@ -81,6 +82,15 @@ def is_of_kitfs(there: MountInfo | None) -> bool:
         return bool(os.getxattr(there.mountpoint, "user.kitfs.manifest"))
     except OSError:
         return False
+
+
+def mounted_record(run: RunDir, mountpoint: str) -> tuple[Record, MountInfo | None]:
+    """Return the record of the mount at a mount point, and what is mounted there. Raises NotFound without a record."""
+    there = mount_at(mountpoint)
+    record = record_at(run, mountpoint, there)
+    if record is None:
+        raise NotFound(f"kitfs has no mount at {mountpoint}")
+    return record, there
 
 
 def record_at(run: RunDir, mountpoint: str, there: MountInfo | None) -> Record | None:

@@ -12,8 +12,8 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Final, NamedTuple, NoReturn
+from dataclasses import dataclass, replace
+from typing import Final, NoReturn
 
 from kitfs.daemon.request import MountRequest, terms_of
 from kitfs.daemon.run_dir import RunDir
@@ -29,12 +29,14 @@ MODELS: Final = ("model", "modelpart")  # kinds of layers
 DIGITS: Final = 16  # digits of the digest and of the hash in the name of a directory
 
 
-class Resolved(NamedTuple):
-    """A mounted kit. ``path``: its directory. ``reference``: as it was given, and ``digest``: the kit's digest.
+@dataclass(frozen=True, slots=True)
+class ResolvedKit:
+    """A kit that ``resolve`` has mounted.
 
-    ``format``: the model's format, such as "safetensors" or "gguf", or "" if it is not known. ``main``: the path of the
-    file that a program loads, or "". ``model``: the path of the directory that contains this file; ``path`` if it is
-    not known.
+    ``path``: the directory of the mount. ``reference``: the reference that was given. ``digest``: the digest of the
+    manifest. ``format``: the format of the model, such as "safetensors" or "gguf", or "" if it is not known. ``model``:
+    the directory of the model, or ``path`` if the format is not known. ``main``: the file that a program loads, such as
+    the GGUF file or the index of the safetensors files; "" if the format is not known.
     """
 
     path: str
@@ -45,7 +47,7 @@ class Resolved(NamedTuple):
     main: str
 
 
-def resolve(request: MountRequest, mount: Callable[[MountRequest], str], directory: str | None = None) -> Resolved:
+def resolve(request: MountRequest, mount: Callable[[MountRequest], str], directory: str | None = None) -> ResolvedKit:
     """Mount the kit of a request, or use the mount of an equal request, and find the model in it.
 
     The kit is mounted on ``directory``, or by default on the directory that equal requests share. The mount point of
@@ -69,7 +71,7 @@ def resolve(request: MountRequest, mount: Callable[[MountRequest], str], directo
         raise MountError(f"cannot list {e.filename or path}: {e.strerror}", errno=e.errno or errno.EIO)
     model = os.path.normpath(os.path.join(path, found.directory))
     main = os.path.join(path, found.main) if found.main else ""
-    return Resolved(path, request.reference, kit.digest, found.format, model, main)
+    return ResolvedKit(path, request.reference, kit.digest, found.format, model, main)
 
 
 def temporary_directory(run_dir: str) -> str:

@@ -137,6 +137,18 @@ class RunDir:
         with _refused(path := self.file(mountpoint, "log")):
             return open(open_file(path), encoding="utf-8", errors="replace")
 
+    def command(self, record: Record, command: bytes, *, timeout: float, failed: str) -> Any:
+        """Send a command to a daemon, and return its answer.
+
+        Raises MountError (EBUSY), which begins with ``failed``, if the daemon has died or does not answer.
+        """
+        try:
+            return ask(self.file_of(record, "sock"), timeout=timeout, command=command)
+        except ConnectionRefusedError:
+            raise MountError(f"{failed}: its daemon has died; run: kitfs umount {record.mountpoint}", errno=errno.EBUSY)
+        except (OSError, ValueError) as e:
+            raise MountError(f"{failed}: its daemon does not answer: {e}", errno=errno.EBUSY)
+
     def forget(self, gone: Record | str) -> None:
         """Remove the files of a daemon that has ended. ``gone`` is its record or its mount point. The log stays.
 

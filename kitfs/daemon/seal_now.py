@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import Any, Final
+from typing import Final
 
-from kitfs.daemon.presence import is_sealed_at, record_at
-from kitfs.daemon.run_dir import RunDir, ask
+from kitfs.daemon.presence import is_sealed_at, mounted_record
+from kitfs.daemon.run_dir import RunDir
 from kitfs.daemon.serving import SEAL
-from kitfs.errors import MountError, NotFound, error_from_json
-from kitfs.fuse.mount_table import mount_at
+from kitfs.errors import MountError, error_from_json
 from kitfs.kit.options import WorkspaceOptions
 
 PATIENCE: Final = 600.0  # seconds to wait for the daemon; an image of 100,000 files takes a few seconds
@@ -25,9 +24,7 @@ def verify_mount(run: RunDir, mountpoint: str, options: WorkspaceOptions) -> Non
     from kitfs.kit.workspace import Workspace
     from kitfs.oci.names import Digest, parse_any
 
-    record = record_at(run, mountpoint, mount_at(mountpoint))
-    if record is None:
-        raise NotFound(f"kitfs has no mount at {mountpoint}")
+    record, _ = mounted_record(run, mountpoint)
     reference = parse_any(record.reference)
     with Workspace.open(options) as workspace:
         workspace.resolver.open(reference, pins={str(reference): Digest.parse(record.digest)}).close()
@@ -39,20 +36,10 @@ def seal_now(run: RunDir, mountpoint: str) -> None:
     Raises NotFound if kitfs has no mount at ``mountpoint``, and MountError with the reason if the mount cannot be
     sealed.
     """
-    there = mount_at(mountpoint)
-    record = record_at(run, mountpoint, there)
-    if record is None:
-        raise NotFound(f"kitfs has no mount at {mountpoint}")
+    record, there = mounted_record(run, mountpoint)
     if is_sealed_at(record, there):
         return
-    try:
-        answer: Any = ask(run.file_of(record, "sock"), timeout=PATIENCE, command=SEAL)
-    except ConnectionRefusedError:
-        raise MountError(
-            f"cannot seal {mountpoint}: its daemon has died; run: kitfs umount {mountpoint}", errno=errno.EBUSY
-        )
-    except (OSError, ValueError) as e:
-        raise MountError(f"cannot seal {mountpoint}: its daemon does not answer: {e}", errno=errno.EBUSY)
+    answer = run.command(record, SEAL, timeout=PATIENCE, failed=f"cannot seal {mountpoint}")
     if not isinstance(answer, dict) or "error" in answer:
         raise error_from_json(answer)
     if not answer.get("sealed"):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import errno
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from kitfs.daemon.presence import is_sealed_at, record_at
-from kitfs.daemon.run_dir import RunDir, ask
+from kitfs.daemon.presence import is_sealed_at, mounted_record
+from kitfs.daemon.run_dir import RunDir
 from kitfs.daemon.serving import UPGRADE
 from kitfs.daemon.supervisor import UPGRADE_PATIENCE
-from kitfs.errors import MountError, NotFound
-from kitfs.fuse.mount_table import mount_at
+from kitfs.errors import MountError
 
 MARGIN: Final = 10.0  # seconds to wait for the answer after the supervisor has given up
 
@@ -29,19 +28,11 @@ def upgrade(run: RunDir, mountpoint: str) -> Upgraded:
     Raises NotFound if kitfs has no mount there, and MountError if the old worker was not replaced and still serves the
     mount.
     """
-    there = mount_at(mountpoint)
-    record = record_at(run, mountpoint, there)
-    if record is None:
-        raise NotFound(f"kitfs has no mount at {mountpoint}")
+    record, there = mounted_record(run, mountpoint)
     if is_sealed_at(record, there):
         return Upgraded(mountpoint, None, None)
     failed = f"cannot upgrade the mount at {mountpoint}"
-    try:
-        answer: Any = ask(run.file_of(record, "sock"), timeout=UPGRADE_PATIENCE + MARGIN, command=UPGRADE)
-    except ConnectionRefusedError:
-        raise MountError(f"{failed}: its daemon has died; run: kitfs umount {mountpoint}", errno=errno.EBUSY)
-    except (OSError, ValueError) as e:
-        raise MountError(f"{failed}: its daemon does not answer: {e}", errno=errno.EBUSY)
+    answer = run.command(record, UPGRADE, timeout=UPGRADE_PATIENCE + MARGIN, failed=failed)
     if "error" in answer:
         raise MountError(f"{failed}, which is served as before: {answer['message']}", errno=errno.EBUSY)
     if "restarting" in answer:

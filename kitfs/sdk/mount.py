@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kitfs.config import Settings
     from kitfs.daemon.presence import Presence
     from kitfs.daemon.request import MountRequest
+    from kitfs.daemon.resolve import ResolvedKit
     from kitfs.daemon.run_dir import Record
 
 
@@ -99,24 +100,6 @@ class MountStatus:
     moved: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedKit:
-    """A kit that ``resolve`` has mounted.
-
-    ``path``: the directory of the mount. ``reference``: the reference that was given. ``digest``: the digest of the
-    manifest. ``format``: the format of the model, such as "safetensors" or "gguf", or "" if it is not known. ``model``:
-    the directory of the model, or ``path`` if the format is not known. ``main``: the file that a program loads, such as
-    the GGUF file or the index of the safetensors files; "" if the format is not known.
-    """
-
-    path: str
-    reference: str
-    digest: str
-    format: str
-    model: str
-    main: str
-
-
 def mount(
     reference: str,
     directory: StrPath,
@@ -159,7 +142,7 @@ def resolve(
     from kitfs.daemon.resolve import resolve as resolve_kit
 
     request = _request(reference, os.sep, only, labels, options)
-    return ResolvedKit(*resolve_kit(request, lambda pinned: ask_mount(pinned, _warn)[0]))
+    return resolve_kit(request, lambda pinned: ask_mount(pinned, _warn)[0])
 
 
 def _request(
@@ -239,16 +222,13 @@ def status(directory: StrPath, *, check: bool = False, **options: Unpack[Options
     """
     from dataclasses import replace
 
-    from kitfs.daemon.presence import presence, record_at
+    from kitfs.daemon.presence import mounted_record, presence
     from kitfs.daemon.run_dir import RunDir
-    from kitfs.fuse.mount_table import canonical, mount_at
+    from kitfs.fuse.mount_table import canonical
 
     settings = settings_of(options, Options)
     run = RunDir(settings["run-dir"])
-    mountpoint = canonical(os.fspath(directory))
-    record = record_at(run, mountpoint, mount_at(mountpoint))
-    if record is None:
-        raise NotFound(f"kitfs has no mount at {mountpoint}")
+    record, _ = mounted_record(run, canonical(os.fspath(directory)))
     found = _status(record, presence(run, record))
     return replace(found, moved=_has_moved(record, settings)) if check else found
 
@@ -304,25 +284,14 @@ def _status(record: Record, found: Presence) -> MountStatus:
 
 def _has_moved(record: Record, settings: Settings) -> bool:
     """Return whether the tag of a mount, together with its labels in an index, now names another digest."""
-    from contextlib import closing
-
-    from kitfs.kit.workspace import open_client
-    from kitfs.modelkit.index import KitIndex, is_kit_index, select
-    from kitfs.oci.names import LayoutReference, parse_any
-    from kitfs.registry.layout import open_layout
+    from kitfs.kit.freshness import current_digest
+    from kitfs.oci.names import parse_any
     from kitfs.registry.options import ClientOptions
 
-    named = parse_any(record.reference)
-    if named.digest is not None:
+    if parse_any(record.reference).digest is not None:
         return False
-    if isinstance(named, LayoutReference):
-        with closing(open_layout(named)) as layout:
-            found, data = layout.manifest(named.tag or "")
-    else:
-        with closing(open_client(ClientOptions.of(settings), kit_home=settings["config"])) as client:
-            found, data = client.repository(named).manifest(named.tag or "latest")
-    now = select(KitIndex.parse(data), record.labels, named).digest if is_kit_index(data) else found.digest
-    return str(now) != record.digest
+    options = ClientOptions.of(settings)
+    return current_digest(record.reference, record.labels, options, kit_home=settings["config"]) != record.digest
 
 
 class Mount:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -24,7 +25,7 @@ from kitfs.errors import ContextError, MountError, UsageError
 from kitfs.parsers import Choice
 
 if TYPE_CHECKING:
-    from kitfs.daemon.resolve import Resolved
+    from kitfs.daemon.resolve import ResolvedKit
 
 RESOLVE: Final = options_of(
     "resolve",
@@ -57,7 +58,7 @@ def resolve(settings: Settings, reference: str) -> None:
 
     found = resolve_kit(mount_request(reference, os.sep, settings), lambda request: ask_mount(request, _warn)[0])
     if settings["json"]:
-        put_json(found._asdict())
+        put_json(asdict(found))
     else:
         put(_required(found, settings["print"]))
 
@@ -99,12 +100,12 @@ def _warn(warning: str) -> None:
     say(f"kitfs: {warning}")
 
 
-def _filled(word: str, found: Resolved) -> str:
+def _filled(word: str, found: ResolvedKit) -> str:
     """Replace {}, {model} and {main} in a word of a command."""
     return PLACES.sub(lambda place: _required(found, place[1] or "path"), word)
 
 
-def _required(found: Resolved, what: str) -> str:
+def _required(found: ResolvedKit, what: str) -> str:
     path: str = getattr(found, what)
     if not path:
         raise MountError(

@@ -16,7 +16,7 @@ from kitfs.cli.options import takes
 from kitfs.cli.output import counted, human_size, is_terminal, put, put_json, put_table, say, short
 from kitfs.cli.session import store_of
 from kitfs.config import COMMON, NETWORK, Option, Settings, options_of
-from kitfs.errors import KitfsError, MountError, NotFound
+from kitfs.errors import KitfsError, MountError
 from kitfs.escaping import shown
 from kitfs.parsers import boolean
 
@@ -44,20 +44,16 @@ def status(settings: Settings, directory: str | None) -> None:
     With DIR, status fails unless the mount is alive or its worker is being restarted, so it can be used as a health
     check.
     """
-    from kitfs.daemon.presence import presences, record_at, records_of
+    from kitfs.daemon.presence import mounted_record, presences, records_of
     from kitfs.daemon.run_dir import RunDir
     from kitfs.daemon.same_mount import state_text
-    from kitfs.fuse.mount_table import canonical, mount_at
+    from kitfs.fuse.mount_table import canonical
 
     run = RunDir(settings["run-dir"])
     if directory is None:
         records = records_of(run, os.path.realpath(settings["cache-dir"]))
     else:
-        mountpoint = canonical(directory)
-        record = record_at(run, mountpoint, mount_at(mountpoint))
-        if record is None:
-            raise NotFound(f"kitfs has no mount at {mountpoint}")
-        records = [record]
+        records = [mounted_record(run, canonical(directory))[0]]
     states = [_fields(*both) for both in zip(records, presences(run, records), strict=True)]
     if settings["check"]:
         for one in states:
