@@ -17,6 +17,7 @@ from typing import Any, Final
 from kitfs.modelkit.kitfile import Kitfile
 from kitfs.modelkit.writer import PackedKit
 from kitfs.oci.names import Digest, Reference
+from kitfs.ops.provenance.objects import without_empty
 from kitfs.ops.provenance.source import BuildSource
 from kitfs.version import __version__
 
@@ -55,7 +56,7 @@ def predicate_of(kit: PackedKit, build: Build) -> dict[str, Any]:
     source = build.source
     external: dict[str, Any] = {}
     if source is not None:
-        external["source"] = _without_empty({"uri": source.uri, "digest": {"gitCommit": source.commit}})
+        external["source"] = without_empty({"uri": source.uri, "digest": {"gitCommit": source.commit}})
     external["kitfile"] = {"digest": _digest_set(Digest.of(kit.kitfile.to_json()))}
     definition: dict[str, Any] = {"buildType": build.build_type, "externalParameters": external}
     if source is not None and source.clean is not None:
@@ -84,7 +85,7 @@ def _kit(one: NamedKit) -> dict[str, Any]:
     digest = None if one.digest is None else _digest_set(one.digest)
     uri = f"oci://{one.reference.name}" + (f"@{one.digest}" if one.digest else "")
     annotations = {"role": one.role, "reference": name}
-    return _without_empty({"name": one.name or name, "uri": uri, "digest": digest, "annotations": annotations})
+    return without_empty({"name": one.name or name, "uri": uri, "digest": digest, "annotations": annotations})
 
 
 def _datasets(kitfile: Kitfile, kit: PackedKit) -> list[dict[str, Any]]:
@@ -102,15 +103,11 @@ def _datasets(kitfile: Kitfile, kit: PackedKit) -> list[dict[str, Any]]:
         else:
             continue
         found[-1]["annotations"] = annotations
-    return [_without_empty(one) for one in found]
+    return [without_empty(one) for one in found]
 
 
 def _digest_set(digest: Digest) -> dict[str, str]:
     return {digest.algorithm: digest.hex}
-
-
-def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value}
 
 
 def _time(when: datetime) -> str:

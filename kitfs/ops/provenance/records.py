@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from kitfs.modelkit.kitfile import Kitfile, clean_path
 from kitfs.ops.events import Report, Warned
+from kitfs.ops.provenance.objects import mapping, without_empty
 from kitfs.ownership import read_start
 from kitfs.redaction import public
 
@@ -40,19 +41,19 @@ def dvc_records(directory: str, report: Report) -> list[dict[str, Any]]:
 
 def _dvc_records(directory: str, report: Report) -> Iterator[dict[str, Any]]:
     for path in _files(directory):
-        fields = _mapping(_yaml(os.path.join(directory, path), report))
+        fields = mapping(_yaml(os.path.join(directory, path), report))
         if os.path.basename(path) != "dvc.lock":
             yield from _records(fields.get("outs"), path, "dvc-data")
             continue
-        for stage, value in _mapping(fields.get("stages")).items():
-            yield from _records(_mapping(value).get("deps"), path, "dvc-input", str(stage))
-            yield from _records(_mapping(value).get("outs"), path, "dvc-output", str(stage))
+        for stage, value in mapping(fields.get("stages")).items():
+            yield from _records(mapping(value).get("deps"), path, "dvc-input", str(stage))
+            yield from _records(mapping(value).get("outs"), path, "dvc-output", str(stage))
 
 
 def mlflow_run(kitfile: Kitfile) -> dict[str, Any] | None:
     """Return the run of MLflow that is recorded in a Kitfile, as a resource descriptor of in-toto."""
     parameters = None if kitfile.model is None else kitfile.model.parameters
-    block = _mapping(_mapping(parameters).get(MLFLOW))
+    block = mapping(mapping(parameters).get(MLFLOW))
     if not block:
         return None
     server, run = public(_text(block.get("mlflow_tracking_uri"))), _text(block.get("run_id"))
@@ -62,7 +63,7 @@ def mlflow_run(kitfile: Kitfile) -> dict[str, Any] | None:
         "uri": f"{server.rstrip('/')}/#/experiments/{_text(block.get('experiment_id'))}/runs/{run}" if server else "",
         "annotations": {"role": "mlflow-run", **annotations},
     }
-    return {name: value for name, value in found.items() if value}
+    return without_empty(found)
 
 
 def _files(directory: str) -> Iterator[str]:
@@ -109,7 +110,7 @@ def _depth(data: bytes) -> int:
 def _records(listed: Any, file: str, role: str, stage: str = "") -> Iterator[dict[str, Any]]:
     """Yield the entries of a list of DVC that have a path and a hash."""
     for one in listed if isinstance(listed, list) else ():
-        entry = _mapping(one)
+        entry = mapping(one)
         name = next((name for name in HASHES if isinstance(entry.get(name), str)), None)
         path = entry.get("path")
         if name is None or not isinstance(path, str) or not path:
@@ -121,10 +122,6 @@ def _records(listed: Any, file: str, role: str, stage: str = "") -> Iterator[dic
         annotations = {"role": role, "file": _unicode(file), **({"stage": _unicode(stage)} if stage else {})}
         digest = {algorithm: _unicode(value.removesuffix(".dir"))}
         yield {"name": _unicode(place), "digest": digest, "annotations": annotations}
-
-
-def _mapping(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _unicode(text: str) -> str:

@@ -19,6 +19,7 @@ from kitfs.modelkit.layers import LayerEntry, kit_layers
 from kitfs.oci.names import LOCAL, LayoutReference, Reference
 from kitfs.ops.library.values import values_of
 from kitfs.ops.pack.licenses import MARKS
+from kitfs.ops.provenance.objects import without_empty
 from kitfs.ops.provenance.reading import Documents
 from kitfs.redaction import public
 from kitfs.version import __version__
@@ -56,7 +57,7 @@ def sbom_of(documents: Documents, reference: Reference | LayoutReference, when: 
         "specVersion": "1.7",
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'urn:kitfs:sbom:{root}')}",
         "version": 1,
-        "metadata": _without_empty(metadata),
+        "metadata": without_empty(metadata),
         "components": parts,
         "dependencies": [*dependencies, *({"ref": one["bom-ref"]} for one in parts)],
     }
@@ -67,7 +68,7 @@ def _kit(documents: Documents, reference: Reference | LayoutReference, datasets:
     kitfile = documents.kitfile
     package, model = kitfile.package, kitfile.model
     name = package.name or _name(reference)
-    return _without_empty(
+    return without_empty(
         {
             "type": "data" if model is None else "machine-learning-model",
             "bom-ref": str(documents.digest),
@@ -90,7 +91,7 @@ def _layer(at: int, layer: LayerEntry, kitfile: Kitfile) -> dict[str, Any]:
     section = _section(kitfile, str(digest))
     name = (layer.entry.name if layer.entry is not None else "") or path or kind
     properties = {"kitfs:kind": kind, "kitfs:path": path, "kitfs:size": str(layer.descriptor.size)}
-    return _without_empty(
+    return without_empty(
         {
             "type": TYPES.get(kind, "file"),
             "bom-ref": f"layer-{at}@{digest}",
@@ -110,7 +111,7 @@ def _remote(at: int, dataset: Dataset) -> dict[str, Any]:
     """Return the component of a dataset that is not a layer of the kit."""
     name = dataset.name or dataset.path or "dataset"
     url = public(dataset.remote_path) if "://" in dataset.remote_path else f"oci://{dataset.remote_path}"
-    return _without_empty(
+    return without_empty(
         {
             "type": "data",
             "bom-ref": f"dataset-{at}",
@@ -149,7 +150,7 @@ def _pedigree(kitfile: Kitfile) -> dict[str, Any]:
     ancestor: dict[str, Any] = {"type": "machine-learning-model", "name": parent.display, "version": parent.identifier}
     if parent.digest is not None:
         ancestor["hashes"] = _hashes(parent.digest)
-    return {"ancestors": [_without_empty(ancestor)]}
+    return {"ancestors": [without_empty(ancestor)]}
 
 
 def _purl(documents: Documents, reference: Reference | LayoutReference) -> str:
@@ -182,10 +183,6 @@ def _licenses(text: str) -> list[dict[str, Any]]:
 
 def _properties(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items() if value]
-
-
-def _without_empty(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value}
 
 
 def _time(when: int) -> str:

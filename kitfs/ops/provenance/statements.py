@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from kitfs.ops.provenance.documents import text
 from kitfs.ops.provenance.facts import Fact, FactSource
+from kitfs.ops.provenance.objects import mapping
 from kitfs.trust.attestations import APPROVAL, PROVENANCE, Attestation
 from kitfs.trust.keyless import Keyless
 from kitfs.trust.keys import PublicKey
@@ -64,9 +65,9 @@ def facts_about(
 
 
 def _in_provenance(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]:
-    definition, run = _mapping(fields.get("buildDefinition")), _mapping(fields.get("runDetails"))
-    builder, metadata = _mapping(run.get("builder")), _mapping(run.get("metadata"))
-    versions = [f"{text(name)} {text(value)}" for name, value in _mapping(builder.get("version")).items()][:10]
+    definition, run = mapping(fields.get("buildDefinition")), mapping(fields.get("runDetails"))
+    builder, metadata = mapping(run.get("builder")), mapping(run.get("metadata"))
+    versions = [f"{text(name)} {text(value)}" for name, value in mapping(builder.get("version")).items()][:10]
     yield Fact(
         "people",
         "packed",
@@ -74,21 +75,21 @@ def _in_provenance(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]
         versions[0] if versions else text(builder.get("id")),
         time=text(metadata.get("finishedOn")) or text(metadata.get("startedOn")),
     )
-    external, internal = _mapping(definition.get("externalParameters")), _mapping(definition.get("internalParameters"))
-    start = _mapping(external.get("source"))
+    external, internal = mapping(definition.get("externalParameters")), mapping(definition.get("internalParameters"))
+    start = mapping(external.get("source"))
     if start:
-        clean = _mapping(internal.get("source")).get("clean")
+        clean = mapping(internal.get("source")).get("clean")
         note = {True: "the working tree was clean", False: "the working tree had changes"}
         remark = note[clean] if isinstance(clean, bool) else ""
         yield Fact("base", "source", (source,), uri=text(start.get("uri")), digest=_digest(start), note=remark)
     listed = definition.get("resolvedDependencies")
     for one in listed[:MAX_DEPENDENCIES] if isinstance(listed, list) else ():
-        yield from _dependency(_mapping(one), source)
+        yield from _dependency(mapping(one), source)
 
 
 def _dependency(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]:
     """Yield the fact in a resource descriptor. A descriptor without a role that kitfs knows is skipped."""
-    annotations = _mapping(fields.get("annotations"))
+    annotations = mapping(fields.get("annotations"))
     role = text(annotations.get("role"))
     if role not in (*DATA_ROLES, *BASE_ROLES):
         return
@@ -105,10 +106,6 @@ def _dependency(fields: dict[str, Any], source: FactSource) -> Iterator[Fact]:
 
 def _digest(fields: dict[str, Any]) -> str:
     """Return a digest of a resource descriptor as ``algorithm:value``: the SHA-256, or else the first digest."""
-    digests = {text(name): text(value) for name, value in list(_mapping(fields.get("digest")).items())[:10]}
+    digests = {text(name): text(value) for name, value in list(mapping(fields.get("digest")).items())[:10]}
     name = "sha256" if "sha256" in digests else next(iter(digests), "")
     return f"{name}:{digests[name]}" if name else ""
-
-
-def _mapping(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
