@@ -19,9 +19,9 @@ from kitfs.oci.chunk_tables import ANNOTATION, annotation_of, named
 from tests.fakes.faults import Lie, Status
 from tests.fakes.registry import FakeRegistry
 from tests.host import wait_until
+from tests.unit.sdk.table_trees import TEXTS, write_model, write_model_and_data
 
 WEIGHTS = random.Random(5).randbytes(1_500_000)
-TEXTS = {f"data/{name}.txt": name.encode() * 9000 for name in ("one", "two", "three")}
 
 
 class Place(NamedTuple):
@@ -36,14 +36,7 @@ class Place(NamedTuple):
 
 @pytest.fixture(params=["none", "gzip"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    tree = tmp_path / "tree"
-    (tree / "data").mkdir(parents=True)
-    (tree / "w.bin").write_bytes(WEIGHTS)
-    for path, text in TEXTS.items():
-        (tree / path).write_bytes(text)
-    (tree / "Kitfile").write_text(
-        "manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\ndatasets: [{name: d, path: data}]\n"
-    )
+    tree = write_model_and_data(tmp_path / "tree", WEIGHTS)
     options: dict[str, Any] = {"config": tmp_path / "home"}
     with FakeRegistry() as registry:
         reference = f"{registry.host}/team/kit:v1"
@@ -171,10 +164,7 @@ def test_a_compressed_kit_is_as_lazy_as_a_tar(tmp_path: Path, compression: str) 
     """A cold read of 4 KiB in the middle of a layer moves a few MiB of it. When all is read, the layer is verified."""
     content = random.Random(6).randbytes(9 << 20)
     at = 5 << 20
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "w.bin").write_bytes(content)
-    (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\n")
+    tree = write_model(tmp_path / "tree", content)
     options: dict[str, Any] = {"config": tmp_path / "home"}
     with FakeRegistry() as registry:
         reference = f"{registry.host}/team/kit:v1"
@@ -194,10 +184,7 @@ def test_points_that_verify_nothing_are_not_used(tmp_path: Path) -> None:
     """The restart points in a chunk table have wrong windows and no digests. The layer's own bytes are returned."""
     chosen = random.Random(7)
     content = b"".join(chosen.choices([chosen.randbytes(9) for _ in range(5000)], k=1_000_000))
-    tree = tmp_path / "tree"
-    tree.mkdir()
-    (tree / "w.bin").write_bytes(content)
-    (tree / "Kitfile").write_text("manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\n")
+    tree = write_model(tmp_path / "tree", content)
     options: dict[str, Any] = {"config": tmp_path / "home"}
     with FakeRegistry() as registry:
         reference = f"{registry.host}/team/kit:v1"

@@ -15,9 +15,9 @@ from kitfs import errors
 from kitfs.layers.chunk_table import TableHead
 from tests.fakes.faults import Lie, Status
 from tests.fakes.registry import FakeRegistry
+from tests.unit.sdk.table_trees import TEXTS, write_model_and_data
 
 WEIGHTS = random.Random(7).randbytes(1_500_000)
-TEXTS = {f"data/{name}.txt": name.encode() * 9000 for name in ("one", "two", "three")}
 
 
 class Place(NamedTuple):
@@ -41,14 +41,7 @@ def packed(registry: FakeRegistry, tree: Path, name: str, options: dict[str, Any
     ids=["tar", "gzip", "zstd", "raw"],
 )
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    tree = tmp_path / "tree"
-    (tree / "data").mkdir(parents=True)
-    (tree / "w.bin").write_bytes(WEIGHTS)
-    for path, text in TEXTS.items():
-        (tree / path).write_bytes(text)
-    (tree / "Kitfile").write_text(
-        "manifestVersion: 1.0.0\nmodel: {name: m, path: w.bin}\ndatasets: [{name: d, path: data}]\n"
-    )
+    tree = write_model_and_data(tmp_path / "tree", WEIGHTS)
     options: dict[str, Any] = {"config": tmp_path / "home"}
     with FakeRegistry() as registry:
         packer = options | {"cache_dir": tmp_path / "packer"}
