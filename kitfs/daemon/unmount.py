@@ -81,8 +81,7 @@ def _await_end(run: RunDir, record: Record, *, lazy: bool, patience: float) -> N
         if time.monotonic() > deadline and lazy:
             return  # the daemon still serves the files that are open
         if time.monotonic() > asked and not lazy and (pids := users_of_detached(run, record)):
-            users = f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
-            text = f"its files are still {users}, so its daemon (process {record.pid}) continues"
+            text = f"its files are still {mounting.in_use_by(pids)}, so its daemon (process {record.pid}) continues"
             raise MountError(f"{record.mountpoint} is detached, but {text}", errno=errno.EBUSY)
         if time.monotonic() > deadline:
             text = f"its daemon (process {record.pid}) does not exit (see its log {record.log})"

@@ -258,7 +258,12 @@ def users_text(pids: list[int]) -> str:
     """Return the words that follow "it is" in a message about a mount that processes use."""
     if not pids:
         return "in use by a process of another user, or by a mount below it"
-    return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))} (or unmount with --lazy)"
+    return f"{in_use_by(pids)} (or unmount with --lazy)"
+
+
+def in_use_by(pids: list[int]) -> str:
+    """Return "in use by process 1" or "in use by processes 1, 2"."""
+    return f"in use by process{'es' if len(pids) > 1 else ''} {', '.join(map(str, pids))}"
 
 
 def _umount2(path: str, lazy: bool) -> int:
